@@ -1,0 +1,30 @@
+"""Errors of the engine: every message names what is wrong, where, and how to mend it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+class Int4CoreError(Exception):
+    """Base of every error the engine raises on purpose."""
+
+
+class ModelError(Int4CoreError):
+    """A model directory that cannot be read, or a model that breaks the format's rules.
+
+    Attributes:
+        file: the file at fault.
+        line: its line, counted from 1, or 0 when the file as a whole is at fault.
+        why: what is wrong, and what would be right.
+    """
+
+    def __init__(self, file: str | Path, line: int, why: str) -> None:
+        self.file = str(file)
+        self.line = line
+        self.why = why
+        where = f"{self.file}:{line}" if line else self.file
+        super().__init__(f"{where}: {why}")
+
+
+class EngineError(Int4CoreError):
+    """The engine cannot run as asked: wrong input, unknown backend, a GPU that is not there."""
