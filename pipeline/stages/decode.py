@@ -1,0 +1,103 @@
+"""Decode: loader processes turn files into int8 samples, straight into the arena."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.arena import Arena, ArenaSpec
+from pipeline.channels import Task
+from pipeline.errors import ImageError
+from pipeline.preprocess import Preprocessor
+from pipeline.stages.base import StageFailure
+from pipeline.stages.process import ProcessStage
+from pipeline.tensors import read_tensor_into
+
+# Files a loader takes at a time: enough to make a message cheap, few enough to share out evenly.
+FILES_PER_TASK = 8
+NO_SLOT = -1
+
+
+@dataclass(frozen=True)
+class DecodeWork:
+    """Files (numbers into the loader's list, int32 (n,)) and the slots they go to, int32 (n,).
+
+    A file whose slot is NO_SLOT is decoded and thrown away: a check that it can be.
+    """
+
+    files: npt.NDArray[np.int32]
+    slots: npt.NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class DecodeResult:
+    """The files that could not be decoded, each with its reason."""
+
+    bad: tuple[tuple[int, str], ...]
+
+
+@dataclass(frozen=True)
+class LoaderSpec:
+    """What every loader needs to know. `kind` is `images` or `tensors`; `resize` None: already sized."""
+
+    arena: ArenaSpec
+    paths: tuple[Path, ...]
+    kind: str
+    size: int
+    resize: int | None
+
+
+class Loader:
+    """Decodes images, or reads prepared tensors, into slots."""
+
+    def __init__(self, spec: LoaderSpec) -> None:
+        self._spec = spec
+        self._arena = Arena.attach(spec.arena)
+        self._scratch = np.empty(spec.arena.sample_shape, dtype=np.int8)
+        self._preprocessor = Preprocessor(size=spec.size, resize=spec.resize)
+
+    def note(self) -> str:
+        return self._spec.kind
+
+    def work(self, body: DecodeWork) -> DecodeResult:
+        bad = []
+        for file, slot in zip(body.files.tolist(), body.slots.tolist(), strict=True):
+            out = self._scratch if slot == NO_SLOT else self._arena.sample(slot)
+            try:
+                self._read(self._spec.paths[file], out)
+            except ImageError as error:
+                bad.append((file, error.why))
+        return DecodeResult(tuple(bad))
+
+    def close(self) -> None:
+        self._arena.close()
+
+    def _read(self, path: Path, out: npt.NDArray[np.int8]) -> None:
+        if self._spec.kind == "tensors":
+            read_tensor_into(path, out)
+        else:
+            self._preprocessor.decode_into(path, out)
+
+
+def decode_stage(
+    spec: LoaderSpec,
+    *,
+    loaders: int,
+    timeout_s: float,
+    on_result: Callable[[Task[DecodeWork], DecodeResult], None],
+    on_failure: Callable[[StageFailure], None],
+) -> ProcessStage[DecodeWork, DecodeResult]:
+    return ProcessStage(
+        "decode",
+        partial(Loader, spec),
+        workers=loaders,
+        capacity=4 * loaders * FILES_PER_TASK,
+        timeout_s=timeout_s,
+        on_result=on_result,
+        on_failure=on_failure,
+    )
