@@ -1,1 +1,51 @@
-# Two commands do everything on a machine with Python 3.10+ and make: `make run`, `make test`.
+# Two commands do everything on a machine with Python 3.10+ and make:
+#   make run    a virtual environment, the package, and the offline benchmark on what comes with it
+#   make test   the same environment, ruff, mypy and every test
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+
+# The CuPy wheel has to fit the driver: the driver says up to which CUDA it goes.
+CUDA_MAJOR := $(shell nvidia-smi 2>/dev/null | sed -n 's/.*CUDA Version: *\([0-9][0-9]*\).*/\1/p' | head -n 1)
+ifeq ($(CUDA_MAJOR),)
+CUDA_EXTRA :=
+else ifeq ($(CUDA_MAJOR),12)
+CUDA_EXTRA := cuda12,
+else
+CUDA_EXTRA := cuda13,
+endif
+
+# The tests of the fine-tuning tools need PyTorch, a large download: `make test WITH_TORCH=1` has them run.
+TORCH := torch==2.13.0
+
+ARGS ?=
+
+.PHONY: run test check-python clean
+
+run: $(VENV)/.run
+	$(BIN)/python -m pipeline.offline $(ARGS)
+
+test: $(VENV)/.test $(if $(WITH_TORCH),$(VENV)/.torch)
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest $(ARGS)
+
+$(VENV)/.run: pyproject.toml | check-python
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --editable '.[$(CUDA_EXTRA)]'
+	touch $@
+
+$(VENV)/.test: pyproject.toml $(VENV)/.run
+	$(BIN)/pip install --quiet --editable '.[$(CUDA_EXTRA)test]'
+	touch $@
+
+$(VENV)/.torch: $(VENV)/.test
+	$(BIN)/pip install --quiet '$(TORCH)' matplotlib
+	touch $@
+
+check-python:
+	@$(PYTHON) -c 'import sys; sys.exit(0 if (3, 10) <= sys.version_info[:2] <= (3, 13) else \
+	  "Python 3.10 to 3.13 is needed, and this is %d.%d: make PYTHON=/path/to/python3.12" % sys.version_info[:2])'
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info

@@ -115,7 +115,8 @@ class Arena:
 
     def sample(self, slot: int) -> npt.NDArray[np.int8]:
         """The slot's sample as a writable view, int8 (3, H, W)."""
-        return self._samples[slot].reshape(self.spec.sample_shape)
+        sample: npt.NDArray[np.int8] = self._samples[slot]
+        return sample.reshape(self.spec.sample_shape)
 
     def gather(self, slots: npt.NDArray[np.int32]) -> npt.NDArray[np.int8]:
         """Copy the samples of `slots` (N,) into one array, int8 (N, 3, H, W)."""

@@ -35,9 +35,13 @@ class Done(Generic[R]):
 
 @dataclass(frozen=True)
 class Ready:
-    """A worker has set itself up; `note` says what it runs on."""
+    """A worker has set itself up; `note` says what it runs on, `rate` how many samples/s it expects to do.
+
+    A worker that cannot know its rate says 0.
+    """
 
     note: str
+    rate: float = 0.0
 
 
 @dataclass(frozen=True)

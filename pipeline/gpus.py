@@ -79,7 +79,7 @@ def choose(requested: str, gpus: tuple[Gpu, ...] | None = None) -> Target:
     else:
         matching = [g for g in gpus if g.key == requested]
         if not matching:
-            raise PipelineError(f"--gpu {requested}: there is none here ({here}); use --gpu auto or --gpu cpu")
+            raise PipelineError(f"--gpu {requested}: not here ({here}); use --gpu auto or --gpu cpu")
         gpu = matching[0]
     if importlib.util.find_spec("cupy") is None:
         raise PipelineError(

@@ -1,0 +1,15 @@
+"""The model directory: one small text file a layer, raw little-endian tensors in `npdata/`.
+
+- `schema`: which keys a layer type has, in the order they are written.
+- `text`: the grammar of a layer file.
+- `npdata`: how tensors lie in bytes.
+- `files`: opening files that may be hostile.
+- `read`, `write`: a folder to a network and back.
+
+What a network must satisfy beyond its grammar is the business of `int4core.validate`.
+"""
+
+from int4core.format.read import read_network
+from int4core.format.write import write_network
+
+__all__ = ["read_network", "write_network"]

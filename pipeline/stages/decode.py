@@ -64,6 +64,9 @@ class Loader:
     def note(self) -> str:
         return self._spec.kind
 
+    def rate(self) -> float:
+        return 0.0
+
     def work(self, body: DecodeWork) -> DecodeResult:
         bad = []
         for file, slot in zip(body.files.tolist(), body.slots.tolist(), strict=True):

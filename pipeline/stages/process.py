@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from multiprocessing.connection import wait
-from multiprocessing.context import SpawnProcess
+from multiprocessing.context import SpawnContext, SpawnProcess
 from typing import Any, TypeVar
 
 from pipeline.channels import FROM_WORKER, TO_WORKER, Channel, ChannelClosed, Crashed, Done, Ready, Stop, Task
@@ -35,6 +35,7 @@ class _Handle:
     number: int
     ready: bool = False
     note: str = ""
+    rate: float = 0.0
     last_heard: float = 0.0
     tasks: dict[int, Task[Any]] = field(default_factory=dict)
 
@@ -81,6 +82,11 @@ class ProcessStage(Stage[T, R]):
         """What each worker says it runs on, once the stage is up."""
         return tuple(h.note for h in self._handles)
 
+    @property
+    def expected_rate(self) -> float:
+        """Samples/s that the workers together expect to do, once the stage is up; 0 when they cannot know."""
+        return sum(h.rate for h in self._handles)
+
     def launch(self) -> None:
         """Spawn the workers without waiting for them, so that several stages set up side by side."""
         context = multiprocessing.get_context("spawn")
@@ -88,17 +94,26 @@ class ProcessStage(Stage[T, R]):
         masked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             for number in range(self.workers):
-                ours, theirs = context.Pipe()
-                process = context.Process(
-                    target=serve, args=(theirs, self._make_worker), name=f"{self.name}-{number}", daemon=True
-                )
-                process.start()
-                theirs.close()
-                channel = Channel(ours, sends=TO_WORKER, receives=FROM_WORKER)
-                self._handles.append(_Handle(process, channel, number, last_heard=time.monotonic()))
+                with self._changed:
+                    # `stop` may be called from another thread while we are still launching.
+                    if self._stopping.is_set():
+                        return
+                    self._handles.append(self._spawn(context, number))
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, masked)
-        self._thread.start()
+        with self._changed:
+            if not self._stopping.is_set():
+                self._thread.start()
+
+    def _spawn(self, context: SpawnContext, number: int) -> _Handle:
+        ours, theirs = context.Pipe()
+        process = context.Process(
+            target=serve, args=(theirs, self._make_worker), name=f"{self.name}-{number}", daemon=True
+        )
+        process.start()
+        theirs.close()
+        channel = Channel(ours, sends=TO_WORKER, receives=FROM_WORKER)
+        return _Handle(process, channel, number, last_heard=time.monotonic())
 
     def start(self) -> None:
         if not self._handles:
@@ -108,7 +123,8 @@ class ProcessStage(Stage[T, R]):
             self._raise_failure()
 
     def stop(self) -> None:
-        self._stopping.set()
+        with self._changed:
+            self._stopping.set()
         for handle in self._handles:
             try:
                 handle.channel.send(Stop())
@@ -122,7 +138,7 @@ class ProcessStage(Stage[T, R]):
                 handle.process.kill()
             handle.process.join()
         if self._thread.is_alive() and self._thread is not threading.current_thread():
-            self._thread.join()
+            self._thread.join(STOP_GRACE_S)
         for handle in self._handles:
             handle.channel.close()
 
@@ -179,7 +195,7 @@ class ProcessStage(Stage[T, R]):
         handle.last_heard = time.monotonic()
         if isinstance(message, Ready):
             with self._changed:
-                handle.ready, handle.note = True, message.note
+                handle.ready, handle.note, handle.rate = True, message.note, message.rate
                 self._dispatch()
                 self._changed.notify_all()
             return

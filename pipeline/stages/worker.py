@@ -22,6 +22,9 @@ class Worker(Protocol[T_contra, R_co]):
     def note(self) -> str:
         """What it runs on, in a few words."""
 
+    def rate(self) -> float:
+        """Samples/s it expects to do, 0 when it cannot know."""
+
     def work(self, body: T_contra) -> R_co:
         """Do one task."""
 
@@ -37,7 +40,7 @@ def serve(pipe: Any, make_worker: Callable[[], Worker[Any, Any]]) -> None:
     worker: Worker[Any, Any] | None = None
     try:
         worker = make_worker()
-        channel.send(Ready(worker.note()))
+        channel.send(Ready(worker.note(), worker.rate()))
         while not isinstance(task := channel.receive(), Stop):
             began = time.perf_counter()
             body = worker.work(task.body)

@@ -77,7 +77,8 @@ def test_sweep_removes_the_dead_and_spares_the_living(tmp_path: Path) -> None:
     # The child leaves without closing, as a killed run does.
     code = (
         "import os, sys; from pathlib import Path; from pipeline.arena import Arena\n"
-        f"a = Arena.create(1, (3, 8, 8), Path({str(tmp_path)!r})); print(a.spec.path, flush=True); os._exit(9)"
+        f"a = Arena.create(1, (3, 8, 8), Path({str(tmp_path)!r}))\n"
+        "print(a.spec.path, flush=True); os._exit(9)"
     )
     root = Path(__file__).resolve().parents[2]
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=False)

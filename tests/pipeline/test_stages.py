@@ -28,6 +28,9 @@ class Doubler:
     def note(self) -> str:
         return f"pid {os.getpid()}"
 
+    def rate(self) -> float:
+        return 50.0
+
     def work(self, body: int) -> int:
         if body < 0:
             raise ValueError(f"{body} is negative")
@@ -82,6 +85,7 @@ def test_every_task_is_done_once_by_several_processes() -> None:
         stage.drain()
         assert outcome.results == {n: 2 * n for n in range(50)}
         assert len(set(stage.notes)) == 2
+        assert stage.expected_rate == 100.0
         seen = stage.snapshot()
         assert (seen.done, seen.queued, seen.workers, seen.failed) == (50, 0, 2, 0)
         assert 0 < seen.busy <= 1

@@ -1,0 +1,54 @@
+"""What the engine asks of a backend."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from int4core.layers import Int8Array, Int32Array
+
+
+class Backend(Protocol):
+    """Runs one network on batches of at most `batch_size` images of one size.
+
+    The engine checks dtype and shape and splits long inputs before it calls, so `x` is always a
+    C-contiguous int8 (n, *input_shape) with 1 <= n <= batch_size, over the full range -128..127.
+    Calls come from one thread at a time. Every backend gives the same integers.
+
+    Attributes:
+        name: what `Engine(backend=...)` calls it.
+        batch_size: the most images of one call.
+        input_shape: (3, H, W).
+        classes: outputs of the last linear layer.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def batch_size(self) -> int: ...
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]: ...
+
+    @property
+    def classes(self) -> int: ...
+
+    def accumulators(self, x: Int8Array) -> Int32Array:
+        """int32 (n, classes): the linear layer's sums with bias, before Scale."""
+        ...
+
+    def trace(self, x: Int8Array) -> dict[str, Int32Array]:
+        """Layer name -> its output, int32 NCHW, in running order.
+
+        Every convolution (sums with bias, before residual and ReLU), every Quantize, `maxpool`,
+        `avgpool` and `fc` (n, classes); the names are the model directory's.
+        """
+        ...
+
+    def top1(self, x: Int8Array) -> Int32Array | None:
+        """int32 (n,) classes if the backend computes them itself, else None: the engine then does."""
+        ...
+
+    def close(self) -> None:
+        """Give back threads and memory; the backend is not used after it."""
+        ...

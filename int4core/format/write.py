@@ -1,0 +1,118 @@
+"""The typed network -> a model folder, replaced as a whole."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shutil
+from pathlib import Path
+from typing import Any
+
+from int4core.errors import ModelError
+from int4core.format.files import MODEL, TEXT_LIMIT
+from int4core.format.npdata import pack
+from int4core.format.schema import KINDS, SCHEMA, Declared, Tensor
+from int4core.format.text import LINE_END
+from int4core.layers import ResNet, walk
+from int4core.validate import check_network
+
+DATA_FOLDER = "npdata"
+
+_ATTEMPTS = 10
+
+
+def write_network(network: ResNet, path: str | os.PathLike[str]) -> None:
+    """Write `network` to the folder `path`, which appears, or replaces an older model, in one step.
+
+    A model folder that is there already is replaced: its layer files and all of `npdata/` go, other files
+    of it (a README, say) stay. Data paths always begin with `model/`, whatever the folder is called.
+
+    Raises ModelError: the network breaks a rule (`file` is then the layer's name); `path` holds something
+    that is neither a model nor an empty folder; the folder cannot be written.
+    """
+    check_network(network)
+    target = Path(os.path.realpath(path))
+    try:
+        _expect_replaceable(target)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        fresh = _sibling(target, "new")
+        try:
+            fresh.mkdir()
+            (fresh / DATA_FOLDER).mkdir()
+            for layer in (network, *walk(network)):
+                _write_layer(fresh, layer)
+            _swap(fresh, target)
+        finally:
+            shutil.rmtree(fresh, ignore_errors=True)
+    except OSError as error:
+        raise ModelError(target, 0, f"the model cannot be written: {error.strerror}") from error
+
+
+def _write_layer(folder: Path, layer: Any) -> None:
+    kind = KINDS[type(layer)]
+    name = MODEL if isinstance(layer, ResNet) else layer.name
+    lines = [kind]
+    for key, codec in SCHEMA[kind].items():
+        value: Any = len(layer.children) if key == "children_count" else getattr(layer, key)
+        if isinstance(codec, Tensor):
+            dtype = layer.weight_dtype if len(codec.dtypes) > 1 else codec.dtypes[0]
+            dims = (1, *value.shape, 1, 1) if key == "requant_factor" else value.shape
+            (folder / DATA_FOLDER / f"{name}.{key}").write_bytes(pack(value, dtype))
+            lines += [f"{key}={Declared(dtype, dims)}", f"!{MODEL}/{DATA_FOLDER}/{name}.{key}"]
+        else:
+            lines.append(f"{key}={codec.show(value)}")
+    text = "".join(line + LINE_END for line in lines)
+    (folder / name).write_bytes(text.encode("ascii"))
+
+
+def _expect_replaceable(target: Path) -> None:
+    if not os.path.lexists(target):
+        return
+    if not target.is_dir():
+        raise ModelError(target, 0, "is a file; name a folder to save the model in")
+    if any(target.iterdir()) and _layer_type(target / MODEL) != KINDS[ResNet]:
+        raise ModelError(target, 0, "holds something that is not a model: name another folder")
+
+
+def _layer_type(file: Path) -> str | None:
+    """The type a layer file declares, or None for every other file."""
+    if file.is_symlink() or not file.is_file() or file.stat().st_size > TEXT_LIMIT:
+        return None
+    kind = file.read_bytes().split(b"\n", 1)[0].removesuffix(b"\r").decode("ascii", "replace")
+    return kind if kind in SCHEMA else None
+
+
+def _sibling(target: Path, role: str) -> Path:
+    return target.with_name(f".{target.name}.{role}-{secrets.token_hex(4)}")
+
+
+def _swap(fresh: Path, target: Path) -> None:
+    """Rename `fresh` to `target`; what was there is moved aside first, and removed after."""
+    replaced: list[Path] = []
+    for _ in range(_ATTEMPTS):
+        old = _sibling(target, "old")
+        with contextlib.suppress(FileNotFoundError):
+            target.rename(old)
+            replaced.append(old)
+        try:
+            fresh.rename(target)
+            break
+        except OSError:
+            # Another process may have saved to the same place between the two renames: replace that too.
+            if not os.path.lexists(target):
+                if replaced:
+                    replaced[-1].rename(target)
+                raise
+    else:
+        raise ModelError(target, 0, "other processes keep writing this folder")
+    for old in replaced:
+        _keep_foreign(old, target)
+        shutil.rmtree(old)
+
+
+def _keep_foreign(old: Path, target: Path) -> None:
+    for entry in list(old.iterdir()):
+        kept = target / entry.name
+        if _layer_type(entry) is None and not os.path.lexists(kept):
+            entry.rename(kept)

@@ -1,0 +1,1 @@
+"""Which kernel each layer uses: candidates, timing, choosing, and the files that keep the choice."""

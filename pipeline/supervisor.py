@@ -1,0 +1,88 @@
+"""The main thread's part of a run: wait for its end, a failure or a signal, whichever comes first.
+
+All that takes time runs in a job thread. The main thread creates what has to be given back (arena,
+stages), waits here, and gives it back: a signal can then arrive at any moment without being able to
+interrupt a clean-up or to fall between making a thing and remembering it.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from pipeline.errors import PipelineError
+
+POLL_S = 0.1
+_SIGNALS = tuple(getattr(signal, n) for n in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, n))
+
+
+class Interrupted(PipelineError):
+    """The run was asked to end by a signal."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"interrupted by {signal.Signals(number).name}")
+        self.number = number
+
+
+class Supervisor:
+    """Runs one job and remembers the first thing that went wrong."""
+
+    def __init__(self) -> None:
+        self._ended = threading.Event()
+        self._lock = threading.Lock()
+        self._error: BaseException | None = None
+        self._signal: int | None = None
+        self._thread: threading.Thread | None = None
+
+    def fail(self, error: BaseException) -> None:
+        """End the run because of `error`; the first one counts. From any thread."""
+        with self._lock:
+            if self._error is None:
+                self._error = error
+        self._ended.set()
+
+    @property
+    def job_is_stuck(self) -> bool:
+        """Whether the job's thread still runs: inside LoadGen, say, which cannot be told to give up."""
+        return self._thread is not None and self._thread.is_alive()
+
+    @contextmanager
+    def signals(self) -> Iterator[None]:
+        """Within it, SIGINT, SIGTERM and SIGHUP end the run instead of the process."""
+        # The handler only takes a note: it may run between any two bytecodes of this very thread, where
+        # a lock it wanted could already be held.
+        before = {number: signal.signal(number, self._note) for number in _SIGNALS}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def watch(self, job: Callable[[], None]) -> None:
+        """Run `job` in a thread until it ends.
+
+        Raises what `fail` was given, what the job raised, or Interrupted.
+        """
+
+        def body() -> None:
+            try:
+                job()
+            except BaseException as error:
+                self.fail(error)
+            self._ended.set()
+
+        self._thread = threading.Thread(target=body, name="job", daemon=True)
+        self._thread.start()
+        while not self._ended.wait(POLL_S):
+            if self._signal is not None:
+                raise Interrupted(self._signal)
+        if self._error is not None:
+            raise self._error
+        self._thread.join()
+
+    def _note(self, number: int, _frame: FrameType | None) -> None:
+        if self._signal is None:
+            self._signal = number

@@ -1,0 +1,325 @@
+"""The whole application, run as a user runs it: processes, shared memory, LoadGen, faults."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+from PIL import Image
+
+from int4core import Engine, Model
+from int4core.random_model import random_model
+from pipeline.arena import segment_folder
+from pipeline.preprocess import Preprocessor
+from tests.paths import ROOT, SHARED, needs_shared
+
+COMMAND = [sys.executable, "-m", "pipeline.offline", "--gpu", "cpu", "--loaders", "2"]
+IMAGES = 24
+SIZE = 64
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("model") / "model"
+    random_model(blocks=(1, 1, 1, 1), width=16, classes=10, pool=2, seed=3).save(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("images")
+    rng = np.random.default_rng(5)
+    lines = []
+    for number in range(IMAGES):
+        small = rng.integers(0, 256, (7, 9, 3), dtype=np.uint8)
+        size = (80 + 5 * number, 200 - 3 * number)
+        image = Image.fromarray(small).resize(size, Image.Resampling.BICUBIC)
+        image.save(folder / f"{number}.jpg", quality=92)
+        lines.append(f"{number}.jpg\t{number % 10}\n")
+    (folder / "map.txt").write_text("".join(lines))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def expected(model_dir: Path, images: Path) -> np.ndarray:
+    """The classes of the images, computed in this process without any of the pipeline's stages."""
+    preprocessor = Preprocessor(size=SIZE, resize=round(SIZE * 256 / 224))
+    x = np.empty((IMAGES, 3, SIZE, SIZE), dtype=np.int8)
+    for number in range(IMAGES):
+        preprocessor.decode_into(images / f"{number}.jpg", x[number])
+    return Engine(Model.load(model_dir)).top1(x)
+
+
+@pytest.fixture
+def clean() -> Iterator[None]:
+    """No segment and no child process of ours may be left behind."""
+    before = set(segment_folder().glob("int4-resnet50-*"))
+    yield
+    assert set(segment_folder().glob("int4-resnet50-*")) <= before
+    assert not psutil.Process().children(recursive=True)
+
+
+def offline(*options: object, **kwargs: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*COMMAND, *map(str, options)],
+        cwd=ROOT, capture_output=True, text=True, timeout=240, check=False, **kwargs,
+    )  # fmt: skip
+
+
+def predictions(output_dir: Path) -> dict[int, int]:
+    """What LoadGen logged: sample index -> class."""
+    records = json.loads((output_dir / "mlperf_log_accuracy.json").read_text())
+    return {r["qsl_idx"]: int.from_bytes(bytes.fromhex(r["data"]), "little", signed=True) for r in records}
+
+
+def labels_of(folder: Path) -> list[int]:
+    return [int(line.split()[1]) for line in (folder / "map.txt").read_text().splitlines()]
+
+
+@pytest.mark.usefixtures("clean")
+def test_accuracy_mode_answers_every_sample_exactly(
+    model_dir: Path, images: Path, expected: np.ndarray, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    done = offline(
+        "--model", model_dir, "--images", images, "-b", 5, "--test-mode", "AccuracyOnly", "--output-dir", out
+    )
+    assert done.returncode == 0, done.stderr
+    assert predictions(out) == dict(enumerate(expected.tolist()))
+    summary = json.loads((out / "summary.json").read_text())
+    correct = int((expected == labels_of(images)).sum())
+    assert summary["accuracy"]["correct"] == correct
+    assert summary["accuracy"]["total"] == IMAGES
+    assert f"{correct}/{IMAGES}" in done.stdout + done.stderr
+
+
+@pytest.mark.usefixtures("clean")
+def test_a_library_larger_than_what_may_be_loaded_at_a_time(
+    model_dir: Path, images: Path, expected: np.ndarray, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    done = offline(
+        "--model", model_dir, "--images", images, "-b", 4, "--test-mode", "AccuracyOnly", "--output-dir", out,
+        "--lgts_performance_sample_count_override", 7,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert predictions(out) == dict(enumerate(expected.tolist()))
+
+
+@pytest.mark.usefixtures("clean")
+def test_performance_mode_ends_valid(model_dir: Path, images: Path, tmp_path: Path) -> None:
+    conf = tmp_path / "user.conf"
+    conf.write_text("*.Offline.min_duration = 1000\n*.Offline.target_qps = 400\n")
+    out = tmp_path / "out"
+    done = offline(
+        "--model", model_dir, "--images", images, "-b", 8, "--user_conf_path", conf, "--output-dir", out,
+        "--lgts_min_duration_ms", 1000,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "Result is : VALID" in (out / "mlperf_log_summary.txt").read_text(), done.stderr
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["loadgen"]["valid"] is True
+    assert {s["name"] for s in summary["stages"]} == {"decode", "infer", "complete"}
+
+
+@pytest.mark.usefixtures("clean")
+def test_bad_images_fail_the_run_before_the_timed_part_and_all_are_named(
+    model_dir: Path, images: Path, tmp_path: Path
+) -> None:
+    folder = spoil(images, tmp_path / "images")
+    done = offline("--model", model_dir, "--images", folder, "--output-dir", tmp_path / "out")
+    assert done.returncode == 1
+    assert "3.jpg" in done.stderr
+    assert "11.jpg" in done.stderr
+    assert "--skip-bad-images" in done.stderr
+    assert not (tmp_path / "out" / "mlperf_log_detail.txt").exists()
+
+
+@pytest.mark.usefixtures("clean")
+def test_bad_images_are_dropped_when_asked(
+    model_dir: Path, images: Path, expected: np.ndarray, tmp_path: Path
+) -> None:
+    folder, out = spoil(images, tmp_path / "images"), tmp_path / "out"
+    done = offline(
+        "--model", model_dir, "--images", folder, "--output-dir", out, "--test-mode", "AccuracyOnly",
+        "--skip-bad-images",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    good = [n for n in range(IMAGES) if n not in (3, 11)]
+    assert predictions(out) == dict(enumerate(expected[good].tolist()))
+    summary = json.loads((out / "summary.json").read_text())
+    assert [Path(b["path"]).name for b in summary["bad_images"]] == ["3.jpg", "11.jpg"]
+    assert summary["accuracy"]["total"] == IMAGES - 2
+
+
+def spoil(images: Path, folder: Path) -> Path:
+    folder.mkdir()
+    for file in images.iterdir():
+        data = file.read_bytes()
+        (folder / file.name).write_bytes(data[: len(data) // 2] if file.name in ("3.jpg", "11.jpg") else data)
+    return folder
+
+
+class LongRun:
+    """A performance run that would take minutes, caught in the middle of its timed part."""
+
+    def __init__(self, model: Path, images: Path, out: Path) -> None:
+        self.process = subprocess.Popen(
+            [
+                *COMMAND, "--model", str(model), "--images", str(images), "--output-dir", str(out), "-b", "4",
+                "--no-dashboard", "--lgts_offline_expected_qps", "5000", "--lgts_min_duration_ms", "60000",
+            ],
+            cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+        )  # fmt: skip
+        self.children: list[psutil.Process] = []
+        self.output = ""
+
+    def read_until(self, pattern: str) -> re.Match[str]:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.output += line
+            if match := re.search(pattern, line):
+                self.children = psutil.Process(self.process.pid).children(recursive=True)
+                return match
+        raise AssertionError(f"{pattern!r} never came:\n{self.output}")
+
+    def wait_running(self) -> dict[str, list[int]]:
+        """Worker pids by stage, once LoadGen's timed part is under way."""
+        pids = {}
+        for stage in ("decode", "infer"):
+            pids[stage] = [int(p) for p in self.read_until(rf"{stage}.*pids? ([\d, ]+)")[1].split(",")]
+        self.read_until(r"running.*img/s")
+        return pids
+
+    def finish(self) -> int:
+        self.output += self.process.communicate(timeout=60)[0]
+        return self.process.returncode
+
+    def assert_nothing_left(self) -> None:
+        deadline = time.monotonic() + 5
+        while time.monotonic() < deadline and any(c.is_running() for c in self.children):
+            time.sleep(0.05)
+        assert not [c for c in self.children if c.is_running()], "processes were left behind"
+        assert not list(segment_folder().glob(f"int4-resnet50-{self.process.pid}-*"))
+
+
+@pytest.fixture
+def long_run(model_dir: Path, images: Path, tmp_path: Path) -> Iterator[LongRun]:
+    run = LongRun(model_dir, images, tmp_path / "out")
+    try:
+        yield run
+    finally:
+        if run.process.poll() is None:
+            run.process.kill()
+        run.process.wait()
+        for child in run.children:
+            if child.is_running():
+                child.kill()
+
+
+@pytest.mark.parametrize("stage", ["decode", "infer"])
+def test_a_killed_worker_ends_the_run(long_run: LongRun, stage: str) -> None:
+    pid = long_run.wait_running()[stage][0]
+    began = time.monotonic()
+    os.kill(pid, signal.SIGKILL)
+    assert long_run.finish() == 1
+    assert time.monotonic() - began < 10
+    assert f"stage {stage}" in long_run.output
+    assert f"pid {pid}" in long_run.output
+    assert "SIGKILL" in long_run.output
+    long_run.assert_nothing_left()
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_the_run_in_its_timed_part(
+    long_run: LongRun, number: signal.Signals, status: int
+) -> None:
+    long_run.wait_running()
+    if number == signal.SIGINT:  # a terminal sends it to every process of the group at once
+        os.killpg(long_run.process.pid, number)
+    else:
+        long_run.process.send_signal(number)
+    assert long_run.finish() == status
+    assert number.name in long_run.output
+    assert "Traceback" not in long_run.output
+    long_run.assert_nothing_left()
+
+
+@pytest.mark.parametrize("delay", [0.3, 0.8, 1.3, 1.8])
+def test_a_signal_at_any_moment_of_the_start_leaves_nothing(long_run: LongRun, delay: float) -> None:
+    time.sleep(delay)
+    long_run.children = psutil.Process(long_run.process.pid).children(recursive=True)
+    os.killpg(long_run.process.pid, signal.SIGINT)
+    assert long_run.finish() in (130, -signal.SIGINT)
+    long_run.assert_nothing_left()
+
+
+def test_workers_end_with_a_killed_main_process_and_the_next_run_sweeps(
+    long_run: LongRun, model_dir: Path, images: Path, tmp_path: Path
+) -> None:
+    long_run.wait_running()
+    long_run.process.kill()
+    long_run.finish()
+    stale = list(segment_folder().glob(f"int4-resnet50-{long_run.process.pid}-*"))
+    assert len(stale) == 1
+    deadline = time.monotonic() + 15
+    while time.monotonic() < deadline and any(c.is_running() for c in long_run.children):
+        time.sleep(0.05)
+    assert not [c for c in long_run.children if c.is_running()]
+    done = offline(
+        "--model", model_dir, "--images", images, "--output-dir", tmp_path / "next",
+        "--test-mode", "AccuracyOnly",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert not stale[0].exists()
+    assert stale[0].name in done.stdout + done.stderr
+
+
+MISTAKES: list[tuple[str, Callable[[Path], list[object]], str]] = [
+    ("no such model", lambda p: ["--model", p / "none"], "none"),
+    ("no such images", lambda p: ["--images", p / "none"], "none"),
+    ("no such map", lambda p: ["-m", p / "none.txt"], "none.txt"),
+    ("a GPU that is not there", lambda p: ["--gpu", "t4"], "t4"),
+    ("no such autoconfig", lambda p: ["-a", p / "none"], "none"),
+]
+
+
+@pytest.mark.usefixtures("clean")
+@pytest.mark.parametrize(("options", "named"), [m[1:] for m in MISTAKES], ids=[m[0] for m in MISTAKES])
+def test_a_mistake_is_one_clear_message(
+    options: Callable[[Path], list[object]], named: str, model_dir: Path, images: Path, tmp_path: Path
+) -> None:
+    done = offline("--model", model_dir, "--images", images, *options(tmp_path))
+    assert done.returncode in (1, 2)
+    assert named in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@needs_shared
+@pytest.mark.usefixtures("clean")
+def test_the_published_model_on_real_images(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    sample = SHARED / "imagenet" / "sample200"
+    done = offline(
+        "--model", SHARED / "model-v0.5" / "model", "--images", sample, "-m", sample / "map.txt",
+        "--test-mode", "AccuracyOnly", "--output-dir", out,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    golden = np.load(SHARED / "golden" / "sample200_logits.npz")["logits"]
+    # The golden accumulators become logits by the model's own scale.
+    scale = Model.load(SHARED / "model-v0.5" / "model").network.scale.out_scale
+    classes = (golden.astype(np.float32) / scale).argmax(axis=1)
+    assert predictions(out) == dict(enumerate(classes.tolist()))
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["accuracy"]["correct"] == int((classes == labels_of(sample)).sum())

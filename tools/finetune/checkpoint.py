@@ -1,0 +1,83 @@
+"""Checkpoint files: a kind (`parent` or `quantised`), the architecture, the weights, and a run's state."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tools.finetune.errors import FinetuneError
+from tools.finetune.qresnet import QuantResNet
+from tools.finetune.resnet import ARCHITECTURES, Architecture, ResNet, load_parent
+from tools.finetune.train import save_atomically
+
+
+def architecture(name: str, classes: int | None) -> Architecture:
+    """One of `ARCHITECTURES`, with its own number of classes if given."""
+    arch = ARCHITECTURES[name]
+    return arch if classes is None else Architecture(arch.blocks, arch.width, classes)
+
+
+def _read(path: Path) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        why = "no such file: run the step before this one, or mend the path"
+        raise FinetuneError(f"{path}: {why}") from error
+    except (OSError, RuntimeError, pickle.UnpicklingError, EOFError) as error:
+        raise FinetuneError(f"{path}: is not a checkpoint that torch.save wrote ({error})") from error
+
+
+def save(path: Path, model: ResNet | QuantResNet, extra: dict[str, Any] | None = None) -> None:
+    kind = "parent" if isinstance(model, ResNet) else "quantised"
+    state = {"kind": kind, "arch": model.arch.as_dict(), "state": model.state_dict(), "extra": extra or {}}
+    save_atomically(state, path)
+
+
+def load_fp32(path: Path, fallback: Architecture) -> ResNet:
+    """The parent in `path`: one of our checkpoints, or a bare state_dict of architecture `fallback`."""
+    data = _read(path)
+    if isinstance(data, dict) and "kind" in data:
+        if data["kind"] != "parent":
+            raise FinetuneError(f"{path}: is a {data['kind']} checkpoint, but an FP32 parent is needed")
+        return load_parent(data["state"], Architecture.from_dict(data["arch"]), str(path))
+    state = data.get("state_dict", data) if isinstance(data, dict) else None
+    if not isinstance(state, dict):
+        raise FinetuneError(f"{path}: holds no state_dict")
+    return load_parent(state, fallback, str(path))
+
+
+def load_quantised(path: Path) -> tuple[QuantResNet, dict[str, Any]]:
+    """The fake-quantised network in `path`, and the state of the run that wrote it."""
+    data = _read(path)
+    if not (isinstance(data, dict) and data.get("kind") == "quantised"):
+        raise FinetuneError(f"{path}: is no quantised checkpoint: `calibrate` and `train` write those")
+    model = QuantResNet(ResNet(Architecture.from_dict(data["arch"])))
+    model.load_state_dict(data["state"])
+    return model, data["extra"]
+
+
+def kind(path: Path) -> str:
+    """`parent`, `quantised`, or `state_dict` for a bare file of weights."""
+    data = _read(path)
+    return str(data["kind"]) if isinstance(data, dict) and "kind" in data else "state_dict"
+
+
+def load_extra(path: Path) -> dict[str, Any]:
+    """What `save` was given beside the model."""
+    data = _read(path)
+    return dict(data.get("extra", {})) if isinstance(data, dict) else {}
+
+
+def torchvision_parent(name: str) -> ResNet:
+    """torchvision's pretrained weights (IMAGENET1K_V1: the ones trained with the plain recipe)."""
+    try:
+        from torchvision import models
+    except ImportError as error:
+        raise FinetuneError("its weights need torchvision: pip install 'int4-resnet50[train]'") from error
+    if name == "tiny":
+        raise FinetuneError("torchvision has no weights for --arch tiny: take resnet50, 101 or 152")
+    source = getattr(models, name)(weights="IMAGENET1K_V1")
+    return load_parent(source.state_dict(), ARCHITECTURES[name], f"torchvision {name}")

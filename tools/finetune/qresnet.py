@@ -1,0 +1,123 @@
+"""The fake-quantised network: a Quantize exactly where the INT4 format has one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from tools.finetune.fakequant import QuantConv, QuantLinear, Range, requantize, rescale, round_ste
+from tools.finetune.resnet import Architecture, Bottleneck, ResNet
+
+INPUT_STEP = 2.64 / 127
+"""Real (normalised) units of one int8 input step; 2.64 = (1 - 0.406) / 0.225, blue's largest value."""
+
+Trace = dict[str, torch.Tensor]
+"""Layer name -> its integers, filled by a forward pass; the names are those of `Engine.trace`."""
+
+
+def quantize_input(images: torch.Tensor) -> torch.Tensor:
+    """Normalised images to the int8 input's integers: round half to even, clamp to -127..127."""
+    return torch.clamp(torch.round(images * (127 / 2.64)), -127, 127)
+
+
+class QuantBlock(nn.Module):
+    """BottleneckQuantized: integers and their step in, integers and their step out."""
+
+    def __init__(self, block: Bottleneck, out_hi: int) -> None:
+        super().__init__()
+        self.name = block.name
+        self.conv1 = QuantConv(block.conv1, bits=4)
+        self.quantize1 = Range(15)
+        self.conv2 = QuantConv(block.conv2, bits=4)
+        self.quantize2 = Range(15)
+        self.conv3 = QuantConv(block.conv3, bits=4)
+        self.quantize3 = Range(out_hi)
+        self.downsample: QuantConv | None = None
+        if block.downsample is not None:
+            self.downsample = QuantConv(block.downsample[0], bits=4)
+            self.downsample_1 = Range(127)
+
+    def forward(
+        self, x: torch.Tensor, step: torch.Tensor, dtype: torch.dtype, trace: Trace | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        def seen(name: str, value: torch.Tensor) -> torch.Tensor:
+            if trace is not None:
+                trace[f"{self.name}_{name}"] = value
+            return value
+
+        step1, step2, step3 = self.quantize1.step, self.quantize2.step, self.quantize3.step
+        acc1 = seen("conv1", self.conv1(x, step, dtype))
+        y = seen("quantize1", requantize(acc1, self.conv1.unit(step) / step1, 0, 15))
+        acc2 = seen("conv2", self.conv2(y, step1, dtype))
+        z = seen("quantize2", requantize(acc2, self.conv2.unit(step1) / step2, 0, 15))
+        acc3 = seen("conv3", self.conv3(z, step2, dtype))
+        unit = self.conv3.unit(step2)
+        if self.downsample is None:
+            shortcut = seen("downsample", rescale(x, step / unit))
+        else:
+            branch_step = self.downsample_1.step
+            branch = seen("downsample_0", self.downsample(x, step, dtype))
+            small = requantize(branch, self.downsample.unit(step) / branch_step, -128, 127)
+            shortcut = seen("downsample_2", rescale(seen("downsample_1", small), branch_step / unit))
+        out = requantize(acc3 + shortcut, unit / step3, 0, self.quantize3.hi)
+        return seen("quantize3", out), step3
+
+
+class QuantResNet(nn.Module):
+    """images: float (N, 3, H, W), normalised as for the parent; returns real logits (N, classes)."""
+
+    def __init__(self, parent: ResNet) -> None:
+        super().__init__()
+        self.arch: Architecture = parent.arch
+        self.conv1 = QuantConv(parent.conv1, bits=8)
+        self.quantize1 = Range(15)
+        blocks = parent.blocks()
+        self.blocks = nn.ModuleList(QuantBlock(b, 127 if b is blocks[-1] else 15) for b in blocks)
+        self.fc = QuantLinear(parent.fc)
+
+    def convolutions(self) -> Iterator[tuple[str, QuantConv]]:
+        """Every convolution under its name in the format, in running order."""
+        yield "conv1", self.conv1
+        for block in self.blocks:
+            yield f"{block.name}_conv1", block.conv1
+            yield f"{block.name}_conv2", block.conv2
+            yield f"{block.name}_conv3", block.conv3
+            if block.downsample is not None:
+                yield f"{block.name}_downsample_0", block.downsample
+
+    def ranges(self) -> Iterator[tuple[str, Range]]:
+        """Every tensor range under the name of its Quantize layer, in running order."""
+        yield "quantize1", self.quantize1
+        for block in self.blocks:
+            yield f"{block.name}_quantize1", block.quantize1
+            yield f"{block.name}_quantize2", block.quantize2
+            if block.downsample is not None:
+                yield f"{block.name}_downsample_1", block.downsample_1
+            yield f"{block.name}_quantize3", block.quantize3
+
+    def forward(
+        self, images: torch.Tensor, dtype: torch.dtype = torch.float32, trace: Trace | None = None
+    ) -> torch.Tensor:
+        step = torch.full((), INPUT_STEP, dtype=torch.float32, device=images.device)
+        acc = self.conv1(quantize_input(images), step, dtype)
+        x = requantize(acc, self.conv1.unit(step) / self.quantize1.step, 0, 15)
+        if trace is not None:
+            trace["conv1"], trace["quantize1"] = acc, x
+        step = self.quantize1.step
+        x = F.max_pool2d(x, 3, stride=2, padding=1)
+        for block in self.blocks:
+            x, step = block(x, step, dtype, trace)
+        pooled = round_ste(x.sum((2, 3)) / (x.shape[2] * x.shape[3]))
+        logits = self.fc(pooled, step, dtype)
+        if trace is not None:
+            trace["avgpool"], trace["fc"] = pooled, logits
+        return logits * (step * self.fc.step)
+
+
+def exact(model: QuantResNet, images: torch.Tensor, trace: Trace | None = None) -> torch.Tensor:
+    """A forward pass in float64, in which every integer of the format is exact. No gradients."""
+    with torch.no_grad():
+        return model(images, torch.float64, trace)

@@ -1,0 +1,60 @@
+"""`python -m tools.shapes make|demo|sheet`: image files of the procedural set."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.progress import Progress
+
+from tools.shapes.files import ShapesError, contact_sheet, demo_specs, draw_specs, make
+from tools.shapes.names import CLASSES
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m tools.shapes", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    def command(name: str, text: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text)
+        sub.add_argument("--out", type=Path, required=True, help="folder (sheet: PNG file) to write")
+        return sub
+
+    for name, text in (
+        ("make", "render random images as JPEGs, with map.txt"),
+        ("sheet", "draw the images that `make` would render on one PNG"),
+    ):
+        sub = command(name, text)
+        sub.add_argument("--count", type=int, default=200, help="how many images (default 200)")
+        sub.add_argument("--seed", type=int, default=0, help="another seed is another set (default 0)")
+    demo = command("demo", "render the 48 bundled images")
+    for sub in (commands.choices["make"], demo):
+        sub.add_argument("--jobs", type=int, default=None, help="processes (default: one a core)")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = _parser().parse_args(argv)
+    if args.command != "demo" and args.count < 1:
+        print(f"--count {args.count}: give a positive number of images", file=sys.stderr)
+        return 2
+    specs = demo_specs() if args.command == "demo" else draw_specs(args.count, args.seed)
+    try:
+        if args.command == "sheet":
+            contact_sheet(specs, columns=10, cell=160).save(args.out)
+        else:
+            with Progress(transient=True) as progress:
+                bar = progress.add_task("rendering", total=len(specs))
+                for done in make(specs, args.out, args.jobs):
+                    progress.update(bar, completed=done)
+    except (ShapesError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    print(f"{len(specs)} images of {len({s.label for s in specs})} of {CLASSES} classes: {args.out}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
