@@ -20,6 +20,7 @@ Int64Array: TypeAlias = npt.NDArray[np.int64]
 
 NOT_PREDICTED = -1
 _MLLOG = ":::MLLOG "
+_CLASS = re.compile(r"[0-9A-Fa-f]{8}")
 
 
 @dataclass(frozen=True)
@@ -258,26 +259,24 @@ def read_accuracy_log(path: Path) -> AccuracyLog:
         raise PipelineError(f"{path}:{line}: not JSON{cut}: {error}") from None
     if not isinstance(records, list):
         raise PipelineError(f"{path}: not a LoadGen accuracy log: its outermost value is no list")
-    try:
-        indices = np.array([r["qsl_idx"] for r in records], dtype=np.int64)
-        data = [r["data"] for r in records]
-        if any(len(d) != 8 for d in data):
-            raise ValueError
-        classes = np.frombuffer(bytes.fromhex("".join(data)), dtype="<i4").astype(np.int32)
-    except (KeyError, TypeError, ValueError, OverflowError):
-        number = next((i for i, r in enumerate(records) if not _is_record(r)), 0)
-        raise PipelineError(
-            f"{path}: record {number} is not a prediction (qsl_idx, and data of 8 hex digits): "
-            f"{json.dumps(records[number])[:120]}"
-        ) from None
-    return AccuracyLog(str(path), indices, classes)
+    for number, record in enumerate(records):
+        if not _is_record(record):
+            raise PipelineError(
+                f"{path}: record {number} is not a prediction (qsl_idx, and data of 8 hex digits): "
+                f"{json.dumps(record)[:120]}"
+            )
+    indices = np.array([r["qsl_idx"] for r in records], dtype=np.int64)
+    data = bytes.fromhex("".join(r["data"] for r in records))
+    return AccuracyLog(str(path), indices, np.frombuffer(data, dtype="<i4").astype(np.int32))
 
 
 def _is_record(record: Any) -> bool:
-    if not isinstance(record, dict) or type(record.get("qsl_idx")) is not int:
+    if not isinstance(record, dict):
         return False
-    data = record.get("data")
-    return isinstance(data, str) and re.fullmatch(r"[0-9A-Fa-f]{8}", data) is not None
+    index, data = record.get("qsl_idx"), record.get("data")
+    if type(index) is not int or not 0 <= index < 2**63:
+        return False
+    return isinstance(data, str) and _CLASS.fullmatch(data) is not None
 
 
 def read_labels(path: Path) -> Int32Array:

@@ -61,6 +61,11 @@ class Supervisor:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
+    def check(self) -> None:
+        """Raises Interrupted when a signal has come: for the main thread, between steps of its own."""
+        if self._signal is not None:
+            raise Interrupted(self._signal)
+
     def watch(self, job: Callable[[], None]) -> None:
         """Run `job` in a thread until it ends.
 
@@ -77,8 +82,7 @@ class Supervisor:
         self._thread = threading.Thread(target=body, name="job", daemon=True)
         self._thread.start()
         while not self._ended.wait(POLL_S):
-            if self._signal is not None:
-                raise Interrupted(self._signal)
+            self.check()
         if self._error is not None:
             raise self._error
         self._thread.join()

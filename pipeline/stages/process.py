@@ -11,6 +11,7 @@ import traceback
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from multiprocessing import resource_tracker
 from multiprocessing.connection import wait
 from multiprocessing.context import SpawnContext, SpawnProcess
 from typing import Any, TypeVar
@@ -90,6 +91,8 @@ class ProcessStage(Stage[T, R]):
     def launch(self) -> None:
         """Spawn the workers without waiting for them, so that several stages set up side by side."""
         context = multiprocessing.get_context("spawn")
+        # Starting its tracker, which a first spawn does, would unblock SIGINT again.
+        resource_tracker.ensure_running()
         # Workers are born with SIGINT blocked: a Ctrl-C while one is still importing stays with us.
         masked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:

@@ -31,6 +31,14 @@ def small() -> Model:
     return random_model(blocks=(2, 1, 1, 1), width=4, classes=5, pool=1)
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One folder for many tests, each of which leaves it as it was."""
+    path = tmp_path_factory.mktemp("whole") / "model"
+    small().save(path)
+    return path
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     small().save(tmp_path / "model")
@@ -84,7 +92,7 @@ def wide_head(features: int) -> ResNet:
 
 
 def layer_of(network: ResNet, name: str) -> Any:
-    return next(layer for layer in walk(network) if layer.name == name)
+    return network if name == "model" else next(layer for layer in walk(network) if layer.name == name)
 
 
 class TestRoundTrip:
@@ -208,13 +216,17 @@ class TestGrammar:
             ("layer1_0_downsample", "children_count=3", "children_count=2", "children_count must be 3"),
         ],
     )
-    def test_a_line_at_fault_is_named(self, folder: Path, file: str, old: str, new: str, why: str) -> None:
-        line = edit(folder / file, old, new)
+    def test_a_line_at_fault_is_named(self, whole: Path, file: str, old: str, new: str, why: str) -> None:
+        before = (whole / file).read_bytes()
+        line = edit(whole / file, old, new)
         if new.endswith("\n\r\n"):
             line, why = line + 1, "the line is empty"
         if new == "weights":
             line, why = line - 1, "the next line must be the path"
-        refused(folder, file, line, why)
+        try:
+            refused(whole, file, line, why)
+        finally:
+            (whole / file).write_bytes(before)
 
     @pytest.mark.parametrize("key", ["in_channels=3", "stride=2:2 2", "groups=1"])
     def test_a_missing_key_is_named(self, folder: Path, key: str) -> None:
@@ -340,7 +352,7 @@ class TestRules:
         key: str,
         why: str,
         tmp_path: Path,
-        monkeypatch: pytest.MonkeyPatch,
+        whole: Path,
     ) -> None:
         network = altered(NETWORK, name, **changes)
         with pytest.raises(ModelError) as caught:
@@ -351,11 +363,13 @@ class TestRules:
         assert blamed in (name, f"{name}_conv2")  # a block's stride is judged where conv2 differs from it
         assert not list(tmp_path.iterdir())
 
-        monkeypatch.setattr(write, "check_network", lambda network: None)
-        Model(network).save(tmp_path / "model")
-        text = (tmp_path / "model" / blamed).read_text().split("\n")
-        line = next(i for i, found in enumerate(text, start=1) if found.startswith(f"{key}="))
-        refused(tmp_path / "model", blamed, line, why)
+        write._write_layer(whole, layer_of(network, name))
+        try:
+            text = (whole / blamed).read_text().split("\n")
+            line = next(i for i, found in enumerate(text, start=1) if found.startswith(f"{key}="))
+            refused(whole, blamed, line, why)
+        finally:
+            write._write_layer(whole, layer_of(NETWORK, name))
 
     def test_a_lone_quantize_keeps_channels_and_size(self) -> None:
         lone = layer_of(NETWORK, "layer1_1_downsample")

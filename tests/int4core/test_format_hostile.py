@@ -287,7 +287,7 @@ CHANGES = [change_bytes, change_line, change_line, change_size, fill, replace_fi
 
 class TestFuzz:
     @settings(
-        max_examples=300,
+        max_examples=200,
         deadline=2000,
         suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
     )
