@@ -1,21 +1,30 @@
-"""From an image file to an int8 sample: decode, resize, crop, normalise, quantise.
+"""From an image file to an int8 sample, equal to torchvision on Pillow in every element.
 
-The pixels are those of torchvision's evaluation transform on Pillow: RGB, short side to 256 (bilinear),
-centre crop of 224, minus ImageNet's mean over its standard deviation; then x * 127 / 2.64 rounded half to
-even and limited to -127..127. Orientation tags are ignored, as torchvision ignores them.
+    convert("RGB") -> resize the short side -> centre crop -> /255 -> minus mean, over std
+    -> x * 127 / 2.64, rounded half to even -> clamp to -127..127 -> CHW
 
-What follows the resize is a function of one byte and its channel, hence a table of 3 x 256 entries. The
-resize computes only the rows or columns that the crop keeps along the short side: with a short side of
-256 every coordinate there is a multiple of 1/256, which Pillow's single-precision `box` holds exactly, so
-the pixels are the same. Along the long side they would not be.
+All that follows the crop depends on one channel of one pixel alone, so it is a table of 3 x 256 entries.
 
-Pillow decodes: libjpeg-turbo is inside it too, and simplejpeg, which wraps the same library, was no faster
-(1.5 ms an image of ImageNet on one core for either).
+What is resized is what the crop keeps, as far as that is exact. Pillow resamples in two passes, each
+rounded to uint8, with filter weights that depend on where an output pixel's centre lies in the input:
+
+- Rows are cut away before the horizontal pass, columns before the vertical one: neither changes a weight.
+- Output pixels outside the crop are skipped with `box` where its edges, which Pillow keeps as float32, say
+  exactly where the crop begins: on the short side, at 256, always. Elsewhere the whole side is computed.
+
+The passes are two calls, so their order is fixed: horizontal first. Pillow 13 itself starts with the
+vertical one on images more than twice as tall as wide; these are resized whole, by Pillow.
+
+The decoder is Pillow. simplejpeg (TurboJPEG) gives the same pixels and decodes a photograph in 0.89 of
+Pillow's time, which is 5 % of the whole: not worth a second decoder, as grey, CMYK and everything that is not
+a JPEG would still need the first. `python -m benchmarks.loader` measures the whole.
 """
 
 from __future__ import annotations
 
+import math
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
@@ -24,112 +33,177 @@ import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
 from pipeline.errors import ImageError
+from pipeline.sample_files import open_sample
 
 Sample: TypeAlias = npt.NDArray[np.int8]
 
-# ImageNet's statistics of RGB in 0..1, as torchvision's pretrained models use them.
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
-# The model's inputs: 2.64 standard deviations, the largest value there is, become 127.
-QUANTIZE_SCALE = 127 / 2.64
+INPUT_RANGE = 2.64  # the normalised value that becomes 127; no RGB image goes beyond it
+INT8_LIMIT = 127
+
+# Pixels an image may have once resized: a bound on memory for images as thin as a thread.
+MOST_RESIZED_PIXELS = 64 * 2**20
+
+BILINEAR = Image.Resampling.BILINEAR
 
 
-def quantize_table() -> npt.NDArray[np.int8]:
-    """int8 (3, 256): the sample value of each byte of each channel."""
-    values = np.arange(256, dtype=np.float64)[None] / 255
-    normalised = (values - np.array(MEAN)[:, None]) / np.array(STD)[:, None]
-    table: npt.NDArray[np.int8] = np.clip(np.rint(normalised * QUANTIZE_SCALE), -127, 127).astype(np.int8)
+def quantize_table() -> Sample:
+    """The int8 value of every uint8 value in every channel: int8 (3, 256).
+
+    In float32 and in torchvision's order (to_tensor, then normalize). No entry lies near enough to a tie
+    for the precision to matter.
+    """
+    value = np.arange(256, dtype=np.float32) / np.float32(255)
+    mean, std = np.array(MEAN, dtype=np.float32), np.array(STD, dtype=np.float32)
+    normalised = (value - mean[:, None]) / std[:, None]
+    scaled = normalised * np.float32(INT8_LIMIT) / np.float32(INPUT_RANGE)
+    table: Sample = np.clip(np.rint(scaled), -INT8_LIMIT, INT8_LIMIT).astype(np.int8)
     return table
 
 
-class Preprocessor:
-    """Decodes files into samples of `size` x `size`.
+def resized_size(width: int, height: int, short_side: int) -> tuple[int, int]:
+    """(width, height) once the short side is `short_side`: torchvision's rule, the long side rounds down."""
+    if width <= height:
+        return short_side, int(short_side * height / width)
+    return int(short_side * width / height), short_side
 
-    Args:
-        size: side of the centre crop.
-        resize: short side to resize to first; None takes images as they are.
+
+def crop_offset(length: int, size: int) -> int:
+    """Where the centre crop of `size` begins in `length` pixels: torchvision's rule, half to even."""
+    return round((length - size) / 2.0)
+
+
+@dataclass(frozen=True)
+class Side:
+    """One side of an image: `old` pixels, resized to `new`, of which `size` from `offset` on are kept."""
+
+    old: int
+    new: int
+    offset: int
+    size: int
+
+    @property
+    def scale(self) -> float:
+        return self.old / self.new
+
+    @property
+    def boxes_exactly(self) -> bool:
+        """Whether `box` can say where the kept pixels lie, bit for bit, in float32.
+
+        So it is when old/new in lowest terms has a power of two below the line and the edges fit in the 24
+        bits of a float32's fraction. Then all of Pillow's arithmetic on pixel centres is exact.
+        """
+        denominator = self.new // math.gcd(self.old, self.new)
+        return denominator & (denominator - 1) == 0 and self.old * denominator < 2**24
+
+    @property
+    def box(self) -> tuple[float, float]:
+        """Where the kept pixels begin and end, in input pixels."""
+        return self.offset * self.scale, (self.offset + self.size) * self.scale
+
+    @property
+    def read(self) -> tuple[int, int]:
+        """The input pixels, from and to, that the kept ones are made of; a pixel to spare on either end."""
+        begin, end = self.box
+        support = max(self.scale, 1.0)  # of the bilinear filter, which widens when it shrinks an image
+        return max(math.floor(begin - support) - 1, 0), min(math.ceil(end + support) + 1, self.old)
+
+
+def resize_and_crop(image: Image.Image, short_side: int, size: int) -> Image.Image:
+    """The centre `size` x `size` of an RGB `image` resized to `short_side` >= size."""
+    width, height = image.size
+    new_width, new_height = resized_size(width, height, short_side)
+    x = Side(width, new_width, crop_offset(new_width, size), size)
+    y = Side(height, new_height, crop_offset(new_height, size), size)
+
+    if height - new_height > max(0, 2 * (width - new_width)):  # where Pillow 13 starts with the vertical pass
+        whole = image.resize((new_width, new_height), BILINEAR)
+        return whole.crop((x.offset, y.offset, x.offset + size, y.offset + size))
+
+    top, bottom = y.read
+    rows = bottom - top
+    image = image.crop((0, top, width, bottom))
+    if x.boxes_exactly:
+        image = image.resize((size, rows), BILINEAR, box=(x.box[0], 0, x.box[1], rows))
+    else:
+        image = image.resize((new_width, rows), BILINEAR).crop((x.offset, 0, x.offset + size, rows))
+
+    if y.boxes_exactly:
+        return image.resize((size, size), BILINEAR, box=(0, y.box[0] - top, size, y.box[1] - top))
+    image = image.crop((0, -top, size, height - top))  # back at its place; what is blank is not kept
+    return image.resize((size, new_height), BILINEAR).crop((0, y.offset, size, y.offset + size))
+
+
+class Preprocessor:
+    """Decodes images into int8 samples; one for each process, cheap to make.
+
+    Attributes:
+        size: side of the square sample, in pixels.
+        resize: what the short side is resized to before the centre crop, or None for images that are sized.
     """
 
     def __init__(self, size: int = 224, resize: int | None = 256) -> None:
-        if resize is not None and resize < size:
-            raise ValueError(f"a short side of {resize} is smaller than the crop of {size}")
+        if size < 1 or (resize is not None and resize < size):
+            raise ValueError(f"cannot crop {size} x {size} out of images resized to {resize}")
         self.size = size
         self.resize = resize
-        self._table = quantize_table().view(np.uint8).ravel().tolist()
+        self._tables = tuple(row.tobytes() for row in quantize_table())
 
     def decode_into(self, path: str | Path, out: Sample) -> None:
-        """Write the sample of the image at `path` into `out`, int8 (3, size, size), C-contiguous.
+        """Fill `out`, int8 (3, size, size) and C-contiguous, with the image at `path`.
 
-        Raises ImageError, with the reason, for anything that is not a whole image of a known format; what
-        `out` then holds is undefined.
+        Raises ImageError with the reason when the file cannot be read, is not an image, is damaged or cut
+        short, is too large, or (without resize) too small. `out` is then as it was.
         """
-        if out.shape != (3, self.size, self.size) or out.dtype != np.int8:
-            raise ValueError(f"out is {out.dtype} {out.shape}; int8 (3, {self.size}, {self.size}) is needed")
-        image = self._crop(_decode(Path(path)), Path(path)).point(self._table)
-        np.copyto(out, np.asarray(image).view(np.int8).transpose(2, 0, 1))
-
-    def _crop(self, image: Image.Image, path: Path) -> Image.Image:
-        size = self.size
-        if self.resize is None:
-            width, height = image.size
-            if min(width, height) < size:
-                raise ImageError(path, f"{width}x{height} is smaller than the crop of {size}x{size}")
-        else:
-            width, height = resized(image.size, self.resize)
-            image = self._resize(image, width, height)
-        left, top = crop_offset(image.width, size), crop_offset(image.height, size)
-        return image.crop((left, top, left + size, top + size))
-
-    def _resize(self, image: Image.Image, width: int, height: int) -> Image.Image:
-        """Resize to (width, height), or, where that gives the same pixels, to the crop's part of it."""
-        if image.size == (width, height):
-            return image
-        box = [0.0, 0.0, float(image.width), float(image.height)]
-        target = [width, height]
-        short = 0 if image.width <= image.height else 1
-        source, resized_to = image.size[short], target[short]
-        begin = crop_offset(resized_to, self.size)
-        if _is_dyadic(resized_to) and (begin + self.size) * source < 1 << 24:
-            box[short] = begin * source / resized_to
-            box[short + 2] = (begin + self.size) * source / resized_to
-            target[short] = self.size
-        return image.resize((target[0], target[1]), Image.Resampling.BILINEAR, box=(*box,))  # type: ignore[arg-type]
-
-
-def resized(size: tuple[int, int], short: int) -> tuple[int, int]:
-    """(width, height) with the short side at `short`; torchvision's rounding of the long one (down)."""
-    width, height = size
-    if width <= height:
-        return short, short * height // width
-    return short * width // height, short
-
-
-def crop_offset(extent: int, size: int) -> int:
-    """Where a centre crop of `size` begins; torchvision's rounding (half to even)."""
-    return round((extent - size) / 2)
-
-
-def _is_dyadic(extent: int) -> bool:
-    return extent & (extent - 1) == 0
-
-
-def _decode(path: Path) -> Image.Image:
-    try:
-        with warnings.catch_warnings(), Image.open(path) as image:
-            # Pillow warns of odd palettes and of images that are merely large.
+        if out.shape != (3, self.size, self.size) or out.dtype != np.int8 or not out.flags.c_contiguous:
+            raise ValueError(f"a sample is C-contiguous int8 (3, {self.size}, {self.size})")
+        with open_sample(path) as file, warnings.catch_warnings():
+            # Pillow warns of what it mends, and of an image that is suspiciously large: that one is an error.
             warnings.simplefilter("ignore")
-            image.load()
-            return image if image.mode == "RGB" else image.convert("RGB")
-    except FileNotFoundError:
-        raise ImageError(path, "no such file") from None
-    except PermissionError:
-        raise ImageError(path, "permission denied") from None
-    except IsADirectoryError:
-        raise ImageError(path, "is a folder") from None
-    except Exception as error:
-        # Damaged files make Pillow's decoders raise almost anything.
-        if path.is_file() and path.stat().st_size == 0:
-            raise ImageError(path, "the file is empty") from None
-        if isinstance(error, UnidentifiedImageError):
-            raise ImageError(path, "not an image of a known format") from None
-        raise ImageError(path, f"cannot be decoded: {error or type(error).__name__}") from error
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            try:
+                image = Image.open(file)
+                self._check_size(path, *image.size)
+                if image.mode == "RGB":
+                    image.load()
+                    rgb: Image.Image = image
+                else:
+                    rgb = image.convert("RGB")
+                self._write(self._crop(rgb), out)
+            except ImageError:
+                raise
+            except UnidentifiedImageError as error:
+                raise ImageError(path, "not an image, or of a kind that Pillow cannot read") from error
+            except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+                raise ImageError(path, f"too large for a photograph: {error}") from error
+            except MemoryError as error:
+                raise ImageError(path, "not enough memory to decode it") from error
+            except Exception as error:  # on damaged data Pillow's readers raise nearly anything
+                raise ImageError(path, f"damaged or cut short: {error or type(error).__name__}") from error
+
+    def _check_size(self, path: str | Path, width: int, height: int) -> None:
+        if self.resize is None:
+            if min(width, height) < self.size:
+                due = f"{self.size} x {self.size}"
+                raise ImageError(path, f"{width} x {height} pixels; without resizing it takes {due} or more")
+            return
+        new_width, new_height = resized_size(width, height, self.resize)
+        if new_width * new_height > MOST_RESIZED_PIXELS:
+            raise ImageError(
+                path,
+                f"{width} x {height} pixels is too thin: with its short side resized to {self.resize} "
+                f"it would be {new_width} x {new_height}",
+            )
+
+    def _crop(self, image: Image.Image) -> Image.Image:
+        if self.resize is not None:
+            return resize_and_crop(image, self.resize, self.size)
+        left, top = (crop_offset(length, self.size) for length in image.size)
+        return image.crop((left, top, left + self.size, top + self.size))
+
+    def _write(self, image: Image.Image, out: Sample) -> None:
+        """`image`, RGB of the sample's size, through the table into `out`, one plane at a time."""
+        for plane, channel, table in zip(out, "RGB", self._tables, strict=True):
+            values = image.tobytes("raw", channel).translate(table)
+            plane[:] = np.frombuffer(values, dtype=np.int8).reshape(plane.shape)

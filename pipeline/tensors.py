@@ -1,61 +1,62 @@
-"""Samples that were prepared earlier: .npy files that are mapped, not decoded.
+"""Prepared samples: a folder of `.npy` files that hold int8 CHW pixels, read with no decoding.
 
-Two flavours: an int8 array of the sample's shape, and the original submission's, whose array is one
-string of the sample's bytes (dtype S150528 for 3 x 224 x 224) behind a 128-byte header.
+Two flavours are read. An int8 array (3, H, W), as `np.save` writes it; and the original submission's: one
+opaque element of 3*H*W bytes (dtype S150528 or V150528 for 224 x 224), which holds the same int8 CHW pixels.
 """
 
 from __future__ import annotations
 
-import mmap
+import math
 from pathlib import Path
-from typing import BinaryIO, TypeAlias
+from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
+from numpy.lib import format as npy
 
 from pipeline.errors import ImageError
+from pipeline.sample_files import open_sample
 
-Sample: TypeAlias = npt.NDArray[np.int8]
 
+def read_tensor_into(path: str | Path, out: npt.NDArray[np.int8]) -> None:
+    """Fill `out`, int8 (3, H, W) and C-contiguous, with the tensor at `path`.
 
-def read_tensor_into(path: str | Path, out: Sample) -> None:
-    """Copy the sample in the .npy file `path` into `out`, int8 (3, H, W).
-
-    Raises ImageError for a file that is not one sample of that shape.
+    The bytes go from the file straight into `out`; nothing in the file is ever unpickled. Raises ImageError
+    with the reason when the file is not such a tensor, is cut short, or holds more than the tensor.
     """
-    path = Path(path)
-    try:
-        with path.open("rb") as file:
-            offset = _data_offset(path, file, out)
-            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-                flat = np.frombuffer(data, dtype=np.int8, count=out.size, offset=offset)
-                np.copyto(out, flat.reshape(out.shape))
-                del flat
-    except FileNotFoundError:
-        raise ImageError(path, "no such file") from None
-    except OSError as error:
-        raise ImageError(path, f"cannot be read: {error.strerror or error}") from error
+    if out.dtype != np.int8 or not out.flags.c_contiguous:
+        raise ValueError("a sample is C-contiguous int8 (3, H, W)")
+    with open_sample(path) as file:
+        _check_header(path, file, out.shape)
+        size = Path(path).stat().st_size - file.tell()
+        if size != out.nbytes:
+            problem = "cut short" if size < out.nbytes else "longer than its header says"
+            raise ImageError(path, f"{problem}: {size} bytes of data where {out.nbytes} are due")
+        if file.readinto(out.data.cast("B")) != out.nbytes:
+            raise ImageError(path, "cut short while it was read")
 
 
-def _data_offset(path: Path, file: BinaryIO, out: Sample) -> int:
-    """Where the data begin, once header and size say that they are one sample like `out`."""
+def _check_header(path: str | Path, file: BinaryIO, shape: tuple[int, ...]) -> None:
+    """Read the .npy header off `file`; raises ImageError unless it declares a sample of `shape`."""
     try:
-        version = np.lib.format.read_magic(file)
-        read = {
-            (1, 0): np.lib.format.read_array_header_1_0,
-            (2, 0): np.lib.format.read_array_header_2_0,
-        }[version]
-        shape, fortran, dtype = read(file)
-    except (ValueError, KeyError, EOFError) as error:
-        raise ImageError(path, f"not a .npy file: {error or 'it is empty'}") from None
-    is_array = dtype == np.int8 and shape == out.shape and not fortran
-    is_string = dtype.kind in "SV" and dtype.itemsize == out.size and shape in ((), (1,))
-    if not (is_array or is_string):
-        order = " in Fortran order" if fortran else ""
-        wanted = " ".join(map(str, out.shape))
-        raise ImageError(path, f"holds {dtype} {shape}{order}; int8 {wanted} or S{out.size} is needed")
-    offset = file.tell()
-    size = path.stat().st_size
-    if (wanted_size := offset + out.size) != size:
-        raise ImageError(path, f"{size} bytes; a header of {offset} and a sample make {wanted_size}")
-    return offset
+        version = npy.read_magic(file)
+        if version == (1, 0):
+            found, fortran_order, dtype = npy.read_array_header_1_0(file)
+        elif version == (2, 0):
+            found, fortran_order, dtype = npy.read_array_header_2_0(file)
+        else:
+            raise ImageError(path, f".npy version {version[0]}.{version[1]}; save it again with np.save")
+    except ImageError:
+        raise
+    except Exception as error:  # the header is a Python literal: what it breaks on depends on what is in it
+        raise ImageError(path, f"not a .npy file, or its header is damaged: {error}") from error
+
+    wanted = f"int8 {shape}"
+    if dtype.kind in "SV" and dtype.names is None and dtype.subdtype is None:
+        if dtype.itemsize != math.prod(shape) or found not in ((), (1,)):
+            raise ImageError(path, f"holds {dtype.str} {found}; the sample is {wanted}")
+        return
+    if dtype != np.dtype(np.int8) or found != shape:
+        raise ImageError(path, f"holds {dtype} {found}; the sample is {wanted}")
+    if fortran_order:
+        raise ImageError(path, "is in Fortran order; save it again from np.ascontiguousarray")

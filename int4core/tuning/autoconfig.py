@@ -126,8 +126,7 @@ class Autoconfig:
                 raise self._error(key, f"{key}: the model has no layer {layer}; remove the line")
             if known_numbers is None:
                 continue
-            by_layer = isinstance(known_numbers, Mapping)
-            known = known_numbers.get(layer, ()) if by_layer else known_numbers
+            known = known_numbers.get(layer, ()) if isinstance(known_numbers, Mapping) else known_numbers
             if number not in known:
                 raise self._error(key, f"{key}={number}: no such kernel here; known: {_ranges(known)}")
 
