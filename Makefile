@@ -10,15 +10,16 @@ CUDA_MAJOR := $(shell nvidia-smi 2>/dev/null | sed -n 's/.*CUDA Version: *\([0-9
 ifeq ($(CUDA_MAJOR),)
 CUDA_EXTRA :=
 else ifeq ($(CUDA_MAJOR),12)
-CUDA_EXTRA := cuda12,
+CUDA_EXTRA := cuda12
 else
-CUDA_EXTRA := cuda13,
+CUDA_EXTRA := cuda13
 endif
 
 # The tests of the fine-tuning tools need PyTorch, a large download: `make test WITH_TORCH=1` has them run.
 TORCH := torch==2.13.0
 
 ARGS ?=
+comma := ,
 
 .PHONY: run test check-python clean
 
@@ -32,11 +33,11 @@ test: $(VENV)/.test $(if $(WITH_TORCH),$(VENV)/.torch)
 
 $(VENV)/.run: pyproject.toml | check-python
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --editable '.[$(CUDA_EXTRA)]'
+	$(BIN)/pip install --quiet --editable '.$(if $(CUDA_EXTRA),[$(CUDA_EXTRA)])'
 	touch $@
 
 $(VENV)/.test: pyproject.toml $(VENV)/.run
-	$(BIN)/pip install --quiet --editable '.[$(CUDA_EXTRA)test]'
+	$(BIN)/pip install --quiet --editable '.[$(if $(CUDA_EXTRA),$(CUDA_EXTRA)$(comma))test]'
 	touch $@
 
 $(VENV)/.torch: $(VENV)/.test

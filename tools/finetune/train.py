@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from tools.finetune.data import Batch, Source
 from tools.finetune.errors import FinetuneError
-from tools.finetune.qresnet import QuantResNet
+from tools.finetune.qresnet import QuantResNet, run_block
 from tools.finetune.resnet import ResNet
 
 Network: TypeAlias = ResNet | QuantResNet
@@ -104,11 +104,17 @@ def forward_of(model: nn.Module, device: torch.device, *, compiled: bool) -> For
     """
     on_gpu = device.type == "cuda"
     inner = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
-    runner: Any = torch.compile(model, dynamic=False) if compiled else model
+    quantised = isinstance(inner, QuantResNet)
+    runner: Any = torch.compile(model, dynamic=False) if compiled and not quantised else model
+    run: Any = run_block
+    if compiled and quantised:
+        # One function for all blocks: a graph for each shape of block, more than the default limit of 8.
+        torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
+        run = torch.compile(run_block, dynamic=False)
 
     def forward(images: torch.Tensor) -> torch.Tensor:
-        if isinstance(inner, QuantResNet):
-            logits: torch.Tensor = runner(images, torch.bfloat16 if on_gpu else torch.float32)
+        if quantised:
+            logits: torch.Tensor = runner(images, torch.bfloat16 if on_gpu else torch.float32, run=run)
             return logits
         with torch.autocast(device.type, torch.bfloat16, enabled=on_gpu):
             parent_logits: torch.Tensor = runner(images)
