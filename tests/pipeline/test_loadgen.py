@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from pipeline.errors import PipelineError
-from pipeline.loadgen import RESPONSES, LoadGenSession, SettingsSpec, make_settings
+from pipeline.loadgen import RESPONSES, LoadGenSession, SettingsSpec, make_settings, samples_at_a_time
 from pipeline.results import find_log, read_accuracy_log, read_result, read_summary
 from tests.paths import ROOT
 
@@ -154,6 +154,19 @@ def test_accuracy_logs_every_answer(tmp_path: Path) -> None:
     assert result.valid is None
     assert result.errors == ()
     assert "INVALID" not in result.verdict().replace("VALID or INVALID", "")
+
+
+@pytest.mark.parametrize("mode", ["AccuracyOnly", "PerformanceOnly"])
+@pytest.mark.parametrize("override", [50, 200, 1024])
+def test_how_many_samples_are_loaded_at_a_time(mode: str, override: int, tmp_path: Path) -> None:
+    _, seen = null_sut(
+        tmp_path, mode, f"performance_sample_count_override={override}", "min_duration_ms=1",
+        "min_query_count=1",
+    )  # fmt: skip
+    settings = lg.TestSettings()
+    settings.performance_sample_count_override = override
+    assert max(seen["loads"]) == samples_at_a_time(settings, 300, 128)
+    assert samples_at_a_time(lg.TestSettings(), 300, 128) == 128
 
 
 def test_a_submission_run_does_both(tmp_path: Path) -> None:
