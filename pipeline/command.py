@@ -24,7 +24,7 @@ from pipeline.errors import PipelineError
 from pipeline.gpus import Target, choose
 from pipeline.history import History
 from pipeline.library import SampleLibrary
-from pipeline.loadgen import LoadGenSession, load_module, make_settings
+from pipeline.loadgen import LoadGenSession, load_module, make_settings, samples_at_a_time
 from pipeline.options import Options, parse
 from pipeline.results import Accuracy, accuracy, read_result
 from pipeline.run import Run, RunSpec
@@ -178,8 +178,8 @@ class OfflineCommand:
 
     def _performance_count(self, samples: int, batch: int) -> int:
         """How many samples LoadGen may ask to have loaded at a time."""
-        asked = self._test_settings.performance_sample_count_override
-        return min(samples, asked or max(PERFORMANCE_SAMPLES, batch))
+        ours = min(samples, max(PERFORMANCE_SAMPLES, batch))
+        return samples_at_a_time(self._test_settings, samples, ours)
 
     def _job(self, lg: Any, run: Run, prepared: Prepared) -> None:
         """All that takes time, in the job's thread."""

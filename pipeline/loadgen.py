@@ -175,6 +175,15 @@ def make_settings(lg: Any, spec: SettingsSpec) -> tuple[Any, Any]:
     return test, log
 
 
+def samples_at_a_time(test_settings: Any, count: int, performance_count: int) -> int:
+    """The most of `count` samples that LoadGen loads at once: what has to fit into memory.
+
+    The settings' performance_sample_count_override (1,024 in the embedded rules) goes over what the
+    sample library says of itself, in either direction.
+    """
+    return min(count, int(test_settings.performance_sample_count_override) or performance_count)
+
+
 def _assign_option(settings: Any, name: str, value: Scalar, option: str) -> None:
     try:
         assign(settings, name, value)
