@@ -120,12 +120,12 @@ def test_a_library_larger_than_what_may_be_loaded_at_a_time(
 @pytest.mark.usefixtures("clean")
 def test_performance_mode_ends_valid(model_dir: Path, images: Path, tmp_path: Path) -> None:
     conf = tmp_path / "user.conf"
-    keys = {"min_duration": 1000, "target_qps": 400, "min_query_count": 1}
+    keys = {"min_duration": 500, "target_qps": 6000, "min_query_count": 1}
     conf.write_text("".join(f"*.Offline.{key} = {value}\n" for key, value in keys.items()))
     out = tmp_path / "out"
     done = offline(
         "--model", model_dir, "--images", images, "-b", 8, "--user_conf_path", conf, "--output-dir", out,
-        "--lgts_min_duration_ms", 1000,
+        "--lgts_min_duration_ms", 500,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "Result is : VALID" in (out / "mlperf_log_summary.txt").read_text(), done.stderr
