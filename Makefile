@@ -18,13 +18,19 @@ endif
 # The tests of the fine-tuning tools need PyTorch, a large download: `make test WITH_TORCH=1` has them run.
 TORCH := torch==2.13.0
 
+# Images of the default model's own data set, rendered on first use.
+SHAPES := $(VENV)/shapes-200
+
 ARGS ?=
 comma := ,
 
 .PHONY: run test check-python clean
 
-run: $(VENV)/.run
-	$(BIN)/python -m pipeline.offline $(ARGS)
+run: $(VENV)/.run $(SHAPES)/map.txt
+	$(BIN)/python -m pipeline.offline --images $(SHAPES) $(ARGS)
+
+$(SHAPES)/map.txt: | $(VENV)/.run
+	$(BIN)/python -m tools.shapes make --out $(SHAPES) --count 200
 
 test: $(VENV)/.test $(if $(WITH_TORCH),$(VENV)/.torch)
 	$(BIN)/ruff check .

@@ -125,12 +125,7 @@ class OfflineCommand:
         options = self._options
         target = choose(options.gpu)
         self._say(f"running on {target.notice}")
-        if options.model is None:
-            default = default_model()
-            model_path = default.path
-            self._say(default.notice)
-        else:
-            model_path = options.model
+        model_path = options.model or default_model()
         network = Model.load(model_path).network
         backend_options: dict[str, Any] = {}
         if target.gpu is not None:

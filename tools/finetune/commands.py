@@ -223,8 +223,9 @@ def recipe(args: argparse.Namespace) -> None:
     plan = Recipe(arch, minutes=args.minutes, seed=args.seed, compile_parent=args.compile_parent)
     if args.miniature:
         plan = replace(
-            plan, sizes=((0.0, 48), (0.7, 64)), parent_lr=0.3, final_size=64, parent_batch=32, quantised_batch=16,
-            calibration_batches=2, test_images=100, exact_images=50, jpegs=32, engine_images=16,
+            plan, sizes=((0.0, 48), (0.7, 64)), final_size=64, parent_batch=32, quantised_batch=16,
+            parent_lr=0.3, calibration_batches=2, reserve_seconds=5.0, test_images=100, exact_images=50,
+            jpegs=32, engine_images=16,
         )  # fmt: skip
     if args.parent_lr is not None:
         plan = replace(plan, parent_lr=args.parent_lr)

@@ -119,7 +119,7 @@ class QuantResNet(nn.Module):
         trace: Trace | None = None,
         run: RunBlock = run_block,
     ) -> torch.Tensor:
-        """dtype: of the convolutions; float64 is exact, bfloat16 rounds accumulators. run: see `run_block`."""
+        """dtype: of the convolutions: float64 is exact, bfloat16 rounds sums. run: see `run_block`."""
         step = torch.full((), INPUT_STEP, dtype=torch.float32, device=images.device)
         acc = self.conv1(quantize_input(images), step, dtype)
         x = requantize(acc, self.conv1.unit(step) / self.quantize1.step, 0, 15)

@@ -39,7 +39,9 @@ class Recipe:
 
     Attributes:
         minutes: wall time for everything up to the engine's check.
-        parent_share, quantised_share: of that time, for the two trainings.
+        parent_share: of that time, for the parent's training.
+        reserve_seconds: kept for what follows the fine-tuning, which gets all the time in between, its
+            compilation included, but never less than a tenth of the whole.
         sizes: (share of the parent's training from which it holds, image side), growing.
         final_size: image side of calibration, fine-tuning, evaluation and the model.
         test_images: fresh images for the accuracies.
@@ -51,7 +53,7 @@ class Recipe:
     arch: Architecture
     minutes: float = 8.0
     parent_share: float = 0.50
-    quantised_share: float = 0.33
+    reserve_seconds: float = 45.0
     sizes: tuple[tuple[float, int], ...] = ((0.0, 96), (0.4, 128), (0.86, 224))
     final_size: int = 224
     parent_batch: int = 512
@@ -80,6 +82,7 @@ class _Run:
         self.results: dict[str, Any] = {"recipe": asdict(recipe), "torch": torch.__version__, "seconds": {}}
         if device.type == "cuda":
             self.results["device"] = torch.cuda.get_device_name(device)
+        self.plot: Callable[[], None] = lambda: None
         self._sources: dict[tuple[int, int, bool], Procedural] = {}
 
     @property
@@ -177,10 +180,7 @@ class _Run:
         hi = {name: tensor_range.hi for name, tensor_range in QuantResNet(parent).ranges()}
         steps = {n: choose_step(h, hi[n], r.range_method, r.percentile) for n, h in histograms.items()}
         save_histograms(histograms, self.out / "histograms.npz")
-        try:
-            plot_histograms(histograms, steps, hi, self.out / "histograms.png")
-        except Exception:  # a picture is not worth the run
-            traceback.print_exc()
+        self.plot = lambda: plot_histograms(histograms, steps, hi, self.out / "histograms.png")
         model = build(parent, steps)
         reestimate(model, parent, batches(r.calibration_batches))
         model.to(memory_format=self.layout)
@@ -188,32 +188,28 @@ class _Run:
 
     def fine_tune(self, model: QuantResNet, parent: ResNet) -> None:
         r = self.r
-        schedule = Schedule(
-            steps=None,
-            seconds=r.minutes * 60 * r.quantised_share,
-            lr=r.quantised_lr,
-            distill=r.distill,
-            smoothing=0.0,
-        )
         teacher = forward_of(parent, self.device, compiled=False)
         source = self.source(r.final_size, r.quantised_batch)
         forward = forward_of(model, self.device, compiled=r.compile_quantised)
         if r.compile_quantised:
+            before = self.elapsed
             try:
-                before = self.elapsed
-                images, labels = source.batch(0)
-                Trainer(model, schedule, forward, teacher).loss(images, labels).backward()
-                compile_seconds = self.elapsed - before
-                self.note(compile_s=round(compile_seconds, 1))
-                # The compiler's time comes out of this training's share, of which a third stays in any case.
-                share = r.minutes * 60 * r.quantised_share
-                left = max(share / 3, share - compile_seconds)
-                schedule = replace(schedule, seconds=left)
+                forward(source.batch(0)[0]).sum().backward()
+                self.note(compile_s=round(self.elapsed - before, 1))
             except Exception as error:
+                # A compiler that fails on some machine costs speed; it need not cost the run.
                 traceback.print_exc()
                 self.note(compile_failed=repr(error)[:300])
                 forward = forward_of(model, self.device, compiled=False)
             model.zero_grad(set_to_none=True)
+        left = r.minutes * 60 - r.reserve_seconds - self.elapsed
+        schedule = Schedule(
+            steps=None,
+            seconds=max(left, r.minutes * 6),
+            lr=r.quantised_lr,
+            distill=r.distill,
+            smoothing=0.0,
+        )
         # Steps of its own, so that it sees none of the parent's images again.
         offset = 1 << 21
 
@@ -299,4 +295,5 @@ def run(recipe: Recipe, out: Path, work: Path, device: torch.device) -> dict[str
         files = evaluation_files(jpegs, device, 50, recipe.final_size, workers)
         this.note(**{name: accuracy(forward, files)})
     this.timed("engine", lambda: this.engine(model, folder, jpegs))
+    this.timed("plot", this.plot)
     return this.results

@@ -94,7 +94,7 @@ def _object(s: _Scene, image: list[Array], object_x: Array, object_y: Array) -> 
     """The shape that gives the class, with its shadow: tilted, turned, textured, bevelled."""
     b, xp = s.b, s.b.xp
     shape, kind, hue = split_class(s.labels)
-    radius, turn = s.draw(0.4, 0.68), s.draw(0.0, 2 * math.pi)
+    radius, turn = s.draw(0.3, 0.68), s.draw(0.0, 2 * math.pi)
     tilt, tilt_way, depth = s.draw(0.74, 1.0), s.draw(0.0, 2 * math.pi), s.draw(0.0, 0.22)
 
     def to_object(dx: Array, dy: Array) -> tuple[Array, Array]:
@@ -124,8 +124,8 @@ def _object(s: _Scene, image: list[Array], object_x: Array, object_y: Array) -> 
     soft = xp.clip(2.0 * blur * s.pixel / (radius * period), 0.08, 0.9)
     mask = b.leaf(texture)(kind, tu, tv, soft, s.bits())
 
-    tone = (b.to_float(hue) + s.draw(-0.24, 0.24)) / 10.0
-    saturation, value = s.draw(0.55, 0.95), s.draw(0.6, 0.98)
+    tone = (b.to_float(hue) + s.draw(-0.42, 0.42)) / 10.0
+    saturation, value = s.draw(0.4, 0.95), s.draw(0.6, 0.98)
     base = _hsv(tone, saturation, value, b)
     # The second colour is a darker or a paler one of the same hue, so that the hue stays one.
     paler, amount = s.chance(0.5), s.draw(0.5, 0.75)
@@ -145,16 +145,16 @@ def _object(s: _Scene, image: list[Array], object_x: Array, object_y: Array) -> 
 
 
 def _occluder(s: _Scene, image: list[Array], object_x: Array, object_y: Array) -> list[Array]:
-    """With an even chance, a bar or a disc of a muted colour across a part of the object."""
+    """Three times in four, a bar or a disc of a muted colour across a part of the object."""
     b, xp = s.b, s.b.xp
-    way, aside = s.draw(0.0, 2 * math.pi), s.draw(0.25, 0.6)
+    way, aside = s.draw(0.0, 2 * math.pi), s.draw(0.15, 0.55)
     dx, dy = s.x - object_x, s.y - object_y
     along = dx * xp.cos(way) + dy * xp.sin(way)
     across = dy * xp.cos(way) - dx * xp.sin(way)
-    bar = xp.abs(along - aside) - s.draw(0.03, 0.09)
-    disc = xp.sqrt((along - aside) ** 2 + (across - s.draw(-0.3, 0.3)) ** 2) - s.draw(0.08, 0.2)
+    bar = xp.abs(along - aside) - s.draw(0.05, 0.13)
+    disc = xp.sqrt((along - aside) ** 2 + (across - s.draw(-0.3, 0.3)) ** 2) - s.draw(0.12, 0.27)
     d = b.choose(s.pick(2), (lambda: bar, lambda: disc))
-    cover = xp.clip(0.5 - d / (2.0 * s.pixel), 0.0, 1.0) * s.chance(0.5)
+    cover = xp.clip(0.5 - d / (2.0 * s.pixel), 0.0, 1.0) * s.chance(0.75)
     colour = _hsv(s.draw(0.0, 1.0), s.draw(0.0, 0.4), s.draw(0.2, 0.8), b)
     fine = s.draw(6.0, 12.0)
     grain = 0.85 + 0.3 * b.leaf(smooth_noise)(fine * s.x + 90.0, fine * s.y + 90.0, s.bits())
@@ -182,10 +182,10 @@ def _camera(s: _Scene, image: list[Array]) -> list[Array]:
     way, slope, vignette = s.draw(0.0, 2 * math.pi), s.draw(0.0, 0.25), s.draw(0.0, 0.18)
     away = xp.clip(s.x * s.x + s.y * s.y, 0.0, 1.5)
     light = 1.0 + slope * (s.x * xp.cos(way) + s.y * xp.sin(way)) - vignette * away
-    exposure, contrast, noise = s.draw(0.82, 1.12), s.draw(0.8, 1.1), s.draw(0.0, 0.05)
+    exposure, contrast, noise = s.draw(0.82, 1.12), s.draw(0.8, 1.1), s.draw(0.0, 0.1)
     develop = s.b.leaf(_develop)
     return [
-        develop(channel, light, exposure * s.draw(0.92, 1.08), contrast, noise, s.index, s.bits())
+        develop(channel, light, exposure * s.draw(0.86, 1.14), contrast, noise, s.index, s.bits())
         for channel in image
     ]
 
