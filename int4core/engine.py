@@ -25,9 +25,9 @@ class Engine:
 
     Args:
         model: a loaded model.
-        backend: `numpy` runs anywhere; `cuda` needs CuPy and an NVIDIA GPU.
+        backend: a name in `int4core.backends.BACKENDS`; `numpy` runs anywhere.
         batch_size: the most images the backend gets at once.
-        options: the backend's own, such as `input_size` and `threads` (numpy) or `gpu` (cuda).
+        options: the backend's own, such as `input_size` and `threads` (numpy).
 
     Raises:
         EngineError: unknown backend or option, a backend that cannot run here, a network it cannot run.

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import pynvml
 
+from int4core.backends import BACKENDS
 from pipeline.errors import PipelineError
 
 # The names the driver gives these chips, as whole words: `NVIDIA A100-SXM4-80GB`, `Tesla T4`.
@@ -65,8 +66,9 @@ def list_gpus() -> tuple[Gpu, ...]:
 def choose(requested: str, gpus: tuple[Gpu, ...] | None = None) -> Target:
     """Turn a `--gpu` choice into a target.
 
-    `auto` takes the first GPU, or the CPU where there is none; a chip by name takes that chip or fails.
-    Raises PipelineError when the chip is not there, or CuPy is missing for the one that is.
+    `auto` takes the first GPU, or the CPU where there is none or the engine has no backend for GPUs; a
+    chip by name takes that chip or fails. Raises PipelineError when it cannot be had: the chip, the
+    backend, or CuPy.
     """
     if requested == "cpu":
         return Target("numpy", None, "CPU, as asked")
@@ -76,11 +78,15 @@ def choose(requested: str, gpus: tuple[Gpu, ...] | None = None) -> Target:
         if not gpus:
             return Target("numpy", None, "CPU: no NVIDIA GPU was found")
         gpu = gpus[0]
+        if "cuda" not in BACKENDS:
+            return Target("numpy", None, f"CPU: this version computes on no GPU yet, {gpu.name} included")
     else:
         matching = [g for g in gpus if g.key == requested]
         if not matching:
             raise PipelineError(f"--gpu {requested}: not here ({here}); use --gpu auto or --gpu cpu")
         gpu = matching[0]
+        if "cuda" not in BACKENDS:
+            raise PipelineError(f"--gpu {requested}: this version computes on no GPU yet; use --gpu cpu")
     if importlib.util.find_spec("cupy") is None:
         raise PipelineError(
             f"GPU {gpu.index} is a {gpu.name}, but CuPy is not installed: "

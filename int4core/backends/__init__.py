@@ -1,4 +1,4 @@
-"""Backends by name, imported only when asked for: CUDA needs CuPy, NumPy needs nothing."""
+"""Backends by name, imported only when asked for: a GPU's needs more than NumPy."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ if TYPE_CHECKING:
 
 BACKENDS = {
     "numpy": ("int4core.backends.numpy_backend", "NumpyBackend"),
-    "cuda": ("int4core.backends.cuda", "CudaBackend"),
 }
 """Name -> module and class; the class takes (model, *, batch_size, **options)."""
 
@@ -26,7 +25,7 @@ def create_backend(name: str, model: Model, *, batch_size: int, **options: Any) 
         EngineError: the name is unknown, an option is not the backend's, or the backend cannot run here.
     """
     if name not in BACKENDS:
-        raise EngineError(f"unknown backend {name!r}: choose one of {', '.join(sorted(BACKENDS))}")
+        raise EngineError(f"unknown backend {name!r}: choose one of {', '.join(BACKENDS)}")
     module, attribute = BACKENDS[name]
     try:
         factory = getattr(importlib.import_module(module), attribute)

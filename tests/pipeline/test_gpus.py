@@ -4,6 +4,7 @@ import importlib.util
 
 import pytest
 
+from pipeline import gpus as gpus_module
 from pipeline.errors import PipelineError
 from pipeline.gpus import Gpu, chip_of, choose
 
@@ -42,12 +43,29 @@ def test_a_gpu_that_is_not_there_is_an_error_that_names_what_is() -> None:
         choose("t4", ())
 
 
+def test_a_version_without_a_gpu_backend_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(gpus_module.BACKENDS, "cuda", raising=False)
+    here = (Gpu(0, "NVIDIA H200", "h200"),)
+    target = choose("auto", here)
+    assert target.backend == "numpy"
+    assert "H200" in target.notice
+    with pytest.raises(PipelineError, match="no GPU yet"):
+        choose("h200", here)
+
+
+@pytest.fixture
+def cuda_backend(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(gpus_module.BACKENDS, "cuda", ("int4core.backends.cuda", "CudaBackend"))
+
+
+@pytest.mark.usefixtures("cuda_backend")
 def test_a_gpu_without_cupy_names_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
     with pytest.raises(PipelineError, match="int4-resnet50\\[cuda12\\]"):
         choose("auto", (Gpu(0, "NVIDIA H200", "h200"),))
 
 
+@pytest.mark.usefixtures("cuda_backend")
 def test_the_chip_asked_for_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda _name: object())
     gpus = (Gpu(0, "Tesla T4", "t4"), Gpu(1, "NVIDIA H200", "h200"))

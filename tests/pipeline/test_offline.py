@@ -64,10 +64,14 @@ def expected(model_dir: Path, images: Path) -> np.ndarray:
 @pytest.fixture
 def clean() -> Iterator[None]:
     """No segment and no child process of ours may be left behind."""
-    before = set(segment_folder().glob("int4-resnet50-*"))
+    segments, children = ours(), set(psutil.Process().children(recursive=True))
     yield
-    assert set(segment_folder().glob("int4-resnet50-*")) <= before
-    assert not psutil.Process().children(recursive=True)
+    assert ours() <= segments
+    assert set(psutil.Process().children(recursive=True)) <= children
+
+
+def ours() -> set[Path]:
+    return set(segment_folder().glob("int4-resnet50-*"))
 
 
 def offline(*options: object, **kwargs: Any) -> subprocess.CompletedProcess[str]:
