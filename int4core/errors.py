@@ -9,8 +9,8 @@ class Int4CoreError(Exception):
     """Base of every error the engine raises on purpose."""
 
 
-class ModelError(Int4CoreError):
-    """A model directory that cannot be read, or a model that breaks the format's rules.
+class FileError(Int4CoreError):
+    """Something wrong with a file that was given to the engine.
 
     Attributes:
         file: the file at fault.
@@ -24,6 +24,13 @@ class ModelError(Int4CoreError):
         self.why = why
         where = f"{self.file}:{line}" if line else self.file
         super().__init__(f"{where}: {why}")
+
+
+class ModelError(FileError):
+    """A model directory that cannot be read, or a model that breaks the format's rules.
+
+    For a model made in memory, `file` is the layer's name.
+    """
 
 
 class EngineError(Int4CoreError):

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-import os
 import platform
-import tempfile
 from collections.abc import Iterable
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Protocol
 
+from int4core.atomic import write_atomically
 from pipeline.errors import PipelineError
 from pipeline.hardware import describe_machine
 from pipeline.history import StageMean
@@ -84,18 +83,7 @@ def write_summary(folder: Path, summary: dict[str, Any]) -> Path:
     """Write summary.json into `folder`, whole or not at all; returns its path. Raises PipelineError."""
     path = folder / FILE_NAME
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=folder, suffix=".part", delete=False) as file:
-            try:
-                json.dump(summary, file, indent=2, allow_nan=False)
-                file.write("\n")
-                file.flush()
-                os.fsync(file.fileno())
-                os.chmod(file.name, 0o644)
-                os.replace(file.name, path)
-            except BaseException:
-                Path(file.name).unlink(missing_ok=True)
-                raise
+        write_atomically(path, json.dumps(summary, indent=2, allow_nan=False).encode() + b"\n")
     except OSError as error:
         raise PipelineError(f"{path}: cannot be written: {error.strerror}") from error
     return path

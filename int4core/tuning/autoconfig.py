@@ -7,14 +7,13 @@ their numbers mean that engine's table, not ours.
 
 from __future__ import annotations
 
-import os
 import re
-import tempfile
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from int4core.errors import Int4CoreError
+from int4core.atomic import write_atomically
+from int4core.errors import FileError
 
 _KEY = re.compile(r"layer([1-9]\d{0,3})_residual([1-9]\d{0,3})_(conv[123]|ds_conv)")
 _LAYER = re.compile(r"layer([1-9]\d{0,3})_(0|[1-9]\d{0,3})_(conv[123]|downsample_0)")
@@ -24,20 +23,8 @@ _NUMBER = re.compile(r"[0-9]{1,9}")
 MAX_BYTES = 1 << 20
 
 
-class AutoconfigError(Int4CoreError):
-    """An autoconfig file that cannot be read, or that does not fit the model or the kernel table.
-
-    Attributes:
-        file: the file at fault.
-        line: its line, counted from 1, or 0 when the file as a whole is at fault.
-        why: what is wrong, and what would be right.
-    """
-
-    def __init__(self, file: str | Path, line: int, why: str) -> None:
-        self.file = str(file)
-        self.line = line
-        self.why = why
-        super().__init__(f"{self.file}:{line}: {why}" if line else f"{self.file}: {why}")
+class AutoconfigError(FileError):
+    """An autoconfig file that cannot be read, or that does not fit the model or the kernel table."""
 
 
 def layer_of(key: str) -> str | None:
@@ -215,19 +202,7 @@ def write(path: str | Path, config: Autoconfig) -> None:
     if again.kernels != config.kernels or again.metadata != config.metadata or again.notes != config.notes:
         raise AutoconfigError(path, 0, "metadata or notes do not fit on comment lines of their own")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(
-            "w", dir=path.parent, suffix=".part", delete=False, encoding="utf-8"
-        ) as file:
-            try:
-                file.write(dumps(config))
-                file.flush()
-                os.fsync(file.fileno())
-                os.chmod(file.name, 0o644)
-                os.replace(file.name, path)
-            except BaseException:
-                Path(file.name).unlink(missing_ok=True)
-                raise
+        write_atomically(path, dumps(config).encode())
     except OSError as error:
         raise AutoconfigError(path, 0, f"cannot be written: {error.strerror}") from error
 
