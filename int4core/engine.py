@@ -25,9 +25,9 @@ class Engine:
 
     Args:
         model: a loaded model.
-        backend: a name in `int4core.backends.BACKENDS`; `numpy` runs anywhere.
+        backend: a name in `int4core.backends.BACKENDS`; `numpy` runs anywhere, `cuda` on NVIDIA GPUs.
         batch_size: the most images the backend gets at once.
-        options: the backend's own, such as `input_size` and `threads` (numpy).
+        options: the backend's own, such as `input_size`, `threads` (numpy), `gpu` and `autoconfig` (cuda).
 
     Raises:
         EngineError: unknown backend or option, a backend that cannot run here, a network it cannot run.
@@ -74,8 +74,9 @@ class Engine:
     def trace(self, x: Int8Array) -> dict[str, Int32Array]:
         """Layer name -> its integer output, NCHW (`fc`: (N, classes)), in running order.
 
-        Convolutions give their sums with bias, before residual and ReLU. For comparing backends layer by
-        layer; it holds every layer of all N images, 112 MB an image for ResNet-50, so keep N small.
+        Convolutions give their sums with bias, before residual and ReLU; a backend that fuses layers has only the
+        outputs of the fused ones. For comparing backends layer by layer; it holds every layer of all N images,
+        112 MB an image for ResNet-50, so keep N small.
         """
         traces = [self.backend.trace(batch) for batch in self._batches(x)]
         if not traces:

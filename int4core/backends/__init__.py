@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 BACKENDS = {
     "numpy": ("int4core.backends.numpy_backend", "NumpyBackend"),
+    "cuda": ("int4core.backends.cuda_backend", "CudaBackend"),
 }
 """Name -> module and class; the class takes (model, *, batch_size, **options)."""
 

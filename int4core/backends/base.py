@@ -40,8 +40,9 @@ class Backend(Protocol):
     def trace(self, x: Int8Array) -> dict[str, Int32Array]:
         """Layer name -> its output, int32 NCHW, in running order.
 
-        Every convolution (sums with bias, before residual and ReLU), every Quantize, `maxpool`,
-        `avgpool` and `fc` (n, classes); the names are the model directory's.
+        `maxpool`, `avgpool`, `fc` (n, classes) and the Quantize that ends a fused operation: quantize1, 2 and 3 of
+        every block; a backend that does not fuse also gives every convolution (sums with bias, before residual
+        and ReLU) and the other Quantizes. The names are the model directory's.
         """
         ...
 

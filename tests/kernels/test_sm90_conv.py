@@ -63,7 +63,7 @@ class Problem:
         self.input = rng.integers(0, 256, (conv.n, conv.h, conv.w, conv.c // 2), np.uint8)
         self.residual = np.zeros(0, np.uint8)
         if conv.residual == Residual.U4:
-            self.kept = Rescale(rng.integers(0, 65536, k).astype(np.uint16), int(rng.integers(0, 2)))
+            self.kept = Rescale(rng.integers(0, 65536, k).astype(np.uint16), int(rng.integers(0, 4)))
             self.residual = rng.integers(0, 256, (conv.n, conv.p, conv.q, k // 2), np.uint8)
         if conv.source:
             src = conv.source

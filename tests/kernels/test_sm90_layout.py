@@ -29,7 +29,7 @@ from int4core.backends.cuda.sm90_layout import (
     tile_channels,
 )
 from int4core.backends.cuda.sm90_rows import RowsPlan
-from int4core.dtypes import S8, S32, U4
+from int4core.dtypes import S8, S32, U4, U31
 from int4core.errors import EngineError
 from int4core.quantize import requantize
 
@@ -127,12 +127,25 @@ def test_residual_rescaling_rounds_halves_away_from_zero(shift: int) -> None:
             assert wide == int(requantize(narrow, int(up[c]), shift, S32)), (narrow, up[c])
 
 
+@pytest.mark.parametrize("shift", [0, 1, 2, 3, 16, 22])
+def test_a_u4_residual_is_rescaled_halves_up(shift: int) -> None:
+    factor = np.concatenate([[0, 1, 2, 3, 4, 6, 16384, 32768, 49152, 65535], RNG.integers(0, 65536, 54)])
+    kept = Rescale(factor.astype(np.uint16), shift)
+    pairs = channel_constants(np.zeros(64, np.int16), Rescale(np.ones(64, np.uint16), 16), 64, kept)
+    scale = pairs["residual_factor"].ravel()
+    for column, c in enumerate(tile_channels(64)):
+        position = c % 8 if c % 8 < 6 else c % 8 - 6
+        for value in range(16):
+            got = _nearest_even(value * 16**position * Fraction(float(scale[column])))
+            assert got == int(requantize(value, int(factor[c]), shift, U31)), (value, factor[c])
+
+
 def test_requantisations_the_kernel_cannot_do_are_refused() -> None:
     bias = np.zeros(64, np.int16)
     with pytest.raises(EngineError, match="shift 0"):
         channel_constants(bias, Rescale(np.ones(64, np.uint16), 0), 64)
-    with pytest.raises(EngineError, match="residual shift 2"):
-        channel_constants(bias, Rescale(np.ones(64, np.uint16), 16), 64, Rescale(np.ones(64, np.uint16), 2))
+    with pytest.raises(EngineError, match="residual shift 23"):
+        channel_constants(bias, Rescale(np.ones(64, np.uint16), 16), 64, Rescale(np.ones(64, np.uint16), 23))
     up = Rescale(np.full(64, 40000, np.uint16), 0)
     with pytest.raises(EngineError, match="too large"):
         residual_constants(bias, Rescale(np.ones(64, np.uint16), 16), up, 64)

@@ -24,6 +24,9 @@ LINEAR = 1 << 24
 MAGIC = 0x4B400000
 """The bits of the float 1.5 * 2^23, whose unit is 1."""
 
+RESIDUAL_SHIFT = 22
+"""Largest shift of a u4 residual: scaled by 16^-5 as well, the smallest factor is still a normal float."""
+
 StructArray: TypeAlias = npt.NDArray[Any]
 
 CHANNEL_PAIR = np.dtype(
@@ -148,10 +151,10 @@ def channel_constants(
     pairs["factor"] = spread_channels(rescale.scale, tile_n)
     pairs["correction"] = spread_channels(np.where(correction > 0, correction | (1 << 31), 0), tile_n)
     if kept is not None:
-        if kept.shift not in (0, 1):
-            raise EngineError(f"residual shift {kept.shift}: the sm_90a kernel takes 0 and 1")
+        if kept.shift > RESIDUAL_SHIFT:
+            raise EngineError(f"residual shift {kept.shift}: the sm_90a kernel takes at most {RESIDUAL_SHIFT}")
         place = np.arange(len(wide)) % 8
-        scale = np.ldexp(kept.scale, -4 * np.where(place < 6, place, place - 6))
+        scale = np.ldexp(kept.nudged, -4 * np.where(place < 6, place, place - 6))
         pairs["residual_factor"] = spread_channels(scale, tile_n)
     return pairs
 

@@ -56,11 +56,12 @@ __device__ __forceinline__ int rescale_residual(int x, const ResidualPair& pair,
 // The sum (a float in units of 2^-149) plus the rescaled residual of channel `index` of the words a thread keeps.
 template <int COUNT>
 __device__ __forceinline__ float add_residual(float sum, float factor, const unsigned (&words)[COUNT], int index) {
-  // floor((v * factor + 1) / 2) is v * factor / 2 rounded up; the masked nibble is v * 16^position * 2^-149.
+  // The masked nibble is v * 16^position * 2^-149. The sum rounds to the nearest integer; the host gives the float above
+  // the factor, so that halves go up, and 15 times that difference moves nothing else across a half.
   const int position = index % 8;
   const unsigned word = words[index / 8];
   const unsigned nibble = position < 6 ? word & (0xFu << (4 * position)) : (word >> 24) & (0xFu << (4 * (position - 6)));
-  return __fmaf_ru(__uint_as_float(nibble), factor, sum);
+  return __fmaf_rn(__uint_as_float(nibble), factor, sum);
 }
 
 template <int Residual, int COUNT>

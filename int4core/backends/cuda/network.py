@@ -1,0 +1,196 @@
+"""A network on a GPU: compiled kernels, weights in device memory, and a CUDA graph a batch size."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from int4core.backends.cuda.compiler import Compiled, compile_all
+from int4core.backends.cuda.device import chip_at, load_cupy, memory_errors
+from int4core.backends.cuda.kernel import Kernel
+from int4core.backends.cuda.ops import CLASSES, INPUT, TOP1
+from int4core.backends.cuda.planner import NetworkPlan, make_plan
+from int4core.backends.cuda.source import KernelSource
+from int4core.errors import EngineError
+from int4core.layers import Pair
+from int4core.network import default_input_size
+from int4core.tuning.autoconfig import Autoconfig
+from int4core.tuning.files import Tuning, load_tuning
+
+if TYPE_CHECKING:
+    from int4core.model import Model
+
+
+@dataclass(frozen=True)
+class Launch:
+    """A kernel with its arguments: ready to go on any stream."""
+
+    name: str
+    function: Any
+    grid: tuple[int, int, int]
+    threads: int
+    arguments: tuple[Any, ...]
+    shared_bytes: int
+
+    def __call__(self) -> None:
+        """On CuPy's current stream."""
+        self.function(self.grid, (self.threads, 1, 1), self.arguments, shared_mem=self.shared_bytes)
+
+
+class DeviceNetwork:
+    """A model's weights and kernels on one GPU; `batch` gives something to run.
+
+    Args:
+        model: a loaded model.
+        gpu: a name of `chips.CHIPS` that the GPU must have, or None for any.
+        autoconfig: the kernels to use; None takes the tuned file of this chip where there is one.
+        input_size: (H, W); None takes the size that fits the network's strides.
+        device: which GPU, as CuPy counts them; None takes the current one.
+
+    Raises:
+        EngineError: no GPU, another GPU than the one asked for, a kernel that does not compile, or no memory.
+        AutoconfigError: the file names a layer or a number that does not exist, with its line.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        *,
+        gpu: str | None = None,
+        autoconfig: Autoconfig | None = None,
+        input_size: Pair | None = None,
+        device: int | None = None,
+    ) -> None:
+        self.cupy = load_cupy()
+        self.device = self.cupy.cuda.Device() if device is None else self.cupy.cuda.Device(device)
+        self.chip = chip_at(self.cupy, self.device.id)
+        if gpu is not None and self.chip.name != gpu:
+            raise EngineError(f"GPU {self.device.id} is a {self.chip.name}, not a {gpu}; name it, or leave --gpu auto")
+        self.model = model
+        self.size = default_input_size(model.network) if input_size is None else input_size
+        self.tuning: Tuning = load_tuning(self.chip.name, model.network, autoconfig)
+        self._functions: dict[KernelSource, Any] = {}
+        self._constants: dict[tuple[str, str], tuple[Any, ...]] = {}
+        self._batches: dict[int, DeviceBatch] = {}
+        self.compiled = Compiled({}, 0, 0.0)
+
+    @property
+    def notice(self) -> str:
+        """What it runs on, which kernels, and what compiling took so far."""
+        return f"{self.chip.name} ({self.chip.arch}), {self.tuning.notice}; {self.compiled}"
+
+    def plan(self, n: int, keep_all: bool = False) -> NetworkPlan:
+        numbers = self.tuning.numbers_for(n)
+        return make_plan(self.model.network, self.chip, n, size=self.size, numbers=numbers, keep_all=keep_all)
+
+    def batch(self, n: int, keep_all: bool = False) -> DeviceBatch:
+        """Memory and a graph for batches of `n` images; every call gives another one."""
+        with self.device:
+            return DeviceBatch(self, self.plan(n, keep_all))
+
+    def launches(self, kernels: tuple[Kernel, ...], tensors: Mapping[str, int]) -> tuple[Launch, ...]:
+        """The kernels on tensors at these device addresses."""
+        self.load([kernel.source for kernel in kernels])
+        return tuple(self._launch(kernel, tensors) for kernel in kernels)
+
+    def close(self) -> None:
+        """Give back the device memory of weights and binaries."""
+        self._constants.clear()
+        self._functions.clear()
+        self._free()
+
+    def _free(self) -> None:
+        with self.device:
+            self.cupy.get_default_memory_pool().free_all_blocks()
+
+    def load(self, sources: Sequence[KernelSource]) -> None:
+        """Have these binaries in memory, compiled side by side where they are not in the cache."""
+        new = [source for source in dict.fromkeys(sources) if source not in self._functions]
+        if not new:
+            return
+        compiled = compile_all(new, self.chip.arch)
+        before = self.compiled
+        self.compiled = Compiled(
+            {**before.files, **compiled.files}, before.missed + compiled.missed, before.seconds + compiled.seconds
+        )
+        for source, file in compiled.files.items():
+            try:
+                self._functions[source] = self.cupy.RawModule(path=str(file)).get_function(source.function)
+            except self.cupy.cuda.driver.CUDADriverError as error:
+                raise EngineError(f"{file}: the driver does not load this binary ({error}); remove it") from error
+
+    def _launch(self, kernel: Kernel, tensors: Mapping[str, int]) -> Launch:
+        function = self._functions[kernel.source]
+        if kernel.shared_bytes > 48 << 10:
+            function.max_dynamic_shared_size_bytes = self.chip.shared_bytes - function.shared_size_bytes
+        addresses = [array.data.ptr for array in self._uploaded(kernel)]
+        arguments = kernel.arguments(tensors, addresses)
+        return Launch(kernel.op.name, function, kernel.grid, kernel.threads, arguments, kernel.shared_bytes)
+
+    def _uploaded(self, kernel: Kernel) -> tuple[Any, ...]:
+        key = (kernel.op.name, kernel.layout)
+        if key not in self._constants:
+            # A single byte where there is nothing: a kernel is given an address all the same.
+            arrays = [np.frombuffer(array.tobytes() or b"\0", np.uint8) for array in kernel.constants()]
+            with memory_errors(f"{kernel.op.name}'s weights", self.tuning.batch):
+                self._constants[key] = tuple(self.cupy.asarray(array) for array in arrays)
+        return self._constants[key]
+
+
+class DeviceBatch:
+    """Activation memory for batches of `n` images, and the CUDA graph that runs the network on it.
+
+    Attributes:
+        n: images.
+        input: cupy int8 (n, 3, H, W), to be written before a run.
+        sums: cupy int32 (n, classes), the last linear layer's.
+        top1: cupy int32 (n,).
+    """
+
+    def __init__(self, network: DeviceNetwork, plan: NetworkPlan) -> None:
+        cupy = network.cupy
+        self.plan = plan
+        self.n = plan.n
+        with memory_errors(f"{plan.arena.bytes / 2**20:,.0f} MiB of activations", plan.n):
+            self._memory = cupy.empty(plan.arena.bytes, cupy.uint8)
+        base = self._memory.data.ptr
+        self.addresses = {name: base + offset for name, offset in plan.arena.offsets.items()}
+        self.input = self.tensor(INPUT).view(cupy.int8).reshape(plan.n, 3, *network.size)
+        self.sums = self.tensor(CLASSES).view(cupy.int32).reshape(plan.n, -1)
+        self.top1 = self.tensor(TOP1).view(cupy.int32)
+        self.launches = network.launches(tuple(step.kernel for step in plan.steps), self.addresses)
+        self.input.fill(0)
+        self._graph = self._capture(cupy)
+
+    def tensor(self, name: str) -> Any:
+        """The bytes of a tensor, cupy uint8 (bytes,)."""
+        size = self.plan.input_bytes if name == INPUT else self._sizes[name]
+        offset = self.plan.arena.offsets[name]
+        return self._memory[offset : offset + size]
+
+    @property
+    def _sizes(self) -> dict[str, int]:
+        return {step.op.output.name: step.op.output.bytes for step in self.plan.steps}
+
+    def run(self, stream: Any) -> None:
+        """Run the network on `input`, asynchronously on a cupy.cuda.Stream."""
+        self._graph.launch(stream)
+
+    def run_layers(self, stream: Any) -> None:
+        """The same without the graph, a launch an operation: for profilers."""
+        with stream:
+            for launch in self.launches:
+                launch()
+
+    def _capture(self, cupy: Any) -> Any:
+        stream = cupy.cuda.Stream(non_blocking=True)
+        self.run_layers(stream)  # whatever a first launch sets up is not part of a graph
+        stream.synchronize()
+        with stream:
+            stream.begin_capture()
+            for launch in self.launches:
+                launch()
+            return stream.end_capture()

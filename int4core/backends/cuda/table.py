@@ -1,0 +1,121 @@
+"""The kernel table: which numbered entries compute an operation on a chip, and which one is taken untuned."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from int4core.backends.cuda import mma, sm90, sm90_kernel, stem, stem_strips
+from int4core.backends.cuda.chips import Chip
+from int4core.backends.cuda.head import Linear, Mean, Top1
+from int4core.backends.cuda.kernel import Kernel
+from int4core.backends.cuda.ops import ConvOp, LinearOp, Op, PoolOp, StemOp
+from int4core.errors import EngineError
+
+
+@dataclass(frozen=True)
+class Family:
+    """Entries `first` ... `first + count - 1` of the table.
+
+    Attributes:
+        name: for people.
+        make: (op, number, chip) -> the kernel; EngineError when they do not fit.
+        default: (op, chip) -> the number that should do well untuned; EngineError when none fits.
+        describe: number -> its configuration, in words.
+    """
+
+    name: str
+    first: int
+    count: int
+    make: Callable[..., Kernel]
+    default: Callable[..., int]
+    describe: Callable[[int], str]
+
+    @property
+    def numbers(self) -> range:
+        return range(self.first, self.first + self.count)
+
+
+MMA = Family(
+    "mma.sync u8.s8", 0, len(mma.CONFIGS), mma.MmaConv, mma.default_config, lambda n: str(mma.CONFIGS[n])
+)
+WGMMA = Family(
+    "wgmma u8.s8", sm90_kernel.FIRST_NUMBER, len(sm90.CONFIGS), sm90_kernel.Sm90Conv, sm90_kernel.default_number,
+    lambda n: str(sm90.CONFIGS[n - sm90_kernel.FIRST_NUMBER]),
+)  # fmt: skip
+ROWS = Family(
+    "wgmma u8.s8, 3x3", sm90_kernel.FIRST_ROWS, len(sm90_kernel.ROWS), sm90_kernel.Sm90Rows,
+    sm90_kernel.default_number,
+    lambda n: "{} teams x {} rows".format(*reversed(sm90_kernel.ROWS[n - sm90_kernel.FIRST_ROWS])),
+)  # fmt: skip
+STEM = Family(
+    "stem", stem.FIRST_NUMBER, len(stem.CONFIGS), stem.StemConv, stem.default_config,
+    lambda n: str(stem.CONFIGS[n - stem.FIRST_NUMBER]),
+)  # fmt: skip
+STRIPS = Family(
+    "stem, in strips", stem_strips.FIRST_NUMBER, len(stem_strips.CONFIGS), stem_strips.StripStem,
+    stem_strips.default_config, lambda n: str(stem_strips.CONFIGS[n - stem_strips.FIRST_NUMBER]),
+)  # fmt: skip
+
+CONVOLUTIONS: tuple[Family, ...] = (WGMMA, ROWS, MMA)
+"""Families that compute a ConvOp, the ones to prefer first."""
+
+STEMS: tuple[Family, ...] = (STRIPS, STEM)
+"""Likewise of a StemOp."""
+
+FAMILIES: tuple[Family, ...] = (*CONVOLUTIONS, *STEMS)
+
+KNOWN_NUMBERS: frozenset[int] = frozenset(n for family in FAMILIES for n in family.numbers)
+
+
+def families_of(op: Op) -> tuple[Family, ...]:
+    """The families whose entries compute `op`; none for an operation with a single kernel."""
+    if isinstance(op, ConvOp):
+        return CONVOLUTIONS
+    return STEMS if isinstance(op, StemOp) else ()
+
+
+def make_kernel(op: Op, chip: Chip, number: int) -> Kernel:
+    """Entry `number` for `op`. Raises EngineError when it is none for it; the message is the reason."""
+    for family in families_of(op):
+        if number in family.numbers:
+            return family.make(op, number, chip)
+    raise EngineError(f"{op.name}: {number} is no kernel for it")
+
+
+def default_kernel(op: Op, chip: Chip) -> Kernel:
+    """The kernel for an operation nobody has tuned.
+
+    Raises:
+        EngineError: no kernel computes it on this chip; the message gives every family's reason.
+    """
+    if isinstance(op, PoolOp):
+        return Mean(op)
+    if isinstance(op, LinearOp):
+        return Linear(op)
+    if not isinstance(op, (ConvOp, StemOp)):
+        return Top1(op)
+    reasons = []
+    for family in families_of(op):
+        try:
+            return make_kernel(op, chip, family.default(op, chip))
+        except EngineError as error:
+            reasons.append(f"{family.name}: {error}")
+    raise EngineError(f"{chip.name}: nothing computes {op.name}: {'; '.join(dict.fromkeys(reasons))}")
+
+
+def candidates(op: Op, chip: Chip) -> Iterator[Kernel]:
+    """Every entry that computes `op` on `chip`, in the order of their numbers."""
+    for family in sorted(families_of(op), key=lambda family: family.first):
+        for number in family.numbers:
+            try:
+                yield family.make(op, number, chip)
+            except EngineError:
+                continue
+
+
+def describe() -> Iterator[str]:
+    """A line an entry: number, family, configuration."""
+    for family in sorted(FAMILIES, key=lambda family: family.first):
+        for number in family.numbers:
+            yield f"{number:4d}  {family.name:18s} {family.describe(number)}"

@@ -1,0 +1,167 @@
+"""`python -m int4core.tune --gpu h200 --batch 1024`: time every kernel on every layer, keep the fastest.
+
+The choice is written to autoconfig/.
+
+Each candidate must write the same bytes as the first one; that those are right is the tests' business. Layers of
+one shape are timed once. Buffers rotate over several times the L2, unless the whole batch's tensors fit it: then
+they stay, as they do when the network runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Collection, Hashable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from int4core.backends.cuda.chips import CHIPS
+from int4core.backends.cuda.kernel import Kernel
+from int4core.backends.cuda.network import DeviceNetwork
+from int4core.backends.cuda.ops import ConvOp, Op, StemOp
+from int4core.backends.cuda.table import KNOWN_NUMBERS, candidates
+from int4core.errors import EngineError, Int4CoreError
+from int4core.model import Model
+from int4core.tuning import autoconfig
+from int4core.tuning.autoconfig import Autoconfig
+from int4core.tuning.files import FOLDER, file_of
+from int4core.tuning.measure import Site, microseconds, result, tensor_bytes
+
+MAIN_BATCH = 1024
+"""The batch size of `autoconfig/GPU`; other sizes have files of their own."""
+
+
+@dataclass(frozen=True)
+class Timed:
+    """A kernel's median microseconds; `equal` says whether it writes what the first candidate wrote."""
+
+    kernel: Kernel
+    us: float
+    equal: bool
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Layers of one shape, and their candidates, fastest first."""
+
+    ops: tuple[Op, ...]
+    timed: tuple[Timed, ...]
+
+    @property
+    def best(self) -> Timed:
+        return self.timed[0]
+
+
+def groups(ops: Sequence[Op]) -> list[list[Op]]:
+    """The operations that have a choice of kernels, those of the same shape together."""
+    found: dict[Hashable, list[Op]] = {}
+    for op in ops:
+        if isinstance(op, (ConvOp, StemOp)):
+            found.setdefault(op.shape if isinstance(op, ConvOp) else op.name, []).append(op)
+    return list(found.values())
+
+
+def tune(network: DeviceNetwork, n: int, numbers: Collection[int] = KNOWN_NUMBERS) -> Iterator[Choice]:
+    """Time the candidates among `numbers` on every shape of the network, for batches of `n`.
+
+    Raises:
+        EngineError: no candidate is left for a layer, or two of them write different results.
+    """
+    plan = network.plan(n)
+    sizes = tensor_bytes(plan)
+    rotate = plan.arena.bytes > network.device.attributes["L2CacheSize"] // 2
+    found = {
+        tuple(group): [kernel for kernel in candidates(group[0], network.chip) if kernel.number in numbers]
+        for group in groups([step.op for step in plan.steps])
+    }
+    network.load([kernel.source for kernels in found.values() for kernel in kernels])
+    for group, kernels in found.items():
+        op = group[0]
+        if not kernels:
+            raise EngineError(f"{op.name}: no kernel among those that may be chosen computes it")
+        site = Site.make(network, op, sizes, rotate)
+        first = result(network, kernels[0], site)
+        timed = [
+            Timed(kernel, microseconds(network, kernel, site), bool((result(network, kernel, site) == first).all()))
+            for kernel in kernels
+        ]
+        different = [str(t.kernel.number) for t in timed if not t.equal]
+        if different:
+            raise EngineError(f"{op.name}: kernels {', '.join(different)} differ from {kernels[0].number}; report this")
+        yield Choice(group, tuple(sorted(timed, key=lambda t: t.us)))
+
+
+def to_autoconfig(network: DeviceNetwork, n: int, choices: Sequence[Choice]) -> Autoconfig:
+    """The choice as a file; a downsample convolution has the number of the conv3 that computes it."""
+    numbers: dict[str, int] = {}
+    for choice in choices:
+        number = choice.best.kernel.number
+        assert number is not None
+        for op in choice.ops:
+            names = [op.name] + ([op.branch.name] if isinstance(op, ConvOp) and op.branch else [])
+            numbers |= {key: number for name in names if (key := autoconfig.key_of(name)) is not None}
+    metadata = {"engine": "int4core", "gpu": network.chip.name, "origin": "measured", "batch": str(n)}
+    return Autoconfig(dict(sorted(numbers.items())), metadata)
+
+
+def parse_numbers(text: str) -> frozenset[int]:
+    """`0-15,100` -> those numbers. Raises ValueError."""
+    found: set[int] = set()
+    for part in text.split(","):
+        match = re.fullmatch(r"(\d+)(?:-(\d+))?", part.strip())
+        if match is None:
+            raise ValueError(f"{part!r} is no number and no range")
+        found |= set(range(int(match[1]), int(match[2] or match[1]) + 1))
+    return frozenset(found)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m int4core.tune", description=__doc__)
+    parser.add_argument("--gpu", choices=sorted(CHIPS), help="the chip this must be; whatever is here by default")
+    parser.add_argument("--device", type=int, help="which GPU, counted from 0")
+    parser.add_argument("--batch", type=int, nargs="+", default=[MAIN_BATCH])
+    parser.add_argument("--model", type=Path, default=Path(__file__).resolve().parents[1] / "model")
+    parser.add_argument("--numbers", type=parse_numbers, default=KNOWN_NUMBERS, help="try only these, as 100-113,200")
+    parser.add_argument("--out", type=Path, default=FOLDER, help="folder of the file; %(default)s")
+    parser.add_argument("--verbose", action="store_true", help="print every candidate, not only the three fastest")
+    options = parser.parse_args(argv)
+    try:
+        model = Model.load(options.model)
+        network = DeviceNetwork(model, gpu=options.gpu, device=options.device)
+        with network.device:
+            for n in options.batch:
+                _tune_batch(network, n, options)
+    except Int4CoreError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _tune_batch(network: DeviceNetwork, n: int, options: argparse.Namespace) -> None:
+    if n < 1:
+        raise EngineError(f"--batch {n}: at least 1 is needed")
+    choices: list[Choice] = []
+    total = 0.0
+    for choice in tune(network, n, options.numbers):
+        if not choices:
+            print(f"{network.chip.name}, batch {n}: {network.compiled}", flush=True)
+        choices.append(choice)
+        total += choice.best.us * len(choice.ops)
+        op = choice.ops[0]
+        print(f"{op.name} and {len(choice.ops) - 1} like it: {op}")
+        for timed in choice.timed[: None if options.verbose else 3]:
+            tops = 2 * op.multiply_adds / timed.us / 1e6
+            gbs = (op.activation_bytes + op.weight_bytes) / timed.us / 1e3
+            print(
+                f"    {timed.kernel.number:4d}  {timed.us:9.1f} us | {tops:7.1f} TOPS | {gbs:7.1f} GB/s | "
+                f"{timed.kernel}",
+                flush=True,
+            )
+    file = file_of(network.chip.name, None if n == MAIN_BATCH else n, options.out)
+    autoconfig.write(file, to_autoconfig(network, n, choices))
+    print(f"{file}: {total:,.0f} us for the convolutions of {n} images, each timed alone")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,94 @@
+"""Which tuned file a GPU has, and which of its numbers a batch size takes.
+
+`autoconfig/h200` is for the batch size that its `# batch:` line names; `autoconfig/h200.batch1` and the like are
+for others.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from int4core.backends.cuda.table import KNOWN_NUMBERS
+from int4core.layers import ResNet, walk
+from int4core.tuning import autoconfig
+from int4core.tuning.autoconfig import Autoconfig, AutoconfigError
+
+FOLDER = Path(__file__).resolve().parents[2] / "autoconfig"
+
+NEAR = 2.0
+"""A tuned file serves batches within this many doublings of its own."""
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """Layer name -> kernel number, by the batch size they were tuned for; `notice` says where they come from."""
+
+    by_batch: Mapping[int, Mapping[str, int]] = field(default_factory=dict)
+    notice: str = "kernels chosen by rule"
+    everywhere: bool = False
+
+    @property
+    def batch(self) -> int:
+        """The largest batch size with a file; 0 without one."""
+        return max(self.by_batch, default=0)
+
+    def numbers_for(self, n: int) -> Mapping[str, int]:
+        """The numbers for batches of `n`: of the nearest tuned size, none when that is far away."""
+        if not self.by_batch:
+            return {}
+        distance, batch = min((abs(math.log2(n / batch)), batch) for batch in self.by_batch)
+        return self.by_batch[batch] if distance <= NEAR or self.everywhere else {}
+
+
+def file_of(gpu: str, batch: int | None = None, folder: Path = FOLDER) -> Path:
+    """The file of a GPU, or of one batch size besides its main one."""
+    return folder / (gpu if batch is None else f"{gpu}.batch{batch}")
+
+
+def load_tuning(gpu: str, net: ResNet, chosen: Autoconfig | None = None, folder: Path = FOLDER) -> Tuning:
+    """The tuning of a chip: `chosen` alone if given, else the files that come with the package.
+
+    Raises:
+        AutoconfigError: `chosen` is for another chip or names a layer or number that does not exist; or a file
+            that comes with the package is broken.
+    """
+    if chosen is not None:
+        return _chosen(gpu, net, chosen)
+    files = [path for path in (file_of(gpu, None, folder), *sorted(folder.glob(f"{gpu}.batch*"))) if path.is_file()]
+    if not files:
+        return Tuning(notice=f"kernels chosen by rule: there is no tuned file for {gpu}")
+    by_batch = {}
+    for path in files:
+        config = autoconfig.read(path)
+        _check(gpu, config)
+        by_batch[_batch(config)] = config.by_layer()
+    origin = autoconfig.read(files[0]).metadata.get("origin", "unknown")
+    sizes = ", ".join(map(str, sorted(by_batch)))
+    return Tuning(by_batch, f"kernels tuned for batch {sizes} ({origin})")
+
+
+def _chosen(gpu: str, net: ResNet, config: Autoconfig) -> Tuning:
+    if config.notice is not None:
+        return Tuning(notice=f"kernels chosen by rule: {config.notice}")
+    _check(gpu, config)
+    config.validate(layers={layer.name for layer in walk(net)})
+    return Tuning({_batch(config): config.by_layer()}, f"kernels of {config.file}", everywhere=True)
+
+
+def _check(gpu: str, config: Autoconfig) -> None:
+    wanted = config.metadata.get("gpu", gpu)
+    if wanted != gpu:
+        raise AutoconfigError(
+            config.file, 0, f"was made for {wanted}, and this GPU is {gpu}: tune it with python -m int4core.tune"
+        )
+    config.validate(KNOWN_NUMBERS)
+
+
+def _batch(config: Autoconfig) -> int:
+    text = config.metadata.get("batch", "1024")
+    if not text.isdecimal() or int(text) < 1:
+        raise AutoconfigError(config.file, 0, f"`# batch: {text}` is no batch size")
+    return int(text)

@@ -1,0 +1,169 @@
+"""The CUDA engine on a GPU, bit for bit against NumPy: whole random networks, and every kernel of the table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from int4core.backends.cuda.kernel import Kernel
+from int4core.backends.cuda.network import DeviceNetwork
+from int4core.backends.cuda.table import candidates
+from int4core.engine import Engine
+from int4core.errors import EngineError
+from int4core.model import Model
+from int4core.random_model import random_model
+from int4core.tune import groups
+from int4core.tuning.autoconfig import Autoconfig
+from int4core.tuning.measure import tensor_bytes
+from tests.int4core.networks import as_model, random_input, random_network
+from tests.paths import SHARED, needs_shared
+
+pytestmark = pytest.mark.gpu
+
+DEFAULT_MODEL = Path(__file__).resolve().parents[2] / "model"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cupy() -> Any:
+    module = pytest.importorskip("cupy")
+    try:
+        if module.cuda.runtime.getDeviceCount() == 0:
+            pytest.skip("no GPU")
+    except module.cuda.runtime.CUDARuntimeError:
+        pytest.skip("no GPU")
+    return module
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    return Model.load(DEFAULT_MODEL)
+
+
+@pytest.fixture(scope="module")
+def engine(model: Model) -> Iterator[Engine]:
+    with Engine(model, "cuda", batch_size=4) as engine:
+        yield engine
+
+
+def images(n: int, shape: tuple[int, ...] = (3, 224, 224)) -> np.ndarray[Any, Any]:
+    return np.random.default_rng().integers(-128, 128, (n, *shape), dtype=np.int8)
+
+
+def assert_same_trace(gpu: Engine, cpu: Engine, x: np.ndarray[Any, Any]) -> None:
+    trace, expected = gpu.trace(x), cpu.trace(x)
+    assert len(trace) > 5
+    for name, values in trace.items():
+        np.testing.assert_array_equal(values, expected[name], name)
+
+
+@pytest.mark.parametrize("n", [1, 3, 4])
+def test_every_layer_of_the_default_model(engine: Engine, model: Model, n: int) -> None:
+    with Engine(model) as cpu:
+        assert_same_trace(engine, cpu, images(n))
+
+
+def test_longer_input_than_the_batch(engine: Engine, model: Model) -> None:
+    x = images(10)
+    with Engine(model) as cpu:
+        np.testing.assert_array_equal(engine.accumulators(x), cpu.accumulators(x))
+        np.testing.assert_array_equal(engine.top1(x), cpu.top1(x))
+
+
+def test_another_image_size(model: Model) -> None:
+    x = images(2, (3, 193, 201))
+    with (
+        Engine(model, "cuda", batch_size=2, input_size=(193, 201)) as gpu,
+        Engine(model, input_size=(193, 201)) as cpu,
+    ):
+        assert_same_trace(gpu, cpu, x)
+
+
+@needs_shared
+def test_every_layer_of_the_published_model() -> None:
+    published = Model.load(SHARED / "model-v0.5" / "model")
+    with np.load(SHARED / "golden" / "inputs8.npz") as golden, Engine(published, "cuda", batch_size=8) as gpu:
+        np.testing.assert_array_equal(gpu.accumulators(golden["x"]), golden["logits"])
+        with Engine(published) as cpu:
+            assert_same_trace(gpu, cpu, golden["x"][:2])
+
+
+def run_one(network: DeviceNetwork, kernel: Kernel, inputs: dict[str, Any], size: int) -> Any:
+    output = network.cupy.full(size, 0xA5, np.uint8)
+    addresses = {name: array.data.ptr for name, array in inputs.items()} | {kernel.op.output.name: output.data.ptr}
+    (launch,) = network.launches((kernel,), addresses)
+    launch()
+    return output.get()
+
+
+@pytest.mark.parametrize("n", [1, 3])
+def test_every_kernel_of_the_table_agrees(model: Model, n: int) -> None:
+    """On what the network's own tensors hold: the default kernels' results, which tests above compare with NumPy."""
+    network = DeviceNetwork(model)
+    batch = network.batch(n, keep_all=True)
+    batch.input.set(images(n))
+    stream = network.cupy.cuda.Stream()
+    batch.run(stream)
+    stream.synchronize()
+    sizes = tensor_bytes(batch.plan)
+    ops = [group[0] for group in groups([step.op for step in batch.plan.steps])]
+    kernels = {op.name: list(candidates(op, network.chip)) for op in ops}
+    network.load([kernel.source for found in kernels.values() for kernel in found])
+    for op in ops:
+        inputs = {name: batch.tensor(name) for name in op.reads}
+        expected = batch.tensor(op.output.name).get()
+        for kernel in kernels[op.name]:
+            result = run_one(network, kernel, inputs, sizes[op.output.name])
+            np.testing.assert_array_equal(result, expected, f"{op.name}: {kernel.number} {kernel}")
+    assert len({kernel.number for found in kernels.values() for kernel in found}) > 20
+
+
+def test_numbers_of_an_autoconfig_are_used(model: Model) -> None:
+    config = Autoconfig({"layer3_residual2_conv2": 6}, {"engine": "int4core"})
+    plan = DeviceNetwork(model, autoconfig=config).plan(8)
+    numbers = {step.op.name: step.kernel.number for step in plan.steps}
+    assert numbers["layer3_1_conv2"] == 6
+
+
+def test_another_gpu_than_the_one_asked_for_is_refused(model: Model) -> None:
+    with pytest.raises(EngineError, match="not a t4"):
+        DeviceNetwork(model, gpu="t4")
+
+
+def test_a_batch_larger_than_memory_is_an_error_that_names_the_mend(model: Model) -> None:
+    with pytest.raises(EngineError, match="choose a smaller batch"):
+        Engine(model, "cuda", batch_size=1 << 18)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"width": 20, "classes": 37, "stem_channels": 24, "seed": 1},
+        {"width": 32, "classes": 1001, "blocks": (2, 1, 2, 1), "seed": 2},
+        {"width": 8, "classes": 5, "seed": 3},
+    ],
+    ids=str,
+)
+def test_networks_of_odd_channels(options: dict[str, Any]) -> None:
+    network = random_model(**options)
+    with Engine(network, "cuda", batch_size=3) as gpu, Engine(network) as cpu:
+        assert_same_trace(gpu, cpu, images(3, gpu.input_shape))
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_random_networks(seed: int) -> None:
+    """Factors and biases of the whole range, other shifts, depths and pools, over inputs that hold the extremes."""
+    net = random_network(seed, (1, 2, 1, 2), width=8 + 4 * seed, shift=10 + 2 * seed, bias=30000, pool=1 + seed % 3)
+    x = random_input(net, 3, seed)
+    with Engine(as_model(net), "cuda", batch_size=3) as gpu, Engine(as_model(net)) as cpu:
+        assert_same_trace(gpu, cpu, x)
+
+
+def test_the_cache_can_be_required(model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("INT4CORE_CACHE_DIR", str(tmp_path))
+    monkeypatch.setenv("INT4CORE_REQUIRE_CACHED", "1")
+    with pytest.raises(EngineError, match="not in"):
+        Engine(model, "cuda", batch_size=1)
