@@ -46,6 +46,7 @@ class Site:
             sets = tuple(
                 {name: cupy.random.randint(0, 256, sizes[name], cupy.uint8) for name in names} for _ in range(count)
             )
+        network.device.synchronize()  # or the first kernel would be timed beside the generator
         return cls(op, sets)
 
     def addresses(self, i: int) -> dict[str, int]:

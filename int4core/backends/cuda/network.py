@@ -162,7 +162,7 @@ class DeviceBatch:
         self.sums = self.tensor(CLASSES).view(cupy.int32).reshape(plan.n, -1)
         self.top1 = self.tensor(TOP1).view(cupy.int32)
         self.launches = network.launches(tuple(step.kernel for step in plan.steps), self.addresses)
-        self.input.fill(0)
+        self.input.data.memset(0, self.input.nbytes)
         self._graph = self._capture(cupy)
 
     def tensor(self, name: str) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import re
+import uuid
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
@@ -40,12 +41,34 @@ def require_nvrtc() -> Path:
 
 @dataclass(frozen=True)
 class Report:
-    """A compiled kernel: registers a thread, bytes spilled, whether wgmma had to be serialised, and the binary."""
+    """A compiled kernel: the binary, and what the compiler said of it.
 
-    registers: int
-    spilled: int
-    serialised: bool
+    NVRTC may answer from a cache of its own and say nothing then: compile `fresh` for what is read from the log.
+    """
+
     cubin: bytes
+    log: str
+
+    @property
+    def registers(self) -> int:
+        """Registers a thread."""
+        return max(int(count) for count in self._found(r"Used (\d+) registers"))
+
+    @property
+    def spilled(self) -> int:
+        """Bytes a thread stores to and loads from memory for want of registers."""
+        return sum(int(count) for count in self._found(r"(\d+) bytes spill"))
+
+    @property
+    def serialised(self) -> bool:
+        """Whether wgmma instructions had to wait for one another."""
+        return bool(self._found("Used")) and "serialized" in self.log
+
+    def _found(self, pattern: str) -> list[str]:
+        found = re.findall(pattern, self.log)
+        if not found:
+            raise EngineError(f"ptxas gave no report of registers and spills:\n{self.log}")
+        return found
 
 
 @cache
@@ -64,15 +87,15 @@ def version(library: Path) -> str:
     return f"{major.value}.{minor.value}"
 
 
-def compile_source(library: Path, source: KernelSource, arch: str) -> Report:
+def compile_source(library: Path, source: KernelSource, arch: str, *, fresh: bool = False) -> Report:
     """Compile for `arch` (such as `sm_90a`), with `library` as NVRTC. Threads may do so side by side.
 
-    Raises EngineError with the compiler's log when it fails.
+    `fresh` makes the text one that was never compiled before. Raises EngineError with the compiler's log when it fails.
     """
     nvrtc = _load(library)
     program = ctypes.c_void_p()
-    text = source.text.encode()
-    if nvrtc.nvrtcCreateProgram(ctypes.byref(program), text, source.file.encode(), 0, None, None):
+    text = source.text + (f"\n// {uuid.uuid4()}\n" if fresh else "")
+    if nvrtc.nvrtcCreateProgram(ctypes.byref(program), text.encode(), source.file.encode(), 0, None, None):
         raise EngineError(f"{library}: NVRTC does not take the program {source}")
     options = [f"--gpu-architecture={arch}", *OPTIONS]
     arguments = (ctypes.c_char_p * len(options))(*(option.encode() for option in options))
@@ -81,21 +104,16 @@ def compile_source(library: Path, source: KernelSource, arch: str) -> Report:
     nvrtc.nvrtcGetProgramLogSize(program, ctypes.byref(size))
     log = ctypes.create_string_buffer(size.value)
     nvrtc.nvrtcGetProgramLog(program, log)
-    said = log.value.decode()
     if status:
+        said = log.value.decode()
         raise EngineError(f"{source} does not compile for {arch} with NVRTC {version(library)}:\n{said}")
     nvrtc.nvrtcGetCUBINSize(program, ctypes.byref(size))
     cubin = ctypes.create_string_buffer(size.value)
     nvrtc.nvrtcGetCUBIN(program, cubin)
     nvrtc.nvrtcDestroyProgram(ctypes.byref(program))
-    spills = re.findall(r"(\d+) bytes spill stores, (\d+) bytes spill loads", said)
-    registers = re.findall(r"Used (\d+) registers", said)
-    if not spills or not registers:
-        raise EngineError(f"{source}: ptxas gave no report of its registers and spills:\n{said}")
-    spilled = sum(int(a) + int(b) for a, b in spills)
-    return Report(max(map(int, registers)), spilled, "serialized" in said, cubin.raw)
+    return Report(cubin.raw, log.value.decode())
 
 
 def compile_kernel(library: Path, name: str, defines: dict[str, int], arch: str) -> Report:
-    """`compile_source` of int4core/kernels/`name` with its constants."""
-    return compile_source(library, KernelSource.of(name, Path(name).stem, defines), arch)
+    """`compile_source`, fresh, of int4core/kernels/`name` with its constants."""
+    return compile_source(library, KernelSource.of(name, Path(name).stem, defines), arch, fresh=True)

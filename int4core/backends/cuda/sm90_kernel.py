@@ -125,7 +125,7 @@ class Sm90Rows:
 
     @property
     def layout(self) -> str:
-        return f"sm90 {self.plan.tile_n} {self.plan.k_bytes}"
+        return f"sm90 rows {self.plan.tile_n} {self.plan.k_bytes}"
 
     def constants(self) -> tuple[npt.NDArray[Any], ...]:
         weights = arrange_weights(self.op.weight, self.plan.tile_n, self.plan.k_bytes)

@@ -50,15 +50,13 @@ class StripConfig:
 CONFIGS: tuple[StripConfig, ...] = (
     StripConfig(14, 32, 4),
     StripConfig(8, 32, 4),
-    StripConfig(14, 32, 8),
-    StripConfig(8, 32, 8),
+    StripConfig(28, 32, 4),
     StripConfig(14, 64, 4),
     StripConfig(8, 64, 4),
-    StripConfig(28, 64, 8),
-    StripConfig(14, 64, 8),
-    StripConfig(4, 32, 8),
+    StripConfig(4, 32, 4),
+    StripConfig(2, 32, 4),
     StripConfig(2, 32, 8),
-    StripConfig(2, 32, 16),
+    StripConfig(4, 64, 8),
 )
 """Numbered from FIRST_NUMBER."""
 
