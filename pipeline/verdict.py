@@ -1,0 +1,174 @@
+"""Which part of the pipeline bounds a run, and what it would take to move on.
+
+The parts overlap, so a run can go as fast as its slowest part alone: that part's rate is the run's ceiling. Each
+ceiling is measured with the other parts out of the way:
+
+- decode: images over the seconds that loaders were busy with them, a loader; times the loaders.
+- h2d: samples copied from the arena to device memory with no kernel running.
+- engine: graph replays on inputs that are in device memory.
+- loadgen: LoadGen with a system under test that answers every sample at once and computes nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+REACHED = 0.90
+"""A run at this share of its lowest ceiling is bounded by it; below, by what lies between the parts."""
+
+EXCEEDED = 1.05
+"""A run above this share of a ceiling shows that the ceiling was measured too low."""
+
+MEASURED_BY = {
+    "decode": "images over the loaders' busy seconds, times the loaders",
+    "h2d": "copies from the arena alone, no kernel running",
+    "engine": "graph replays on inputs in device memory",
+    "loadgen": "LoadGen with a system under test that computes nothing",
+}
+
+
+@dataclass(frozen=True)
+class Ceilings:
+    """What was measured, in samples a second; None for what was not, or has no part in the run.
+
+    Attributes:
+        rate: of the run.
+        decode_per_loader: one loader's; None where samples were decoded before the timed part.
+        loaders: how many the run had.
+        cores: that the run may use, for loaders and all else.
+        h2d, engine: of all GPUs of the run together.
+        loadgen: of LoadGen with its binding.
+        sample_bytes: bytes of a sample on its way to the device.
+        gpus: how many computed.
+    """
+
+    rate: float
+    decode_per_loader: float | None = None
+    loaders: int = 0
+    cores: int = 0
+    h2d: float | None = None
+    engine: float | None = None
+    loadgen: float | None = None
+    sample_bytes: int = 3 * 224 * 224
+    gpus: int = 1
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if value is not None and not (math.isfinite(value) and value >= 0):
+                raise ValueError(f"{field.name}: {value} is not a rate or a count")
+        if self.decode_per_loader is not None and self.loaders < 1:
+            raise ValueError("a decode rate a loader, and no loaders")
+
+    def by_part(self) -> dict[str, float]:
+        """Part -> samples/s, of the parts that were measured, lowest first."""
+        decode = None if self.decode_per_loader is None else self.decode_per_loader * self.loaders
+        known = {"decode": decode, "h2d": self.h2d, "engine": self.engine, "loadgen": self.loadgen}
+        return dict(sorted(((k, v) for k, v in known.items() if v is not None), key=lambda item: item[1]))
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What bounds the run.
+
+    Attributes:
+        bound: `decode`, `h2d`, `engine` or `loadgen`; `overheads` where the run stays well below every ceiling;
+            `unknown` where no ceiling was measured or the run is faster than one.
+        share: the run's rate over its lowest ceiling; None without one.
+        sentences: the verdict, what it would take, and each ceiling with how it was measured.
+    """
+
+    bound: str
+    share: float | None
+    sentences: tuple[str, ...]
+    ceilings: Ceilings
+
+    def as_dict(self) -> dict[str, Any]:
+        """For summary.json."""
+        measured = {
+            part: {"samples_per_s": rate, "measured_by": MEASURED_BY[part]}
+            for part, rate in self.ceilings.by_part().items()
+        }
+        return {
+            "bound": self.bound,
+            "share_of_ceiling": self.share,
+            "sentences": list(self.sentences),
+            "ceilings": measured,
+            "measured": asdict(self.ceilings),
+        }
+
+    def __str__(self) -> str:
+        return "\n".join(self.sentences)
+
+
+def judge(ceilings: Ceilings) -> Verdict:
+    """The verdict over a run that is over."""
+    parts = ceilings.by_part()
+    listed = tuple(f"  {part}: {rate:,.0f} samples/s ({MEASURED_BY[part]})" for part, rate in parts.items())
+    run = f"{ceilings.rate:,.0f} samples/s"
+    if not parts:
+        return Verdict("unknown", None, (f"The run gave {run}; no ceiling was measured.",), ceilings)
+    lowest = next(iter(parts))
+    ceiling = parts[lowest]
+    share = ceilings.rate / ceiling if ceiling > 0 else math.inf
+    if share > EXCEEDED:
+        said = (
+            f"The run gave {run}, more than {lowest} alone ({ceiling:,.0f}): that ceiling was measured too low, and "
+            "no verdict can rest on it."
+        )
+        return Verdict("unknown", share if math.isfinite(share) else None, (said, *listed), ceilings)
+    if share < REACHED:
+        said = (
+            f"No part bounds this run: {run} is {share:.0%} of the lowest ceiling, {lowest}'s {ceiling:,.0f}. The rest "
+            "is lost between the parts: more batches in flight, larger batches or a longer run show where."
+        )
+        return Verdict("overheads", share, (said, *listed), ceilings)
+    said = f"{_TITLES[lowest]} bounds this run: {run} is {share:.0%} of its ceiling, {ceiling:,.0f}."
+    return Verdict(lowest, share, (said, _mend(lowest, parts, ceilings), *listed), ceilings)
+
+
+_TITLES = {"decode": "Decoding", "h2d": "Copying to the device", "engine": "The engine", "loadgen": "LoadGen"}
+
+
+def _mend(bound: str, parts: dict[str, float], ceilings: Ceilings) -> str:
+    """What it would take for the next part to bound the run instead."""
+    others = [(part, rate) for part, rate in parts.items() if part != bound]
+    if not others:
+        return "No other ceiling was measured, so that there is nothing to say of what would come next."
+    following, target = others[0]
+    if bound == "decode":
+        return _more_loaders(following, target, ceilings)
+    if bound == "h2d":
+        needed, given = (rate * ceilings.sample_bytes / 1e9 for rate in (target, parts["h2d"]))
+        return f"For {following}'s {target:,.0f}, copies need {needed:.1f} GB/s and have {given:.1f}."
+    if bound == "engine":
+        each = parts["engine"] / ceilings.gpus
+        gpus = math.ceil(target / each - 1e-9) - ceilings.gpus if each > 0 else 0
+        more = f"{_count(gpus, 'more GPU')}" if gpus > 0 else "nothing more"
+        return f"That is how it should be. {following} would allow {target:,.0f}: the engine needs {more} for it."
+    return f"For {following}'s {target:,.0f}, LoadGen needs more samples a query, or a second process that issues."
+
+
+def _more_loaders(following: str, target: float, ceilings: Ceilings) -> str:
+    each = ceilings.decode_per_loader
+    if not each:
+        return f"For {following}'s {target:,.0f}, loaders have to decode at all."
+    wanted = math.ceil(target / each - 1e-9)
+    more = wanted - ceilings.loaders
+    if more <= 0:
+        return f"{following} is as slow: {target:,.0f}."
+    idle = max(0, min(more, ceilings.cores - ceilings.loaders))
+    here = f"{_count(more - idle, 'more core')} than the {ceilings.cores} here" if more > idle else "no more cores"
+    if idle:
+        here += f"; --loaders {ceilings.loaders + idle} would use the {_count(idle, 'core')} that no loader has yet"
+    return (
+        f"For {following}'s {target:,.0f} at {each:,.0f} images/s a loader, decode needs "
+        f"{_count(wanted, 'loader')} in place of {ceilings.loaders}: {here}."
+    )
+
+
+def _count(n: int, what: str) -> str:
+    """`1 more core`, `34 more cores`."""
+    return f"{n} {what}" + ("" if n == 1 else "s")
