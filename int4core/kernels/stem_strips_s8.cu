@@ -12,6 +12,7 @@
 // those of a window's words before its first tap, PITCH: words of a line in shared memory, POOL_ROWS, WARP_N, WARPS, WIDE.
 #include "epilogue/requantize.cuh"
 #include "ptx/mma.cuh"
+#include "stem_pixels.cuh"
 #include "words.cuh"
 
 constexpr int STEPS_W = (LEAD + TAPS_W + 7) / 8;  // k-steps of a line of the window
@@ -35,29 +36,6 @@ struct StripShape {
   int out_channels;
 };
 
-// Bytes x ... x + 3 of a line; zeros beyond WIDTH.
-__device__ __forceinline__ unsigned four_pixels(const signed char* line, int x) {
-  if constexpr (WIDTH % 4 == 0) return *reinterpret_cast<const unsigned*>(line + x);
-  unsigned word = 0;
-#pragma unroll
-  for (int i = 0; i < 4; ++i)
-    if (x + i < WIDTH) word |= static_cast<unsigned>(static_cast<unsigned char>(line[x + i])) << (8 * i);
-  return word;
-}
-
-// Pixel i of three planes' words becomes word i: red, green, blue, and any byte.
-__device__ __forceinline__ uint4 interleave(unsigned red, unsigned green, unsigned blue) {
-  const unsigned low = __byte_perm(red, green, 0x5140), high = __byte_perm(red, green, 0x7362);
-  return make_uint4(__byte_perm(low, blue, 0x4410), __byte_perm(low, blue, 0x5532), __byte_perm(high, blue, 0x6610),
-                    __byte_perm(high, blue, 0x7732));
-}
-
-// A thread's two words of a k-step: neighbouring pixels.
-__device__ __forceinline__ uint2 two_words(const unsigned* words) {
-  if constexpr (STRIDE_W % 2 == 0) return *reinterpret_cast<const uint2*>(words);
-  return make_uint2(words[0], words[1]);
-}
-
 extern "C" __global__ void __launch_bounds__(THREADS)
 stem_strips_s8(const signed char* __restrict__ images, const uint4* __restrict__ weights,
                const EpiloguePair* __restrict__ channels, unsigned char* __restrict__ output, const StripShape shape) {
@@ -69,19 +47,8 @@ stem_strips_s8(const signed char* __restrict__ images, const uint4* __restrict__
   const int first_line = first_row * STRIDE_H - shape.pad_h;
 
   for (int i = threadIdx.x; i < shape.out_channels / 2; i += THREADS) pairs[i] = channels[i];
-  const int plane = shape.height * WIDTH;
-  const signed char* const image = images + static_cast<size_t>(n) * 3 * plane;
-  constexpr int QUADS = PITCH / 4;
-#pragma unroll 4
-  for (int i = threadIdx.x; i < LINES * QUADS; i += THREADS) {
-    const int line = i / QUADS, x = (i - line * QUADS) * 4 - LEFT, y = first_line + line;
-    uint4 words = make_uint4(0, 0, 0, 0);
-    if (static_cast<unsigned>(y) < static_cast<unsigned>(shape.height) && static_cast<unsigned>(x) < WIDTH) {
-      const signed char* const red = image + y * WIDTH;
-      words = interleave(four_pixels(red, x), four_pixels(red + plane, x), four_pixels(red + 2 * plane, x));
-    }
-    reinterpret_cast<uint4*>(pixels)[i] = words;
-  }
+  const signed char* const image = images + static_cast<size_t>(n) * 3 * shape.height * WIDTH;
+  lay_pixels<LINES, PITCH, THREADS>(pixels, image, shape.height, first_line, -LEFT);
   __syncthreads();
 
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, group = lane / 4, quad = lane % 4;

@@ -156,19 +156,26 @@ class StripStem:
         return f"{self.config}{', 64-bit requantisation' if self.wide else ''}"
 
 
-def arrange_strips(weight: Int8Array, warp_n: int, lead: int) -> Int8Array:
-    """int8 (K, 3, R, S) -> (K / warp_n, R, bytes of a window's line).
+def strip_pixels(weight: Int8Array, lead: int) -> Int8Array:
+    """int8 (K, 3, R, S) -> (K, R, k-steps of a line, 8 pixels, 4): places of K in the order the tensor cores see them.
 
-    A pixel is four places of K, the last of them zero; `lead` pixels without weight come before the window, and it is
-    filled up to whole k-steps. Thread `quad` of a group holds pixels 2 * quad and 2 * quad + 1 of a step.
+    A pixel is four places, the last of them zero; `lead` pixels without weight come before the window, and it is
+    filled up to whole k-steps. Thread `quad` of a group holds pixels 2 * quad and 2 * quad + 1 of a step: places
+    4 * quad ... + 3 and the same 16 further.
     """
     k, c, r, s = weight.shape
     steps = math.ceil((lead + s) / STEP_PIXELS)
     padded = np.zeros((k, r, steps * STEP_PIXELS, 4), np.int8)
     padded[:, :, lead : lead + s, :c] = weight.transpose(0, 2, 3, 1)
     half, quad = np.meshgrid(np.arange(2), np.arange(4), indexing="ij")
-    pixels = padded.reshape(k, r, steps, STEP_PIXELS, 4)[:, :, :, (2 * quad + half).ravel()]
-    return arrange_operands(pixels.reshape(k // warp_n, warp_n, r, -1)[:, tile_channels(warp_n)], 1)
+    return padded.reshape(k, r, steps, STEP_PIXELS, 4)[:, :, :, (2 * quad + half).ravel()]
+
+
+def arrange_strips(weight: Int8Array, warp_n: int, lead: int) -> Int8Array:
+    """int8 (K, 3, R, S) -> (K / warp_n, R, bytes of a window's line): a warp's operands, as mma.sync takes them."""
+    k, _, r, _ = weight.shape
+    pixels = strip_pixels(weight, lead).reshape(k // warp_n, warp_n, r, -1)
+    return arrange_operands(pixels[:, tile_channels(warp_n)], 1)
 
 
 def default_config(op: StemOp, chip: Chip) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from int4core.backends.cuda import mma, sm90, sm90_kernel, stem, stem_strips
+from int4core.backends.cuda import mma, sm90, sm90_kernel, sm90_stem, stem, stem_strips
 from int4core.backends.cuda.chips import Chip
 from int4core.backends.cuda.head import Linear, Mean, Top1
 from int4core.backends.cuda.kernel import Kernel
@@ -56,11 +56,15 @@ STRIPS = Family(
     "stem, in strips", stem_strips.FIRST_NUMBER, len(stem_strips.CONFIGS), stem_strips.StripStem,
     stem_strips.default_config, lambda n: str(stem_strips.CONFIGS[n - stem_strips.FIRST_NUMBER]),
 )  # fmt: skip
+WGMMA_STEM = Family(
+    "stem, wgmma", sm90_stem.FIRST_NUMBER, len(sm90_stem.CONFIGS), sm90_stem.Sm90Stem,
+    sm90_stem.default_number, lambda n: str(sm90_stem.CONFIGS[n - sm90_stem.FIRST_NUMBER]),
+)  # fmt: skip
 
 CONVOLUTIONS: tuple[Family, ...] = (WGMMA, ROWS, MMA)
 """Families that compute a ConvOp, the ones to prefer first."""
 
-STEMS: tuple[Family, ...] = (STRIPS, STEM)
+STEMS: tuple[Family, ...] = (WGMMA_STEM, STRIPS, STEM)
 """Likewise of a StemOp."""
 
 FAMILIES: tuple[Family, ...] = (*CONVOLUTIONS, *STEMS)

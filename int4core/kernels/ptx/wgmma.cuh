@@ -1,4 +1,4 @@
-// wgmma.mma_async m64nNk32: s32 accumulators += u8 (registers) x s8 (shared memory), a warpgroup at a time.
+// wgmma.mma_async m64nNk32: s32 accumulators += u8 or s8 (registers) x s8 (shared memory), a warpgroup at a time.
 #pragma once
 
 // Orders register writes before the wgmma that reads them.
@@ -36,6 +36,21 @@ __device__ __forceinline__ unsigned long long wgmma_descriptor(unsigned address,
   return static_cast<unsigned long long>((address & 0x3FFFF) >> 4) |
          (static_cast<unsigned long long>(k_stride >> 4) << 16) |
          (static_cast<unsigned long long>(row_stride >> 4) << 32);
+}
+
+// d = a * b, plus d if `accumulate` is not 0: m64n64k32 of s8 by s8.
+__device__ __forceinline__ void wgmma_s8s8(int (&d)[32], const unsigned (&a)[4], unsigned long long b, int accumulate) {
+  asm volatile(
+      "{\n.reg .pred p;\nsetp.ne.b32 p, %37, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n64k32.s32.s8.s8 {"
+      "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "
+      "{%32, %33, %34, %35}, %36, p;\n}\n"
+      : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3]), "+r"(d[4]), "+r"(d[5]), "+r"(d[6]), "+r"(d[7]),
+        "+r"(d[8]), "+r"(d[9]), "+r"(d[10]), "+r"(d[11]), "+r"(d[12]), "+r"(d[13]), "+r"(d[14]), "+r"(d[15]),
+        "+r"(d[16]), "+r"(d[17]), "+r"(d[18]), "+r"(d[19]), "+r"(d[20]), "+r"(d[21]), "+r"(d[22]), "+r"(d[23]),
+        "+r"(d[24]), "+r"(d[25]), "+r"(d[26]), "+r"(d[27]), "+r"(d[28]), "+r"(d[29]), "+r"(d[30]), "+r"(d[31])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(accumulate));
 }
 
 template <int N>
