@@ -4,6 +4,7 @@
 // read from L2, and are laid out so that a thread's part is 16 consecutive bytes. Of 64 consecutive features, a thread
 // takes 16: four words, which are two k-steps; the weights are arranged to match.
 // Compile-time constants: WARPS.
+#include "ptx/dependency.cuh"
 #include "ptx/mma.cuh"
 #include "words.cuh"
 
@@ -16,6 +17,8 @@ struct LinearShape {
 extern "C" __global__ void __launch_bounds__(THREADS)
 linear_u7s8(const unsigned char* __restrict__ input, const uint4* __restrict__ weights, const int* __restrict__ bias,
             int* __restrict__ output, const LinearShape shape) {
+  let_next_start();
+  wait_for_previous();
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, group = lane / 4, quad = lane % 4;
   const int tile_n = blockIdx.x * WARPS + warp, first_class = tile_n * WARP_N, first_row = blockIdx.y * WARP_M;
   if (first_class >= shape.classes) return;

@@ -2,6 +2,8 @@
 //
 // A thread makes four channels of one image. Output rows have `features` >= `channels` values, zeros at the end.
 // Compile-time constants: SIZE, THREADS.
+#include "ptx/dependency.cuh"
+
 struct MeanShape {
   int n, h, w;
   int channels, features;  // multiples of 4
@@ -9,6 +11,8 @@ struct MeanShape {
 
 extern "C" __global__ void __launch_bounds__(THREADS)
 mean_u7(const unsigned* __restrict__ input, unsigned* __restrict__ output, const MeanShape shape) {
+  let_next_start();
+  wait_for_previous();
   const int words = shape.features / 4, pixel_words = shape.channels / 4;
   const int i = blockIdx.x * THREADS + threadIdx.x;
   if (i >= shape.n * words) return;

@@ -12,6 +12,7 @@
 // (0 none, 1 a u4 tensor, 2 a 1x1 convolution of one: the first part of K, rescaled in the accumulators), WIDE.
 #include "epilogue/requantize.cuh"
 #include "ptx/cp_async.cuh"
+#include "ptx/dependency.cuh"
 #include "ptx/mma.cuh"
 #include "words.cuh"
 
@@ -154,6 +155,8 @@ mma_conv_u4s8(const unsigned char* __restrict__ input, const unsigned char* __re
     }
   };
 
+  let_next_start();
+  wait_for_previous();
   locate_windows();
 #pragma unroll
   for (int block = 0; block < STAGES - 1; ++block) {

@@ -10,6 +10,7 @@
 // Compile-time constants: WIDTH (of the image), ROWS, K_BYTES (all input channels of a pixel), TILE_N, TEAMS.
 #include "epilogue/sm90_requantize.cuh"
 #include "ptx/bulk_copy.cuh"
+#include "ptx/dependency.cuh"
 #include "ptx/mbarrier.cuh"
 #include "ptx/wgmma.cuh"
 #include "sm90_rows.cuh"
@@ -56,6 +57,7 @@ conv3x3_rows_u4s8(const __grid_constant__ TensorMap input, const unsigned char* 
   for (int i = threadIdx.x; i < TILE_N / 2; i += THREADS) pairs[i] = channels[tile_n * (TILE_N / 2) + i];
   __syncthreads();
 
+  let_next_start();
   const int first_tile = blockIdx.x * TEAMS + team, tile_step = gridDim.x * TEAMS;
   Ring ring(2);
 
@@ -68,6 +70,7 @@ conv3x3_rows_u4s8(const __grid_constant__ TensorMap input, const unsigned char* 
         bulk_copy(weight_base + tap * (WEIGHT_BYTES / 9), weights + (tile_n * 9 + tap) * static_cast<size_t>(WEIGHT_BYTES / 9),
                   WEIGHT_BYTES / 9, weight_barrier);
     }
+    wait_for_previous();
     for (int tile = first_tile; tile < shape.tiles; tile += tile_step) {
       const int n = tile / shape.blocks, row = (tile - n * shape.blocks) * ROWS;
       mbarrier_wait(empty + 8 * ring.slot, ring.parity ^ 1);
@@ -79,6 +82,7 @@ conv3x3_rows_u4s8(const __grid_constant__ TensorMap input, const unsigned char* 
   }
 
   claim_registers<CONSUMER_REGISTERS>();
+  wait_for_previous();
   const int group = lane / 4, quad = lane % 4;
   const int thread_row = (warp % 4) * 16 + group;
   const unsigned long long descriptor = wgmma_descriptor(weight_base, TILE_N * 16, 128);

@@ -18,6 +18,7 @@
 // is the first part of K: its sums are rescaled where they lie, in the accumulators, and the rest is added to them.
 #include "epilogue/sm90_requantize.cuh"
 #include "ptx/bulk_copy.cuh"
+#include "ptx/dependency.cuh"
 #include "ptx/mbarrier.cuh"
 #include "ptx/wgmma.cuh"
 #include "sm90_rows.cuh"
@@ -102,6 +103,7 @@ conv_u4s8(const __grid_constant__ TensorMap input, const __grid_constant__ Tenso
   }
   __syncthreads();
 
+  let_next_start();
   const int first_tile = blockIdx.x * TEAMS + team, tile_step = gridDim.x * TEAMS;
 
   if (producer) {
@@ -113,6 +115,7 @@ conv_u4s8(const __grid_constant__ TensorMap input, const __grid_constant__ Tenso
         bulk_copy(weight_base + block * WEIGHT_BYTES, tile_weights + block * WEIGHT_BYTES, WEIGHT_BYTES,
                   weight_barrier);
     }
+    wait_for_previous();
     Ring ring(stages);
     Ring kept(2);
     const int pq = shape.p * shape.q;
@@ -154,6 +157,7 @@ conv_u4s8(const __grid_constant__ TensorMap input, const __grid_constant__ Tenso
   }
 
   claim_registers<CONSUMER_REGISTERS>();
+  wait_for_previous();
   const int group = lane / 4, quad = lane % 4;
   // The first of the rows (pixels) this thread holds in each 64-row subtile; the second is 8 further.
   const int thread_row = (warp / 4 % WARPGROUPS) * SUBTILES * 64 + (warp % 4) * 16 + group;

@@ -7,6 +7,7 @@
 // Compile-time constants: TAPS_H, TAPS_W, STRIDE_H, STRIDE_W, WIDTH of the image, LEFT, LEAD, PITCH: see
 // stem_strips_s8.cu, POOL_ROWS.
 #include "epilogue/sm90_requantize.cuh"
+#include "ptx/dependency.cuh"
 #include "ptx/wgmma.cuh"
 #include "sm90_rows.cuh"
 #include "stem_pixels.cuh"
@@ -45,6 +46,8 @@ sm90_stem_s8(const signed char* __restrict__ images, const uint4* __restrict__ w
   for (int i = threadIdx.x; i < WEIGHT_BYTES / 16; i += THREADS)
     reinterpret_cast<uint4*>(memory)[i] = weights[part * (WEIGHT_BYTES / 16) + i];
   if (threadIdx.x < TILE_N / 2) pairs[threadIdx.x] = channels[part * (TILE_N / 2) + threadIdx.x];
+  let_next_start();
+  wait_for_previous();
   lay_pixels<LINES, PITCH, THREADS>(pixels, images + static_cast<size_t>(n) * 3 * shape.height * WIDTH, shape.height,
                                     first_row * STRIDE_H - shape.pad_h, first_word - LEFT);
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");  // wgmma reads the weights

@@ -9,6 +9,7 @@
 //
 // Compile-time constants: TAPS_H, TAPS_W, STRIDE_H, STRIDE_W, POOL, POOL_STRIDE, POOL_ROWS, TILE_N (32 or 64), WARPS, WIDE.
 #include "epilogue/requantize.cuh"
+#include "ptx/dependency.cuh"
 #include "ptx/mma.cuh"
 #include "words.cuh"
 
@@ -52,6 +53,8 @@ stem_s8(const signed char* __restrict__ images, const uint4* __restrict__ weight
   for (int i = threadIdx.x; i < WEIGHT_BYTES / 16; i += THREADS) operands[i] = weights[tile_n * (WEIGHT_BYTES / 16) + i];
   for (int i = threadIdx.x; i < TILE_N / 2; i += THREADS) pairs[i] = channels[tile_n * (TILE_N / 2) + i];
 
+  let_next_start();
+  wait_for_previous();
   const int first_row = first_pooled * POOL_STRIDE - shape.pool_pad;     // of the convolution's outputs
   const int first_line = first_row * STRIDE_H - shape.pad_h;             // of the image
   const size_t plane = static_cast<size_t>(shape.h) * shape.w;

@@ -11,6 +11,7 @@
 // Compile-time constants: TAPS_H, TAPS_W, STRIDE_H, STRIDE_W, WIDTH of the image, LEFT: pixels of zeros before it, LEAD:
 // those of a window's words before its first tap, PITCH: words of a line in shared memory, POOL_ROWS, WARP_N, WARPS, WIDE.
 #include "epilogue/requantize.cuh"
+#include "ptx/dependency.cuh"
 #include "ptx/mma.cuh"
 #include "stem_pixels.cuh"
 #include "words.cuh"
@@ -47,6 +48,8 @@ stem_strips_s8(const signed char* __restrict__ images, const uint4* __restrict__
   const int first_line = first_row * STRIDE_H - shape.pad_h;
 
   for (int i = threadIdx.x; i < shape.out_channels / 2; i += THREADS) pairs[i] = channels[i];
+  let_next_start();
+  wait_for_previous();
   const signed char* const image = images + static_cast<size_t>(n) * 3 * shape.height * WIDTH;
   lay_pixels<LINES, PITCH, THREADS>(pixels, image, shape.height, first_line, -LEFT);
   __syncthreads();

@@ -1,5 +1,7 @@
 // Scale and top-1: the class with the largest float32 quotient sum / out_scale, the first of equals. A block an image.
 // Compile-time constants: WARPS.
+#include "ptx/dependency.cuh"
+
 constexpr int THREADS = 32 * WARPS;
 
 struct Best {
@@ -25,6 +27,8 @@ __device__ __forceinline__ Best best_of_warp(Best best) {
 extern "C" __global__ void __launch_bounds__(THREADS)
 top1(const int* __restrict__ sums, const float* __restrict__ out_scale, int* __restrict__ output, const int classes) {
   extern __shared__ __align__(128) unsigned char memory[];
+  let_next_start();
+  wait_for_previous();
   Best* const candidates = reinterpret_cast<Best*>(memory);
   const int* const row = sums + static_cast<size_t>(blockIdx.x) * classes;
   Best best = {-__int_as_float(0x7F800000), 0x7FFFFFFF};

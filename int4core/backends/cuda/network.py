@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,6 +10,7 @@ import numpy as np
 from int4core.backends.cuda.compiler import Compiled, compile_all
 from int4core.backends.cuda.device import chip_at, load_cupy, memory_errors
 from int4core.backends.cuda.kernel import Kernel
+from int4core.backends.cuda.launch import OVERLAP_CAPABILITY, Launch
 from int4core.backends.cuda.ops import CLASSES, INPUT, TOP1
 from int4core.backends.cuda.planner import NetworkPlan, make_plan
 from int4core.backends.cuda.source import KernelSource
@@ -22,22 +22,6 @@ from int4core.tuning.files import Tuning, load_tuning
 
 if TYPE_CHECKING:
     from int4core.model import Model
-
-
-@dataclass(frozen=True)
-class Launch:
-    """A kernel with its arguments: ready to go on any stream."""
-
-    name: str
-    function: Any
-    grid: tuple[int, int, int]
-    threads: int
-    arguments: tuple[Any, ...]
-    shared_bytes: int
-
-    def __call__(self) -> None:
-        """On CuPy's current stream."""
-        self.function(self.grid, (self.threads, 1, 1), self.arguments, shared_mem=self.shared_bytes)
 
 
 class DeviceNetwork:
@@ -128,7 +112,9 @@ class DeviceNetwork:
             function.max_dynamic_shared_size_bytes = self.chip.shared_bytes - function.shared_size_bytes
         addresses = [array.data.ptr for array in self._uploaded(kernel)]
         arguments = kernel.arguments(tensors, addresses)
-        return Launch(kernel.op.name, function, kernel.grid, kernel.threads, arguments, kernel.shared_bytes)
+        overlap = self.chip.capability >= OVERLAP_CAPABILITY
+        name = kernel.op.name
+        return Launch(self.cupy, name, function, kernel.grid, kernel.threads, arguments, kernel.shared_bytes, overlap)
 
     def _uploaded(self, kernel: Kernel) -> tuple[Any, ...]:
         key = (kernel.op.name, kernel.layout)
