@@ -31,7 +31,7 @@ struct StripShape {
   int out_channels;
 };
 
-extern "C" __global__ void __launch_bounds__(THREADS, 3)
+extern "C" __global__ void __launch_bounds__(THREADS, 2)
 sm90_stem_s8(const signed char* __restrict__ images, const uint4* __restrict__ weights,
              const ChannelPair* __restrict__ channels, unsigned char* __restrict__ output, const StripShape shape) {
   extern __shared__ __align__(128) unsigned char memory[];
@@ -95,13 +95,16 @@ sm90_stem_s8(const signed char* __restrict__ images, const uint4* __restrict__ w
       wgmma_s8s8(sums[SET], fragments[SET][step], descriptor + step * (2 * TILE_N), step);
     wgmma_commit();
   };
-  // Waits for the row that is under way, and starts the next one.
-  auto turn = [&](auto set, int row, bool more) {
+  // Waits for the row that is under way, and starts the next one. Whether there is one is known to the compiler: ptxas
+  // 13.0 turns a condition into moves to registers that products under way still read.
+  auto turn = [&](auto set, int row, auto more) {
     constexpr int SET = decltype(set)::value;
-    if (more) gather(Constant<1 - SET>{}, row + 1);
+    if constexpr (decltype(more)::value != 0) gather(Constant<1 - SET>{}, row + 1);
     wgmma_wait<0>();
     pin_registers(sums[SET]);
-    if (more) begin(Constant<1 - SET>{});
+#pragma unroll
+    for (int step = 0; step < STEPS; ++step) pin_registers(fragments[SET][step]);  // read until here
+    if constexpr (decltype(more)::value != 0) begin(Constant<1 - SET>{});
     if (static_cast<unsigned>(first_row + row) >= static_cast<unsigned>(shape.p)) {
 #pragma unroll
       for (int i = 0; i < TILE_N / 2; ++i) sums[SET][i] = NOTHING;
@@ -109,18 +112,11 @@ sm90_stem_s8(const signed char* __restrict__ images, const uint4* __restrict__ w
   };
 
   int best[TILE_N / 2];  // of the rows so far
-#pragma unroll
-  for (int step = 0; step < STEPS; ++step) load(Constant<0>{}, 0, step);
-  begin(Constant<0>{});
-  turn(Constant<0>{}, 0, true);
-#pragma unroll
-  for (int i = 0; i < TILE_N / 2; ++i) best[i] = sums[0][i];
-#pragma unroll 1
-  for (int row = 0; row < POOL_ROWS; ++row) {
-    turn(Constant<1>{}, 2 * row + 1, true);
+  auto pool = [&](int row, auto more) {
+    turn(Constant<1>{}, 2 * row + 1, Constant<1>{});
 #pragma unroll
     for (int i = 0; i < TILE_N / 2; ++i) best[i] = max(best[i], sums[1][i]);
-    turn(Constant<0>{}, 2 * row + 2, row + 1 < POOL_ROWS);
+    turn(Constant<0>{}, 2 * row + 2, more);
     int maxima[1][TILE_N / 2] = {};
 #pragma unroll
     for (int j = 0; j < TILE_N / 8; ++j)
@@ -146,5 +142,17 @@ sm90_stem_s8(const signed char* __restrict__ images, const uint4* __restrict__ w
     const size_t pixel = (static_cast<size_t>(n) * shape.pooled_h + pooled_row) * shape.pooled_w + pooled_column;
     if (group > 0 && pooled_column < shape.pooled_w && pooled_row < shape.pooled_h)
       write_words(output + pixel * (shape.out_channels / 2) + part * (TILE_N / 2) + quad * (TILE_N / 8), packed[0][0]);
-  }
+  };
+
+#pragma unroll
+  for (int step = 0; step < STEPS; ++step) load(Constant<0>{}, 0, step);
+#pragma unroll
+  for (int step = 0; step < STEPS; ++step) pin_registers(fragments[0][step]);
+  begin(Constant<0>{});
+  turn(Constant<0>{}, 0, Constant<1>{});
+#pragma unroll
+  for (int i = 0; i < TILE_N / 2; ++i) best[i] = sums[0][i];
+#pragma unroll 1
+  for (int row = 0; row < POOL_ROWS - 1; ++row) pool(row, Constant<1>{});
+  pool(POOL_ROWS - 1, Constant<0>{});
 }
