@@ -18,7 +18,6 @@ constexpr int STEPS = TAPS_H * STEPS_W;
 constexpr int LINES = 2 * POOL_ROWS * STRIDE_H + TAPS_H;
 constexpr int THREADS = 128, TILE_N = 64;
 constexpr int WEIGHT_BYTES = STEPS * 32 * TILE_N;
-constexpr int KEPT = TAPS_H > STRIDE_H ? (TAPS_H - STRIDE_H) * STEPS_W : 0;  // k-steps that a row has in common with the next
 constexpr int STRIP = 7, STRIPS = 4;
 constexpr int NOTHING = -2147483647 - 1;  // less than every sum
 
@@ -31,7 +30,7 @@ struct StripShape {
   int out_channels;
 };
 
-extern "C" __global__ void __launch_bounds__(THREADS, 2)
+extern "C" __global__ void __launch_bounds__(THREADS, 3)
 sm90_stem_s8(const signed char* __restrict__ images, const uint4* __restrict__ weights,
              const ChannelPair* __restrict__ channels, unsigned char* __restrict__ output, const StripShape shape) {
   extern __shared__ __align__(128) unsigned char memory[];
@@ -64,47 +63,32 @@ sm90_stem_s8(const signed char* __restrict__ images, const uint4* __restrict__ w
       wgmma_descriptor(static_cast<unsigned>(__cvta_generic_to_shared(memory)), TILE_N * 16, 128);
 
   int sums[2][TILE_N / 2];
-  unsigned fragments[2][STEPS][4];
-  auto load = [&](auto set, int row, int step) {
-    const int place = row * STRIDE_H * PITCH + step / STEPS_W * PITCH + step % STEPS_W * 8;
-    const uint2 second = two_words(windows[0] + place), third = two_words(windows[1] + place);
-    auto& a = fragments[decltype(set)::value][step];
-    a[0] = second.x;
-    a[1] = third.x;
-    a[2] = second.y;
-    a[3] = third.y;
-  };
-  // Gathers the windows of a row of the convolution's outputs, counted from `first_row`; the first lines of them are the
-  // last ones of the row before, which the other set holds.
-  auto gather = [&](auto set, int row) {
-    constexpr int SET = decltype(set)::value;
+  // Starts the products of a row of the convolution's outputs, counted from `first_row`.
+  auto begin = [&](auto set, int row) {
+    unsigned fragments[STEPS][4];
 #pragma unroll
-    for (int step = 0; step < KEPT; ++step)
+    for (int step = 0; step < STEPS; ++step) {
+      const int place = row * STRIDE_H * PITCH + step / STEPS_W * PITCH + step % STEPS_W * 8;
+      const uint2 second = two_words(windows[0] + place), third = two_words(windows[1] + place);
+      fragments[step][0] = second.x;
+      fragments[step][1] = third.x;
+      fragments[step][2] = second.y;
+      fragments[step][3] = third.y;
+    }
 #pragma unroll
-      for (int i = 0; i < 4; ++i) fragments[SET][step][i] = fragments[1 - SET][step + STEPS - KEPT][i];
-#pragma unroll
-    for (int step = KEPT; step < STEPS; ++step) load(set, row, step);
-#pragma unroll
-    for (int step = 0; step < STEPS; ++step) pin_registers(fragments[SET][step]);
-  };
-  auto begin = [&](auto set) {
-    constexpr int SET = decltype(set)::value;
+    for (int step = 0; step < STEPS; ++step) pin_registers(fragments[step]);
     wgmma_fence();
 #pragma unroll
     for (int step = 0; step < STEPS; ++step)
-      wgmma_s8s8(sums[SET], fragments[SET][step], descriptor + step * (2 * TILE_N), step);
+      wgmma_s8s8(sums[decltype(set)::value], fragments[step], descriptor + step * (2 * TILE_N), step);
     wgmma_commit();
   };
-  // Waits for the row that is under way, and starts the next one. Whether there is one is known to the compiler: ptxas
-  // 13.0 turns a condition into moves to registers that products under way still read.
-  auto turn = [&](auto set, int row, auto more) {
+  // Waits for the row that is under way, and starts the next one.
+  auto turn = [&](auto set, int row, bool more) {
     constexpr int SET = decltype(set)::value;
-    if constexpr (decltype(more)::value != 0) gather(Constant<1 - SET>{}, row + 1);
     wgmma_wait<0>();
     pin_registers(sums[SET]);
-#pragma unroll
-    for (int step = 0; step < STEPS; ++step) pin_registers(fragments[SET][step]);  // read until here
-    if constexpr (decltype(more)::value != 0) begin(Constant<1 - SET>{});
+    if (more) begin(Constant<1 - SET>{}, row + 1);
     if (static_cast<unsigned>(first_row + row) >= static_cast<unsigned>(shape.p)) {
 #pragma unroll
       for (int i = 0; i < TILE_N / 2; ++i) sums[SET][i] = NOTHING;
@@ -112,11 +96,16 @@ sm90_stem_s8(const signed char* __restrict__ images, const uint4* __restrict__ w
   };
 
   int best[TILE_N / 2];  // of the rows so far
-  auto pool = [&](int row, auto more) {
-    turn(Constant<1>{}, 2 * row + 1, Constant<1>{});
+  begin(Constant<0>{}, 0);
+  turn(Constant<0>{}, 0, true);
+#pragma unroll
+  for (int i = 0; i < TILE_N / 2; ++i) best[i] = sums[0][i];
+#pragma unroll 1
+  for (int row = 0; row < POOL_ROWS; ++row) {
+    turn(Constant<1>{}, 2 * row + 1, true);
 #pragma unroll
     for (int i = 0; i < TILE_N / 2; ++i) best[i] = max(best[i], sums[1][i]);
-    turn(Constant<0>{}, 2 * row + 2, more);
+    turn(Constant<0>{}, 2 * row + 2, row + 1 < POOL_ROWS);
     int maxima[1][TILE_N / 2] = {};
 #pragma unroll
     for (int j = 0; j < TILE_N / 8; ++j)
@@ -142,17 +131,5 @@ sm90_stem_s8(const signed char* __restrict__ images, const uint4* __restrict__ w
     const size_t pixel = (static_cast<size_t>(n) * shape.pooled_h + pooled_row) * shape.pooled_w + pooled_column;
     if (group > 0 && pooled_column < shape.pooled_w && pooled_row < shape.pooled_h)
       write_words(output + pixel * (shape.out_channels / 2) + part * (TILE_N / 2) + quad * (TILE_N / 8), packed[0][0]);
-  };
-
-#pragma unroll
-  for (int step = 0; step < STEPS; ++step) load(Constant<0>{}, 0, step);
-#pragma unroll
-  for (int step = 0; step < STEPS; ++step) pin_registers(fragments[0][step]);
-  begin(Constant<0>{});
-  turn(Constant<0>{}, 0, Constant<1>{});
-#pragma unroll
-  for (int i = 0; i < TILE_N / 2; ++i) best[i] = sums[0][i];
-#pragma unroll 1
-  for (int row = 0; row < POOL_ROWS - 1; ++row) pool(row, Constant<1>{});
-  pool(POOL_ROWS - 1, Constant<0>{});
+  }
 }
