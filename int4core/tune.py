@@ -20,7 +20,7 @@ from int4core.backends.cuda.chips import CHIPS
 from int4core.backends.cuda.kernel import Kernel
 from int4core.backends.cuda.network import DeviceNetwork
 from int4core.backends.cuda.ops import ConvOp, Op, StemOp
-from int4core.backends.cuda.table import KNOWN_NUMBERS, candidates, describe
+from int4core.backends.cuda.table import KNOWN_NUMBERS, candidates
 from int4core.errors import EngineError, Int4CoreError
 from int4core.model import Model
 from int4core.tuning import autoconfig
@@ -125,11 +125,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--numbers", type=parse_numbers, default=KNOWN_NUMBERS, help="try only these, as 100-113,200")
     parser.add_argument("--out", type=Path, default=FOLDER, help="folder of the file; %(default)s")
     parser.add_argument("--verbose", action="store_true", help="print every candidate, not only the three fastest")
-    parser.add_argument("--list", action="store_true", help="print the kernel table, and time nothing")
     options = parser.parse_args(argv)
-    if options.list:
-        print(*describe(), sep="\n")
-        return 0
     try:
         model = Model.load(options.model)
         network = DeviceNetwork(model, gpu=options.gpu, device=options.device)

@@ -1,4 +1,4 @@
-// Fully connected layer: u7 (rows x features) times s8 weights -> s32 sums with bias, for every chip from sm_80 on.
+// Fully connected layer: u7 (rows x features) times s8 weights -> s32 sums with bias, for every chip from sm_75 on.
 //
 // A warp computes 32 rows x 64 classes with mma.m16n8k32, straight from global memory: both operands are small, are
 // read from L2, and are laid out so that a thread's part is 16 consecutive bytes. Of 64 consecutive features, a thread

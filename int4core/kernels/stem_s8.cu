@@ -1,5 +1,5 @@
 // First convolution of the network: int8 images (N, 3, H, W), a window of TAPS_H x TAPS_W, ReLU, requantisation to u4 and
-// a maximum over windows of the result, in one kernel for every chip from sm_80 on.
+// a maximum over windows of the result, in one kernel for every chip from sm_75 on.
 //
 // A block makes POOL_ROWS rows of one image's maxima, TILE_N channels. It lays the input rows it needs into shared memory
 // with four bytes a pixel (the fourth is zero), so that a pixel of a window is one 32-bit word: eight words of a

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from int4core.backends.cuda.chips import Chip
 from int4core.backends.cuda.epilogue import narrow_constants, needs_wide, wide_constants
 from int4core.backends.cuda.kernel import Arguments, Grid, address
-from int4core.backends.cuda.mma import CAPABILITY, PAIR_BYTES
+from int4core.backends.cuda.mma import PAIR_BYTES
 from int4core.backends.cuda.mma_layout import K_STEP, arrange_stem
 from int4core.backends.cuda.ops import StemOp
 from int4core.backends.cuda.source import KernelSource
@@ -22,6 +22,9 @@ from int4core.errors import EngineError
 _FIELDS = "h w p q pad_h pad_w pooled_h pooled_w pool_pad pitch out_channels"
 STEM_SHAPE = np.dtype([(name, "<i4") for name in _FIELDS.split()])
 """`StemShape` in stem_s8.cu."""
+
+CAPABILITY = (7, 5)
+"""The first chips with 8-bit tensor cores."""
 
 FIRST_NUMBER = 200
 """The number of CONFIGS' first entry in a tuning file."""
@@ -59,7 +62,7 @@ class StemConv:
     def __post_init__(self) -> None:
         if self.chip.capability < CAPABILITY:
             major, minor = self.chip.capability
-            raise EngineError(f"compute capability {major}.{minor}: mma.m16n8k32 needs 8.0")
+            raise EngineError(f"compute capability {major}.{minor}: the first convolution needs 7.5")
         if self.shared_bytes > self.chip.shared_bytes:
             raise EngineError(f"{self.shared_bytes} bytes of shared memory, the chip has {self.chip.shared_bytes}")
 

@@ -13,11 +13,12 @@ import numpy.typing as npt
 from int4core.backends.cuda.chips import Chip
 from int4core.backends.cuda.epilogue import narrow_constants, needs_wide, wide_constants
 from int4core.backends.cuda.kernel import Arguments, Grid, address
-from int4core.backends.cuda.mma import CAPABILITY, PAIR_BYTES
+from int4core.backends.cuda.mma import PAIR_BYTES
 from int4core.backends.cuda.mma_layout import arrange_operands
 from int4core.backends.cuda.ops import StemOp
 from int4core.backends.cuda.sm90_layout import tile_channels
 from int4core.backends.cuda.source import KernelSource
+from int4core.backends.cuda.stem import CAPABILITY
 from int4core.errors import EngineError
 from int4core.layers import Int8Array
 
@@ -73,7 +74,7 @@ class StripStem:
         op = self.op
         if self.chip.capability < CAPABILITY:
             major, minor = self.chip.capability
-            raise EngineError(f"compute capability {major}.{minor}: mma.m16n8k32 needs 8.0")
+            raise EngineError(f"compute capability {major}.{minor}: the first convolution needs 7.5")
         if (op.pool_size, op.pool_stride) != (3, 2) or op.pool_padding not in (0, 1):
             raise EngineError("strips are for a maximum over 3x3 windows with stride 2 and padding 0 or 1")
         if op.k % self.config.warp_n:

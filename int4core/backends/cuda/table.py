@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from int4core.backends.cuda import mma, sm90, sm90_kernel, sm90_stem, stem, stem_strips
+from int4core.backends.cuda import mma, mma4, sm90, sm90_kernel, sm90_stem, stem, stem_strips
 from int4core.backends.cuda.chips import Chip
 from int4core.backends.cuda.head import Linear, Mean, Top1
 from int4core.backends.cuda.kernel import Kernel
@@ -39,6 +39,19 @@ class Family:
 MMA = Family(
     "mma.sync u8.s8", 0, len(mma.CONFIGS), mma.MmaConv, mma.default_config, lambda n: str(mma.CONFIGS[n])
 )
+
+
+def _native_mma4(op: ConvOp, number: int, chip: Chip) -> mma4.Mma4Conv:
+    if not mma4.is_native(number, chip):
+        config = mma4.CONFIGS[number - mma4.FIRST_NUMBER]
+        raise EngineError(f"{chip.name} ({chip.arch}) has no tensor cores for {config}")
+    return mma4.Mma4Conv(op, number, chip)
+
+
+MMA4 = Family(
+    "mma.sync u4.s4", mma4.FIRST_NUMBER, len(mma4.CONFIGS), _native_mma4, mma4.default_config,
+    lambda n: str(mma4.CONFIGS[n - mma4.FIRST_NUMBER]),
+)  # fmt: skip
 WGMMA = Family(
     "wgmma u8.s8", sm90_kernel.FIRST_NUMBER, len(sm90.CONFIGS), sm90_kernel.Sm90Conv, sm90_kernel.default_number,
     lambda n: str(sm90.CONFIGS[n - sm90_kernel.FIRST_NUMBER]),
@@ -61,7 +74,7 @@ WGMMA_STEM = Family(
     sm90_stem.default_number, lambda n: str(sm90_stem.CONFIGS[n - sm90_stem.FIRST_NUMBER]),
 )  # fmt: skip
 
-CONVOLUTIONS: tuple[Family, ...] = (WGMMA, ROWS, MMA)
+CONVOLUTIONS: tuple[Family, ...] = (WGMMA, ROWS, MMA4, MMA)
 """Families that compute a ConvOp, the ones to prefer first."""
 
 STEMS: tuple[Family, ...] = (WGMMA_STEM, STRIPS, STEM)

@@ -1,0 +1,249 @@
+// CUDA C++ on a CPU, for tests: every thread of a block is a fiber, blocks run one after another.
+//
+// A fiber runs until it has to wait: at __syncthreads, at an instruction that a whole warp or warpgroup executes together,
+// or at an mbarrier. Copies that run in the background (cp.async, the bulk copy engine) happen as late as the program
+// allows, or at once, as EMULATOR_EAGER says: a missing wait shows in the first, a buffer that is overwritten too early
+// in the second. Inline PTX is translated by tests/kernels/emulator/translate.py to calls of the functions in ptx.hpp.
+#pragma once
+#include <setjmp.h>
+#include <sys/mman.h>
+#include <ucontext.h>
+
+#include <algorithm>
+#include <cfenv>
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <deque>
+#include <functional>
+#include <utility>
+#include <vector>
+
+#define __global__
+#define __device__
+#define __forceinline__ inline
+#define __launch_bounds__(...)
+#define __align__(n) __attribute__((aligned(n)))
+#define __grid_constant__
+#define __restrict__ __restrict
+
+using std::max;
+using std::min;
+using std::size_t;
+
+struct Index {
+  int x, y, z;
+};
+struct alignas(8) uint2 {
+  unsigned x, y;
+};
+struct alignas(16) uint4 {
+  unsigned x, y, z, w;
+};
+inline uint2 make_uint2(unsigned x, unsigned y) { return {x, y}; }
+inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return {x, y, z, w}; }
+
+namespace emulator {
+
+constexpr int SHARED_BYTES = 256 * 1024;
+alignas(1024) static unsigned char shared[SHARED_BYTES];
+
+struct Copy {
+  std::function<void()> run;
+};
+
+struct Fiber {
+  Index thread;
+  jmp_buf state;
+  const std::function<bool()>* ready = nullptr;  // what it waits for
+  bool done = false, started = false;
+  std::deque<std::vector<std::function<void()>>> copies;  // groups of cp.async; the last is still open
+  std::vector<unsigned char> scratch;
+};
+
+// Threads that execute an instruction together: each brings its operands, the last one computes.
+struct Group {
+  int size = 0, arrived = 0;
+  unsigned long long turn = 0;
+  std::vector<void*> operands;
+};
+
+static std::vector<Fiber> fibers;
+static Fiber* current;
+static jmp_buf scheduler;
+static Index block, grid, block_size;
+static bool eager;
+static Group everyone;
+static std::vector<Group> warps, warpgroups;
+
+[[noreturn]] inline void fail(const char* what) {
+  fprintf(stderr, "emulator: %s\n", what);
+  abort();
+}
+
+inline void wait_for(const std::function<bool()>& ready) {
+  if (ready()) return;
+  current->ready = &ready;
+  if (!_setjmp(current->state)) _longjmp(scheduler, 1);
+}
+
+template <typename Operands, typename Complete>
+void together(Group& group, int place, Operands& mine, Complete complete) {
+  group.operands[place] = &mine;
+  const unsigned long long turn = group.turn;
+  if (++group.arrived == group.size) {
+    complete(reinterpret_cast<Operands**>(group.operands.data()));
+    group.arrived = 0;
+    ++group.turn;
+    return;
+  }
+  wait_for([&group, turn] { return group.turn != turn; });
+}
+
+inline int lane() { return current->thread.x % 32; }
+inline Group& warp() { return warps[current->thread.x / 32]; }
+inline Group& warpgroup() { return warpgroups[current->thread.x / 128]; }
+
+static std::function<void()>* body;
+inline void fiber_main() {
+  (*body)();
+  current->done = true;
+  _longjmp(scheduler, 1);
+}
+
+// Every fiber that can run, in order or in reverse, until none is left.
+inline void run_block(const Index& size, std::vector<unsigned char*>& stacks, size_t stack_bytes, bool reverse) {
+  const int count = size.x;
+  fibers.clear();
+  fibers.resize(count);
+  auto group = [](int members) {
+    Group g;
+    g.size = members;
+    g.operands.resize(members);
+    return g;
+  };
+  everyone = group(count);
+  warps.assign((count + 31) / 32, group(32));
+  warpgroups.assign((count + 127) / 128, group(128));
+  static ucontext_t contexts, back;
+  int left = count;
+  while (left) {
+    bool moved = false;
+    for (int step = 0; step < count; ++step) {
+      const int i = reverse ? count - 1 - step : step;
+      Fiber& fiber = fibers[i];
+      if (fiber.done || (fiber.ready && !(*fiber.ready)())) continue;
+      fiber.ready = nullptr;
+      moved = true;
+      current = &fiber;
+      if (!_setjmp(scheduler)) {
+        if (fiber.started) _longjmp(fiber.state, 1);
+        fiber.started = true;
+        fiber.thread = {i, 0, 0};
+        getcontext(&contexts);
+        contexts.uc_stack.ss_sp = stacks[i];
+        contexts.uc_stack.ss_size = stack_bytes;
+        contexts.uc_link = &back;
+        makecontext(&contexts, fiber_main, 0);
+        setcontext(&contexts);
+      }
+      if (fiber.done) {
+        --left;
+        --everyone.size;  // threads that have left are not waited for
+        if (everyone.size && everyone.arrived == everyone.size) {
+          everyone.arrived = 0;
+          ++everyone.turn;
+        }
+      }
+    }
+    if (!moved) fail("no thread can run: a deadlock");
+  }
+}
+
+inline void launch(const Index& size, const Index& threads, std::function<void()> kernel, int flags) {
+  constexpr size_t STACK = 256 * 1024;
+  static std::vector<unsigned char*> stacks;
+  while (stacks.size() < static_cast<size_t>(threads.x))
+    stacks.push_back(static_cast<unsigned char*>(
+        mmap(nullptr, STACK, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)));
+  eager = flags & 1;
+  body = &kernel;
+  grid = size;
+  block_size = threads;
+  for (block.z = 0; block.z < size.z; ++block.z)
+    for (block.y = 0; block.y < size.y; ++block.y)
+      for (block.x = 0; block.x < size.x; ++block.x) {
+        memset(shared, 0xA5, sizeof shared);  // what a block finds there is nobody's
+        run_block(threads, stacks, STACK, flags & 2);
+      }
+}
+
+}  // namespace emulator
+
+#define threadIdx (emulator::current->thread)
+#define blockIdx (emulator::block)
+#define gridDim (emulator::grid)
+#define blockDim (emulator::block_size)
+
+inline void __syncthreads() {
+  int nothing = 0;
+  emulator::together(emulator::everyone, emulator::everyone.arrived, nothing, [](int**) {});
+}
+
+inline void __syncwarp() {
+  int nothing = 0;
+  emulator::together(emulator::warp(), emulator::lane(), nothing, [](int**) {});
+}
+
+template <typename T>
+T exchange(T value, int source) {
+  struct Operands {
+    T given, taken;
+    int source;
+  } mine = {value, value, source};
+  emulator::together(emulator::warp(), emulator::lane(), mine, [](Operands** all) {
+    for (int i = 0; i < 32; ++i) all[i]->taken = all[all[i]->source]->given;
+  });
+  return mine.taken;
+}
+template <typename T>
+T __shfl_sync(unsigned, T value, int source) {
+  return exchange(value, source);
+}
+template <typename T>
+T __shfl_xor_sync(unsigned, T value, int mask) {
+  return exchange(value, emulator::lane() ^ mask);
+}
+
+inline size_t __cvta_generic_to_shared(const void* pointer) {
+  return static_cast<const unsigned char*>(pointer) - emulator::shared;
+}
+
+inline float __int_as_float(int x) {
+  float f;
+  memcpy(&f, &x, 4);
+  return f;
+}
+inline float __uint_as_float(unsigned x) { return __int_as_float(static_cast<int>(x)); }
+inline int __float_as_int(float f) {
+  int x;
+  memcpy(&x, &f, 4);
+  return x;
+}
+inline float __int2float_rn(int x) { return static_cast<float>(x); }
+inline float __fdiv_rn(float a, float b) { return a / b; }
+inline float __fmaf_rn(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
+
+// A product of floats is exact in a double; rounding the sum the same way twice is rounding it once.
+inline float rounded_fma(float a, float b, float c, int mode) {
+  fesetround(mode);
+  volatile double product = static_cast<double>(a) * b;
+  volatile double sum = product + c;
+  volatile float result = static_cast<float>(sum);
+  fesetround(FE_TONEAREST);
+  return result;
+}
+inline float __fmaf_rd(float a, float b, float c) { return rounded_fma(a, b, c, FE_DOWNWARD); }
+inline float __fmaf_ru(float a, float b, float c) { return rounded_fma(a, b, c, FE_UPWARD); }

@@ -1,0 +1,79 @@
+"""Kernels for every chip compile without one: no spills, and registers and shared memory within the chip's limits.
+
+Always run: of every number a kernel for each target it is for, with every residual, output and width of requantisation
+among them. All shapes of ResNet-50 for all targets take a quarter of an hour: `COMPILE_EVERYTHING=1 pytest THIS_FILE`.
+The Hopper convolutions are in test_sm90_compile.py, the 4-bit ones in test_mma4_compile.py.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from int4core.backends.cuda.chips import CHIPS, Chip
+from int4core.backends.cuda.fuse import fuse
+from int4core.backends.cuda.kernel import Kernel
+from int4core.backends.cuda.nvrtc import compile_source, find_nvrtc
+from int4core.backends.cuda.ops import ConvOp, Op, StemOp
+from int4core.backends.cuda.source import KernelSource
+from int4core.backends.cuda.table import candidates, default_kernel
+from int4core.layers import ResNet
+from int4core.model import Model
+from tests.int4core.networks import random_network
+from tests.paths import ROOT
+
+NVRTC = find_nvrtc()
+EVERYTHING = os.environ.get("COMPILE_EVERYTHING") == "1"
+REGISTERS = 65536
+ELSEWHERE = ("sm90_conv", "mma_conv_u4s4")
+
+pytestmark = pytest.mark.skipif(NVRTC is None, reason="needs the nvidia-cuda-nvrtc wheel")
+
+
+def networks() -> tuple[ResNet, ...]:
+    """The default one, and one that needs 64-bit requantisation in some layers."""
+    return Model.load(ROOT / "model").network, random_network(3, (1, 2, 1, 2), width=32, shift=12, bias=30000)
+
+
+def kernels(op: Op, chip: Chip) -> Iterator[Kernel]:
+    if isinstance(op, (ConvOp, StemOp)):
+        yield from candidates(op, chip)
+    else:
+        yield default_kernel(op, chip)
+
+
+def chosen(chip: Chip) -> dict[KernelSource, Kernel]:
+    found: dict[KernelSource, Kernel] = {}
+    seen = set()
+    for net in networks():
+        for op in fuse(net, 8):
+            for kernel in kernels(op, chip):
+                source = kernel.source
+                if source.file.startswith(ELSEWHERE):
+                    continue
+                constants = dict(source.defines)
+                kind = tuple(constants.get(name) for name in ("RESIDUAL", "OUTPUT", "K_BYTES", "WIDE"))
+                # A number with one kind of epilogue, and a kind with one number.
+                keys = {(source.file, kernel.number), (source.file, kind)}
+                if EVERYTHING or not keys <= seen:
+                    seen |= keys
+                    found.setdefault(source, kernel)
+    return found
+
+
+@pytest.mark.parametrize("name", ["t4", "a100", "a10", "l4", "h200"])
+def test_compiles_within_the_limits_of_the_chip(name: str) -> None:
+    assert NVRTC is not None
+    chip = CHIPS[name]
+    found = chosen(chip)
+    assert len(found) > (8 if name == "t4" else 20)
+    with ThreadPoolExecutor(2) as pool:
+        reports = pool.map(lambda source: compile_source(NVRTC, source, chip.arch, fresh=True), found)
+        for (source, kernel), report in zip(found.items(), reports, strict=True):
+            assert report.spilled == 0, source
+            assert report.registers <= min(255, REGISTERS // kernel.threads), source
+            assert kernel.shared_bytes <= chip.shared_bytes, source
+            assert report.cubin.startswith(b"\x7fELF")

@@ -1,0 +1,72 @@
+"""Whole networks on chips with 4-bit tensor cores: emulated on a CPU, every layer equal to the NumPy engine."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from int4core.backends.cuda import mma4, stem
+from int4core.backends.cuda.chips import CHIPS, Chip
+from int4core.backends.cuda.fuse import fuse
+from int4core.backends.cuda.head import Linear, Mean, Top1
+from int4core.backends.cuda.kernel import Kernel
+from int4core.backends.cuda.ops import CLASSES, INPUT, TOP1, ConvOp, LinearOp, Op, PoolOp, StemOp
+from int4core.backends.cuda.sm90 import Output
+from int4core.engine import Engine
+from int4core.model import Model
+from int4core.random_model import random_model
+from tests.kernels.emulator.driver import Emulated, needs_compiler
+from tests.kernels.problems import unpack
+
+
+def kernel_of(op: Op, chip: Chip) -> Kernel:
+    if isinstance(op, StemOp):
+        return stem.StemConv(op, stem.default_config(op, chip), chip)
+    if isinstance(op, ConvOp):
+        return mma4.Mma4Conv(op, mma4.default_config(op, chip), chip)
+    if isinstance(op, PoolOp):
+        return Mean(op)
+    return Linear(op) if isinstance(op, LinearOp) else Top1(op)
+
+
+def values(op: Op, raw: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """An operation's bytes as NCHW integers, padded channels included; (N, C) as (N, C, 1, 1)."""
+    if isinstance(op, ConvOp):
+        conv = op.shape
+        pixels = raw.reshape(conv.n, conv.p, conv.q, -1)
+        return (unpack(pixels) if conv.output == Output.U4 else pixels).transpose(0, 3, 1, 2)
+    if isinstance(op, StemOp):
+        return unpack(raw.reshape(op.n, *op.pooled, -1)).transpose(0, 3, 1, 2)
+    assert isinstance(op, PoolOp)
+    return raw.reshape(op.n, -1, 1, 1)
+
+
+@needs_compiler
+@pytest.mark.parametrize("name", ["t4", "l4"])
+def test_every_layer_equal_to_numpy(name: str, tmp_path_factory: pytest.TempPathFactory) -> None:
+    chip = CHIPS[name]
+    arch = chip.capability[0] * 100 + chip.capability[1] * 10
+    # Turing has no other convolutions: channels that are padded to one k-step must work there too.
+    network: Model = random_model(blocks=(1, 2, 1, 1), width=24 if name == "t4" else 64, classes=37, pool=1, seed=3)
+    x = np.random.default_rng(5).integers(-128, 128, (2, 3, 32, 32), dtype=np.int8)
+    with Engine(network) as cpu:
+        expected, sums, top1 = cpu.trace(x), cpu.accumulators(x), cpu.top1(x)
+    tensors: dict[str, np.ndarray[Any, Any]] = {INPUT: x}
+    for op in fuse(network.network, len(x), (32, 32)):
+        kernel = kernel_of(op, chip)
+        tensors[op.output.name] = np.full(op.output.bytes, 0xA5, np.uint8)
+        constants = [np.ascontiguousarray(array) for array in kernel.constants()]
+        addresses = {tensor: array.ctypes.data for tensor, array in tensors.items()}
+        arguments = kernel.arguments(addresses, [array.ctypes.data for array in constants])
+        emulated = Emulated(kernel.source, tmp_path_factory.getbasetemp(), arch)
+        emulated(kernel.grid, kernel.threads, arguments)
+        if isinstance(op, (StemOp, ConvOp, PoolOp)):
+            result, wanted = values(op, tensors[op.output.name]), expected[op.output.name]
+            wanted = wanted.reshape(*wanted.shape, *(1,) * (4 - wanted.ndim))
+            np.testing.assert_array_equal(result[:, : wanted.shape[1]], wanted, f"{op.name}: {kernel}")
+            assert not result[:, wanted.shape[1] :].any(), op.name
+    np.testing.assert_array_equal(tensors[CLASSES].view(np.int32).reshape(len(x), -1), sums)
+    np.testing.assert_array_equal(tensors[TOP1].view(np.int32), top1)
+    assert sums.any()

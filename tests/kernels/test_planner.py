@@ -1,0 +1,125 @@
+"""The plan of a network: what lives when, where it lies, and which kernels run; no GPU needed."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import pytest
+
+from int4core.backends.cuda.arena import ALIGNMENT, Arena, Lifetime, lifetimes, plan_arena
+from int4core.backends.cuda.chips import CHIPS
+from int4core.backends.cuda.fuse import fuse
+from int4core.backends.cuda.ops import CLASSES, INPUT, TOP1, ConvOp, Op, StemOp, Tensor
+from int4core.backends.cuda.planner import KEPT, NetworkPlan, make_plan
+from int4core.errors import EngineError
+from int4core.layers import ResNet
+from int4core.model import Model
+from tests.int4core.networks import random_network
+from tests.paths import ROOT
+
+H200 = CHIPS["h200"]
+
+
+@cache
+def default_network() -> ResNet:
+    return Model.load(ROOT / "model").network
+
+
+def lives_of(plan: NetworkPlan, kept: tuple[str, ...] = KEPT) -> tuple[Lifetime, ...]:
+    return lifetimes([step.op for step in plan.steps], plan.input_bytes, kept)
+
+
+def assert_apart(lives: tuple[Lifetime, ...], arena: Arena) -> None:
+    """Tensors that are alive at once do not overlap, everything is aligned and inside."""
+    for life in lives:
+        offset = arena.offsets[life.tensor.name]
+        assert offset % ALIGNMENT == 0
+        assert offset + life.tensor.bytes <= arena.bytes
+    for i, a in enumerate(lives):
+        for b in lives[i + 1 :]:
+            if a.first <= b.last and b.first <= a.last:
+                begin_a, begin_b = arena.offsets[a.tensor.name], arena.offsets[b.tensor.name]
+                assert begin_a + a.tensor.bytes <= begin_b or begin_b + b.tensor.bytes <= begin_a, (a, b)
+
+
+@pytest.mark.parametrize("n", [1, 7, 1024])
+def test_tensors_that_live_together_lie_apart(n: int) -> None:
+    plan = make_plan(default_network(), H200, n)
+    assert_apart(lives_of(plan), plan.arena)
+    # Reuse is what the arena is for: far less than all tensors, and no less than the most that lives at once.
+    lives = lives_of(plan)
+    total = sum(life.tensor.bytes for life in lives)
+    most = max(sum(life.tensor.bytes for life in lives if life.first <= i <= life.last) for i in range(len(plan.steps)))
+    assert most <= plan.arena.bytes < 0.4 * total
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_random_networks(seed: int) -> None:
+    net = random_network(seed, (1, 2, 1, 3), width=8 + 12 * seed, pool=1 + seed % 2)
+    plan = make_plan(net, H200, 3)
+    assert_apart(lives_of(plan), plan.arena)
+
+
+def test_what_the_host_reads_is_never_written_over() -> None:
+    plan = make_plan(default_network(), H200, 16)
+    for name in (INPUT, CLASSES, TOP1):
+        life = next(life for life in lives_of(plan) if life.tensor.name == name)
+        assert life.last == len(plan.steps) - 1
+
+
+def test_all_tensors_can_be_kept() -> None:
+    plan = make_plan(default_network(), H200, 2, keep_all=True)
+    everything = tuple(step.op.output.name for step in plan.steps) + KEPT
+    assert_apart(lives_of(plan, everything), plan.arena)
+    assert plan.arena.bytes > make_plan(default_network(), H200, 2).arena.bytes
+
+
+def test_a_gap_is_used_again() -> None:
+    lives = [Lifetime(Tensor("a", 1000), 0, 1), Lifetime(Tensor("b", 1000), 1, 2), Lifetime(Tensor("c", 900), 2, 3)]
+    arena = plan_arena(lives)
+    assert arena.offsets["c"] == arena.offsets["a"]
+    assert arena.bytes == 2048
+
+
+def reads_before_writes(ops: tuple[Op, ...]) -> bool:
+    written = {INPUT}
+    for op in ops:
+        if not written.issuperset(op.reads):
+            return False
+        written.add(op.output.name)
+    return True
+
+
+def test_fusion_of_the_default_network() -> None:
+    ops = fuse(default_network(), 4)
+    assert len(ops) == 52  # 53 convolutions; four downsamples are part of a conv3; average, fully connected, top-1
+    assert isinstance(ops[0], StemOp)
+    assert reads_before_writes(ops)
+    convs = [op for op in ops if isinstance(op, ConvOp)]
+    assert sum(op.branch is not None for op in convs) == 4
+    assert sum(op.kept is not None for op in convs) == 12
+    assert sum(op.multiply_adds for op in ops) / 4 == pytest.approx(4.089e9, rel=1e-3)
+
+
+def test_channels_are_padded_to_whole_k_steps() -> None:
+    for op in fuse(random_network(0, width=20), 1):
+        if isinstance(op, ConvOp):
+            assert op.shape.c % 32 == op.shape.k % 32 == 0
+            assert op.weight.shape[:2] == (op.shape.k, op.shape.c)
+            assert len(op.bias) == len(op.rescale.factor) == op.shape.k
+
+
+@pytest.mark.parametrize(("options", "said"), [({"groups": 2}, "groups=2"), ({"dilation": 2}, r"dilation=\(2, 2\)")])
+def test_layers_without_a_kernel_are_named(options: dict[str, int], said: str) -> None:
+    with pytest.raises(EngineError, match=rf"layer1_0_conv2: .*{said}"):
+        make_plan(random_network(0, **options), H200, 1)
+
+
+def test_a_number_that_does_not_fit_leaves_the_default_with_a_note() -> None:
+    plain = make_plan(default_network(), H200, 8)
+    plan = make_plan(default_network(), H200, 8, numbers={"layer2_0_conv1": 6, "layer3_1_conv2": 150, "conv1": 3})
+    kernels = {step.op.name: step.kernel.number for step in plan.steps}
+    assert kernels["layer2_0_conv1"] == 6
+    assert kernels["layer3_1_conv2"] == next(s.kernel.number for s in plain.steps if s.op.name == "layer3_1_conv2")
+    assert len(plan.notes) == 2
+    assert any("layer3_1_conv2: kernel 150 does not fit" in note for note in plan.notes)
