@@ -3,10 +3,15 @@
 A pipe of its own for every worker means that a worker killed at any moment can take no lock and no
 message of another with it, and that its death shows at once as the end of its pipe. How many tasks may
 be under way is bounded by the sender (see `pipeline.stages.process`), so a pipe never fills up.
+
+Messages whose body is a record of the exchange (see `pipeline.exchange`) are a few packed bytes: they are the ones
+that come at the rate of the engine. The others, of loaders and of starting and ending, are pickled.
 """
 
 from __future__ import annotations
 
+import pickle
+import struct
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any, Generic, TypeVar
@@ -57,6 +62,31 @@ class Stop:
     """The last message to a worker."""
 
 
+_TASK, _DONE, _PICKLED = b"T", b"D", b"P"
+_TASK_FIELDS = struct.Struct("<qii")  # ticket, samples, record
+_DONE_FIELDS = struct.Struct("<qd")  # ticket, busy_s
+
+
+def encode(message: Any) -> bytes:
+    """A message as bytes: one that names its kind, then fields, or a pickle."""
+    if type(message) is Task and type(message.body) is int:
+        return _TASK + _TASK_FIELDS.pack(message.ticket, message.samples, message.body)
+    if type(message) is Done and message.body is None:
+        return _DONE + _DONE_FIELDS.pack(message.ticket, message.busy_s)
+    return _PICKLED + pickle.dumps(message)
+
+
+def decode(data: bytes) -> Any:
+    """What `encode` made. Only of bytes that a process of ours sent: a pickle can run code."""
+    kind = data[:1]
+    if kind == _TASK:
+        return Task(*_TASK_FIELDS.unpack_from(data, 1))
+    if kind == _DONE:
+        ticket, busy_s = _DONE_FIELDS.unpack_from(data, 1)
+        return Done(ticket, None, busy_s)
+    return pickle.loads(data[1:])
+
+
 TO_WORKER: tuple[type, ...] = (Task, Stop)
 FROM_WORKER: tuple[type, ...] = (Ready, Done, Crashed)
 
@@ -80,24 +110,24 @@ class Channel:
         if not isinstance(message, self._sends):
             raise TypeError(f"{type(message).__name__} does not travel this way")
         try:
-            self.pipe.send(message)
+            self.pipe.send_bytes(encode(message))
         except (BrokenPipeError, ConnectionResetError):
             raise ChannelClosed from None
 
     def receive(self) -> Any:
         """The next message; blocks. Raises ChannelClosed when there will be none."""
         try:
-            message = self.pipe.recv()
+            message = decode(self.pipe.recv_bytes())
         except (EOFError, ConnectionResetError):
             raise ChannelClosed from None
         if not isinstance(message, self._receives):
             raise TypeError(f"{type(message).__name__} does not travel this way")
         return message
 
-    def pending(self) -> bool:
-        """Whether a message, or the end of the pipe, is there to be received now."""
+    def pending(self, wait_s: float = 0.0) -> bool:
+        """Whether a message, or the end of the pipe, is there to be received, now or within `wait_s` seconds."""
         try:
-            return self.pipe.poll()
+            return self.pipe.poll(wait_s)
         except (BrokenPipeError, ConnectionResetError):
             return True
 

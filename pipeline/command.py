@@ -24,12 +24,14 @@ from pipeline.errors import PipelineError
 from pipeline.gpus import Target, choose
 from pipeline.history import History
 from pipeline.library import SampleLibrary
-from pipeline.loadgen import LoadGenSession, load_module, make_settings, samples_at_a_time
+from pipeline.loadgen import LoadGenSession, assign, load_module, make_settings, samples_at_a_time
 from pipeline.options import Options, parse
 from pipeline.results import Accuracy, accuracy, read_result
 from pipeline.run import Run, RunSpec
+from pipeline.scenarios import batch_plan, expectations, samples_per_query
 from pipeline.serving import NOT_PREDICTED
 from pipeline.stages.base import StageFailure
+from pipeline.stages.infer import CPU_IN_FLIGHT
 from pipeline.stages.process import default_workers
 from pipeline.store import BadFile
 from pipeline.summary import summarise, write_summary
@@ -37,13 +39,8 @@ from pipeline.supervisor import Interrupted, Supervisor
 
 # The short side of an image before the centre crop, over the crop: torchvision's 256 for 224.
 RESIZE_OVER_CROP = 256 / 224
-CPU_BATCH = 16
-GPU_BATCH = 1024
 # MLPerf's rules ask for at least this many different samples in a performance run.
 PERFORMANCE_SAMPLES = 1024
-# LoadGen issues as many samples as last its minimum duration at the expected rate; an engine that turns out
-# faster than its warm-up, beside loaders still starting, would end too soon.
-RATE_MARGIN = 1.3
 
 
 class BadImages(PipelineError):
@@ -117,7 +114,7 @@ class OfflineCommand:
                 run.serving.snapshot,
                 title=f"{prepared.model_path.name} on {prepared.target.notice}",
                 mode=choose_mode(json_lines=options.json, dashboard=options.dashboard),
-                gpus=() if prepared.target.gpu is None else (prepared.target.gpu.index,),
+                gpus=tuple(sorted({gpu.index for gpu in prepared.target.gpus})),
             )
             with dashboard:
                 self._supervisor.watch(lambda: self._job(lg, run, prepared))
@@ -125,13 +122,13 @@ class OfflineCommand:
 
     def _prepare(self) -> Prepared:
         options = self._options
-        target = choose(options.gpu)
+        target = choose(options.gpu, numbers=options.gpus)
         self._say(f"running on {target.notice}")
         model_path = options.model or default_model()
         network = Model.load(model_path).network
         backend_options: dict[str, Any] = {}
-        if target.gpu is not None:
-            backend_options["gpu"] = target.gpu.key
+        if target.gpus:
+            backend_options["gpu"] = target.key
         if options.autoconfig is not None:
             config = self._autoconfig(options.autoconfig, network)
             if target.backend == "numpy":
@@ -142,19 +139,34 @@ class OfflineCommand:
         if height != width:
             raise PipelineError(f"{model_path}: takes {height}x{width} inputs; images are cropped to squares")
         library = self._library()
-        batch = options.batch_size or (CPU_BATCH if target.backend == "numpy" else GPU_BATCH)
+        plan = batch_plan(
+            options.scenario,
+            gpu=bool(target.gpus),
+            batch_size=options.batch_size,
+            max_batch=options.max_batch,
+            batch_timeout_us=options.batch_timeout_us,
+            inflight=options.inflight if target.gpus else CPU_IN_FLIGHT,
+            samples_per_query=samples_per_query(options.scenario, self._test_settings),
+        )
+        batch = plan.sizes.largest
         loaders = options.loaders or default_workers()
         spec = RunSpec(
             model=model_path,
             backend=target.backend,
             backend_options=tuple(backend_options.items()),
-            batch_size=batch,
+            sizes=plan.sizes,
             input_shape=(3, height, width),
             library=library,
             resize=round(height * RESIZE_OVER_CROP) if options.resize else None,
             loaders=min(loaders, len(library)),
             slots=self._performance_count(len(library), batch),
             stage_timeout_s=options.stage_timeout_s,
+            engines=len(target.gpus) or options.engines,
+            inflight=plan.inflight,
+            h2d=options.h2d,
+            ordered=options.ordered,
+            bus_ids=target.bus_ids,
+            hold_s=plan.hold_s,
         )
         self._say(f"{len(library)} {library.kind}, batch {batch}, {spec.loaders} loaders, model {model_path}")
         return Prepared(target, model_path, network, library, spec)
@@ -183,7 +195,8 @@ class OfflineCommand:
         run.start()
         for stage in (run.store.decode, run.serving.infer):
             pids = ", ".join(map(str, stage.pids))
-            self._say(f"stage {stage.name} is up: {stage.notes[0]}, pids {pids}")
+            notes = stage.notes[:1] if stage is run.store.decode else stage.notes
+            self._say(f"stage {stage.name} is up: {' | '.join(notes)}, pids {pids}")
         run.serving.enter("loading")
         self._bad = run.store.check()
         if self._bad and not self._options.skip_bad_images:
@@ -195,7 +208,7 @@ class OfflineCommand:
         with LoadGenSession(
             lg,
             count=len(self._kept),
-            performance_count=self._performance_count(len(self._kept), prepared.spec.batch_size),
+            performance_count=self._performance_count(len(self._kept), prepared.spec.sizes.largest),
             load=run.store.load,
             unload=run.store.unload,
             issue=run.serving.issue,
@@ -207,13 +220,20 @@ class OfflineCommand:
         run.serving.enter("done")
 
     def _expect_rate(self, run: Run) -> None:
-        """Where the user does not say what rate to expect, LoadGen is told a little over the engine's own."""
+        """Where the user does not say what rate to expect, LoadGen is told one that fits the engine's own."""
         options = self._options
-        given = "offline_expected_qps" in dict(options.test_settings) or options.user_conf is not None
-        rate = run.serving.infer.expected_rate * RATE_MARGIN
-        if not given and rate > 0:
-            self._test_settings.offline_expected_qps = rate
-            self._say(f"LoadGen is told to expect {rate:,.1f} samples/s, from warming up")
+        if options.user_conf is not None:
+            return
+        scenario = options.scenario
+        fields, said = expectations(
+            scenario,
+            dict(options.test_settings),
+            run.serving.infer.expected_rate,
+            samples_per_query(scenario, self._test_settings),
+        )
+        for name, value in fields.items():
+            assign(self._test_settings, name, value)
+            self._say(f"LoadGen is told {said}")
 
     def _report(self, run: Run, prepared: Prepared, history: History) -> None:
         log = self._log_settings.log_output
@@ -233,7 +253,7 @@ class OfflineCommand:
             target=prepared.target.notice,
             model=prepared.model_path,
             samples=len(self._kept),
-            batch_size=prepared.spec.batch_size,
+            batch_size=prepared.spec.sizes.largest,
             snapshot=run.serving.snapshot(),
             stages=history.stages(),
             bad_images=self._bad,

@@ -16,7 +16,7 @@ import threading
 from array import array
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import repeat
 from pathlib import Path
 from types import ModuleType, TracebackType
@@ -34,7 +34,6 @@ Scalar: TypeAlias = bool | int | float | str
 
 MODULE = "mlperf_loadgen"
 MODEL = "resnet50"  # the model's name in mlperf.conf and user.conf
-SCENARIO = "Offline"
 
 # A trace of every sample costs time and gigabytes at this rate.
 LOG_DEFAULTS: Mapping[str, bool] = {"enable_trace": False}
@@ -44,6 +43,9 @@ _EMBEDDED, _EMBEDDED_THEN_FILE, _FILE = 0, 1, 2
 
 # One call to LoadGen completes at most this many samples: the size of the pool of response objects.
 RESPONSES = 4096
+
+# A query is converted and passed on by so many samples at a time.
+PIECE = 1 << 16
 
 
 def load_module(path: Path | None = None) -> ModuleType:
@@ -141,6 +143,8 @@ class SettingsSpec:
         test_settings, log_settings: fields by name; an enum by the name of its member.
         test_mode: SubmissionRun, AccuracyOnly, PerformanceOnly or FindPeakPerformance.
         output_dir: where the logs go, unless `log_settings` has an `outdir`.
+        scenario: a name of LoadGen's TestScenario.
+        defaults: fields by name, below the files and `test_settings`.
     """
 
     mlperf_conf: Path | None
@@ -149,20 +153,25 @@ class SettingsSpec:
     log_settings: Mapping[str, Scalar]
     test_mode: str
     output_dir: Path
+    scenario: str = "Offline"
+    defaults: Mapping[str, Scalar] = field(default_factory=dict)
 
 
 def make_settings(lg: Any, spec: SettingsSpec) -> tuple[Any, Any]:
-    """(TestSettings, LogSettings) for an Offline test.
+    """(TestSettings, LogSettings) for a test of `spec.scenario`.
 
     LoadGen's embedded MLPerf rules apply as soon as a user.conf is given without an mlperf.conf; with
     neither, its own defaults do (10 s). Raises PipelineError for a file it cannot use or a bad value.
     """
     test = lg.TestSettings()
+    test.scenario = lg.TestScenario.__members__[spec.scenario]
+    for name, value in spec.defaults.items():
+        assign(test, name, value)
     if spec.mlperf_conf is not None:
-        _apply_config(test, spec.mlperf_conf, _FILE)
+        _apply_config(test, spec.mlperf_conf, spec.scenario, _FILE)
     if spec.user_conf is not None:
-        _apply_config(test, spec.user_conf, _EMBEDDED_THEN_FILE if spec.mlperf_conf is None else _FILE)
-    test.scenario = lg.TestScenario.__members__[SCENARIO]
+        kind = _EMBEDDED_THEN_FILE if spec.mlperf_conf is None else _FILE
+        _apply_config(test, spec.user_conf, spec.scenario, kind)
     log = lg.LogSettings()
     output = log.log_output
     output.outdir = str(spec.output_dir)
@@ -191,14 +200,14 @@ def _assign_option(settings: Any, name: str, value: Scalar, option: str) -> None
         raise PipelineError(f"{option}: {error}") from error
 
 
-def _apply_config(test: Any, path: Path, conf_type: int) -> None:
+def _apply_config(test: Any, path: Path, scenario: str, conf_type: int) -> None:
     if not path.is_file():
         raise PipelineError(f"{path}: no such file")
     try:
-        status = test.FromConfig(str(path), MODEL, SCENARIO, conf_type)
+        status = test.FromConfig(str(path), MODEL, scenario, conf_type)
     except TypeError:
         # Builds from before the rules were embedded read the file and nothing else.
-        status = test.FromConfig(str(path), MODEL, SCENARIO)
+        status = test.FromConfig(str(path), MODEL, scenario)
     if status:
         line = _first_bad_line(path)
         where = f"{path}:{line}" if line else f"{path}"
@@ -219,7 +228,8 @@ class LoadGenSession:
 
     LoadGen calls `load` and `unload` (sample indices, int64 (n,)), `issue` (its ids, uint64 (n,), and
     the indices they ask for, int64 (n,)) and `flush` in the thread that runs `run`; the answers go back
-    through `complete`. Lists become arrays at once: 99 million Python ints are 12 GB.
+    through `complete`. Lists become arrays piece by piece, the last piece first, each passed on by a call of `issue`:
+    99 million Python ints are 12 GB.
 
     What a callback raises is kept: `on_error` is called with it from within the callback, nothing more
     is passed on, and `run` raises it if it ever returns. LoadGen itself cannot be told to give up: it
@@ -310,7 +320,12 @@ class LoadGenSession:
         self.close()
 
     def _issue_lists(self, ids: list[int], indices: list[int]) -> None:
-        self._guard(lambda: self._issue(_unsigned(ids), _signed(indices)))
+        # From the end, where a list is cut off for nothing: memory shrinks as arrays grow, no step keeps the GIL
+        # for long, and the first batch starts before the last sample is converted.
+        while len(ids) > PIECE:
+            self._guard(self._issue, _unsigned(ids[-PIECE:]), _signed(indices[-PIECE:]))
+            del ids[-PIECE:], indices[-PIECE:]
+        self._guard(self._issue, _unsigned(ids), _signed(indices))
 
     def _guard(self, call: Callable[..., None], *args: Any) -> None:
         if self._error is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 
@@ -19,6 +19,7 @@ class StageSnapshot:
         queued: samples waiting in front of it or being worked on.
         capacity: the most samples that may wait there (0: unbounded).
         failed: samples it could not do.
+        worker_rates: samples/s of each worker since the snapshot before this one, where workers are told apart.
     """
 
     name: str
@@ -29,6 +30,7 @@ class StageSnapshot:
     queued: int
     capacity: int
     failed: int = 0
+    worker_rates: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,7 @@ class Snapshot:
         rate_now: samples/s answered since the snapshot before this one.
         rate_mean: samples/s answered since the first sample was issued.
         stages: in the order data flows.
+        latency_ms: p50, p90 and p99 of the answers so far, from issue to answer; empty before the first.
     """
 
     phase: str
@@ -52,6 +55,7 @@ class Snapshot:
     rate_now: float
     rate_mean: float
     stages: tuple[StageSnapshot, ...]
+    latency_ms: dict[str, float] = field(default_factory=dict)
 
     @property
     def slowest(self) -> str | None:

@@ -8,13 +8,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
+from pipeline.device.transfer import H2D_CHOICES
 from pipeline.errors import PipelineError
 from pipeline.gpus import GPU_CHOICES
 from pipeline.loadgen import (
     LOG_DEFAULTS,
-    SCENARIO,
     Scalar,
     SettingsSpec,
     assign,
@@ -23,11 +23,14 @@ from pipeline.loadgen import (
     load_module,
     plain,
 )
+from pipeline.scenarios import SCENARIOS, SERVER_LATENCY_NS, Scenario
 
 PROG = "python -m pipeline.offline"
 DEFAULT_MODE = "PerformanceOnly"
 TEST_MODES = ("SubmissionRun", "PerformanceOnly", "AccuracyOnly", "FindPeakPerformance")
 DEFAULT_STAGE_TIMEOUT_S = 60.0
+DEFAULT_SCENARIO: Scenario = "Offline"
+GPU_IN_FLIGHT = 3
 
 
 @dataclass(frozen=True)
@@ -37,12 +40,25 @@ class Options:
     Attributes:
         images, tensors: a folder of images, or of .npy tensors; at most one of them.
         map_path: lines of `file label` naming the samples and their order.
+        gpus: the driver's numbers of the GPUs to compute on, one engine process each.
+        engines: engine processes on the CPU.
+        inflight: batches under way on one GPU.
+        h2d: how samples come to a GPU.
+        max_batch, batch_timeout_us: of the Server scenario.
         resize: whether images are resized before the centre crop.
         test_settings, log_settings: the --lgts_ and --lgls_ options as (field, value).
         stage_timeout_s: silence after which a worker counts as hung.
     """
 
+    scenario: Scenario
     gpu: str
+    gpus: tuple[int, ...] | None
+    engines: int
+    inflight: int
+    h2d: str
+    ordered: bool
+    max_batch: int | None
+    batch_timeout_us: int | None
     model: Path | None
     images: Path | None
     tensors: Path | None
@@ -74,6 +90,8 @@ class Options:
             log_settings=dict(self.log_settings),
             test_mode=self.test_mode,
             output_dir=self.output_dir,
+            scenario=self.scenario,
+            defaults={"server_target_latency_ns": SERVER_LATENCY_NS} if self.scenario == "Server" else {},
         )
 
     def as_dict(self) -> dict[str, Any]:
@@ -104,7 +122,7 @@ def build_parser(loadgen_module: Any) -> argparse.ArgumentParser:
         PROG,
         usage=f"{PROG} [options] [--lgts_FIELD VALUE ...] [--lgls_FIELD VALUE ...]",
         allow_abbrev=False,
-        description="Classifies images with an INT4 network, driven and timed by MLPerf LoadGen (Offline).",
+        description="Classifies images with an INT4 network, driven and timed by MLPerf LoadGen.",
     )
     _add_inputs(parser.add_argument_group("what to run"))
     _add_running(parser.add_argument_group("how to run it"))
@@ -152,10 +170,44 @@ def _add_inputs(group: argparse._ArgumentGroup) -> None:
 
 def _add_running(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
+        "--scenario",
+        choices=SCENARIOS,
+        help=f"how LoadGen asks: all at once, one after another, or at random times (default: {DEFAULT_SCENARIO})",
+    )
+    group.add_argument(
         "--gpu", choices=GPU_CHOICES, default="auto", help="what to compute on (default: a GPU, or cpu)"
     )
     group.add_argument(
+        "--gpus", type=_numbers, metavar="N,N", help="GPUs by the driver's numbers, one engine process each"
+    )
+    group.add_argument("--engines", type=_positive, default=1, help=argparse.SUPPRESS)
+    group.add_argument(
         "-b", "--batch_size", type=_positive, metavar="N", help="images per batch (default: by the backend)"
+    )
+    group.add_argument(
+        "--max-batch", type=_positive, metavar="N", help="most samples of a batch in the Server scenario"
+    )
+    group.add_argument(
+        "--batch-timeout-us",
+        type=_whole,
+        metavar="US",
+        help="how long a sample may be held back for a batch to fill, in the Server scenario",
+    )
+    group.add_argument(
+        "--inflight",
+        type=_positive,
+        default=GPU_IN_FLIGHT,
+        metavar="N",
+        help="batches under way on one GPU (default: %(default)s)",
+    )
+    group.add_argument(
+        "--h2d",
+        choices=H2D_CHOICES,
+        default="auto",
+        help="how samples come to a GPU: by a kernel, by copies, or the faster of both (default: %(default)s)",
+    )
+    group.add_argument(
+        "--ordered", action="store_true", help="batches in flight take turns on the GPU instead of sharing it"
     )
     group.add_argument(
         "-a", "--autoconfig", type=Path, metavar="FILE", help="which kernel each layer uses (CUDA backend)"
@@ -205,7 +257,7 @@ def _add_fields(
 
 def _shown(name: str, default: Any) -> str:
     """The default in effect, which is ours where we have one."""
-    ours: dict[str, Scalar] = {**LOG_DEFAULTS, "outdir": "the output folder", "scenario": SCENARIO}
+    ours: dict[str, Scalar] = {**LOG_DEFAULTS, "outdir": "the output folder", "scenario": DEFAULT_SCENARIO}
     value = ours.get(name, plain(default))
     return (str(value).lower() if isinstance(value, bool) else str(value)) or "empty"
 
@@ -254,6 +306,16 @@ def _positive(text: str) -> int:
     return int(text)
 
 
+def _whole(text: str) -> int:
+    if not text.isascii() or not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number")
+    return int(text)
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    return tuple(_whole(part) for part in text.split(","))
+
+
 def _seconds(text: str) -> float:
     try:
         value = float(text)
@@ -274,8 +336,14 @@ def _check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Options
         parser.error(why)
 
     test_settings, log_settings = _given(args, "lgts_"), _given(args, "lgls_")
-    if test_settings.pop("scenario", SCENARIO) != SCENARIO:
-        wrong(f"--lgts_scenario: this command runs the {SCENARIO} scenario only")
+    scenario = test_settings.pop("scenario", None)
+    if scenario is not None and args.scenario not in (None, scenario):
+        wrong(f"--scenario {args.scenario} and --lgts_scenario {scenario} contradict each other; give one of them")
+    scenario = scenario or args.scenario or DEFAULT_SCENARIO
+    if scenario != "Server" and (args.max_batch is not None or args.batch_timeout_us is not None):
+        wrong(f"--max-batch and --batch-timeout-us are about the Server scenario, and this one is {scenario}")
+    if args.gpus is not None and args.gpu == "cpu":
+        wrong("--gpu cpu and --gpus contradict each other; give one of them")
     mode = test_settings.pop("mode", None)
     if mode is not None and args.test_mode not in (None, mode):
         wrong(f"--test-mode {args.test_mode} and --lgts_mode {mode} contradict each other; give one of them")
@@ -287,7 +355,15 @@ def _check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Options
         wrong("--json and --no-dashboard: --json already replaces the dashboard; give one of them")
     now = datetime.now(timezone.utc)
     return Options(
+        scenario=cast("Scenario", scenario),
         gpu=args.gpu,
+        gpus=args.gpus,
+        engines=args.engines,
+        inflight=args.inflight,
+        h2d=args.h2d,
+        ordered=args.ordered,
+        max_batch=args.max_batch,
+        batch_timeout_us=args.batch_timeout_us,
         model=args.model,
         images=args.images,
         tensors=args.tensors,

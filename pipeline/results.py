@@ -20,6 +20,12 @@ Int64Array: TypeAlias = npt.NDArray[np.int64]
 
 NOT_PREDICTED = -1
 _MLLOG = ":::MLLOG "
+# Samples/s in Offline, in Server, and queries/s in SingleStream; MultiStream has only latencies.
+_RATES = (
+    "result_samples_per_second",
+    "result_completed_samples_per_sec",
+    "result_qps_with_loadgen_overhead",
+)
 _CLASS = re.compile(r"[0-9A-Fa-f]{8}")
 
 
@@ -37,7 +43,7 @@ class LoadGenResult:
 
     Attributes:
         valid: its verdict; None where it gives none (accuracy runs have none).
-        samples_per_second: the Offline metric; None in accuracy runs.
+        samples_per_second: Offline's metric, and what the other scenarios answered; None in accuracy runs.
         reasons: why the result is INVALID; empty when it is VALID.
         latency_ns: `min`, `max`, `mean` and percentiles (`99.00`), from a sample's issue to its answer.
         settings: the effective settings, by LoadGen's names.
@@ -140,7 +146,7 @@ def read_result(folder: Path, prefix: str = "mlperf_log_", suffix: str = "") -> 
     for key, value in values.items():
         if match := re.fullmatch(r"result_(.+?)(_percentile)?_latency_ns", key):
             latencies[match[1]] = float(value)
-    rate = values.get("result_samples_per_second", summary.samples_per_second)
+    rate = next((values[key] for key in _RATES if key in values), summary.samples_per_second)
     return LoadGenResult(
         scenario=str(values.get("effective_scenario", values.get("requested_scenario", ""))),
         mode=str(values.get("effective_test_mode", values.get("requested_test_mode", ""))),

@@ -10,11 +10,15 @@ from types import TracebackType
 from typing import Any
 
 from pipeline.arena import Arena
+from pipeline.device.scheduler import Sizes
+from pipeline.exchange import Exchange
 from pipeline.library import SampleLibrary
+from pipeline.numa import cores_near
 from pipeline.serving import Deliver, Serving
 from pipeline.stages.base import StageFailure
-from pipeline.stages.infer import EngineSpec
+from pipeline.stages.infer import CPU_IN_FLIGHT, EngineSpec, records_for
 from pipeline.store import SampleStore
+from pipeline.waiting import Batching
 
 
 @dataclass(frozen=True)
@@ -24,6 +28,8 @@ class RunSpec:
     Attributes:
         model: the model folder.
         backend, backend_options: see `int4core.Engine`.
+        sizes, engines, inflight, h2d, ordered, bus_ids: see `pipeline.stages.infer.EngineSpec`.
+        hold_s: see `pipeline.waiting.Batching`.
         input_shape: (3, H, W) of the model.
         resize: short side to resize images to before the centre crop, or None for images that are sized.
         slots: samples that may be loaded at a time.
@@ -33,13 +39,19 @@ class RunSpec:
     model: Path
     backend: str
     backend_options: tuple[tuple[str, Any], ...]
-    batch_size: int
+    sizes: Sizes
     input_shape: tuple[int, int, int]
     library: SampleLibrary
     resize: int | None
     loaders: int
     slots: int
     stage_timeout_s: float
+    engines: int = 1
+    inflight: int = CPU_IN_FLIGHT
+    h2d: str = "auto"
+    ordered: bool = False
+    bus_ids: tuple[str, ...] = ()
+    hold_s: float = 0.0
 
 
 class Run:
@@ -49,26 +61,51 @@ class Run:
         self, spec: RunSpec, *, deliver: Deliver, on_failure: Callable[[StageFailure], None]
     ) -> None:
         self._held = ExitStack()
+        try:
+            self._build(spec, deliver, on_failure)
+        except BaseException:
+            self._held.close()
+            raise
+
+    def _build(self, spec: RunSpec, deliver: Deliver, on_failure: Callable[[StageFailure], None]) -> None:
         arena = self._held.enter_context(Arena.create(spec.slots, spec.input_shape))
+        records = records_for(spec.engines, spec.inflight)
+        exchange = self._held.enter_context(Exchange.create(records, spec.sizes.largest))
         self.store = SampleStore(
             spec.library,
             arena,
             size=spec.input_shape[1],
             resize=spec.resize,
             loaders=spec.loaders,
+            cores=cores_near(spec.bus_ids),
             timeout_s=spec.stage_timeout_s,
             on_failure=on_failure,
         )
+        engine = EngineSpec(
+            arena.spec,
+            exchange.spec,
+            spec.model,
+            spec.backend,
+            spec.sizes,
+            engines=spec.engines,
+            inflight=spec.inflight,
+            h2d=spec.h2d,
+            ordered=spec.ordered,
+            bus_ids=spec.bus_ids,
+            options=spec.backend_options,
+        )
         self.serving = Serving(
             self.store,
-            EngineSpec(arena.spec, spec.model, spec.backend, spec.batch_size, spec.backend_options),
+            exchange,
+            engine,
+            Batching(spec.sizes.largest, spec.hold_s),
             samples=len(spec.library),
             timeout_s=spec.stage_timeout_s,
             deliver=deliver,
             on_failure=on_failure,
         )
-        # Given back in the reverse order: first the process that computes, last the memory it reads.
-        self._held.callback(self.serving.complete.stop)
+        # Given back in the reverse order: first the processes that compute, last the memory they read.
+        self._held.callback(self.serving.stop)
         self._held.callback(self.store.decode.stop)
         self._held.callback(self.serving.infer.stop)
 
@@ -76,7 +113,7 @@ class Run:
         """Bring every stage up, the processes side by side. Raises StageFailure."""
         self.store.decode.launch()
         self.serving.infer.launch()
-        self.serving.complete.start()
+        self.serving.start()
         self.store.decode.start()
         self.serving.infer.start()
 

@@ -1,4 +1,4 @@
-"""Serving: queries become batches, batches go through the engine, answers go back to LoadGen."""
+"""Serving: queries become batches, batches go through the engines, answers go back to LoadGen."""
 
 from __future__ import annotations
 
@@ -10,44 +10,58 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 
 from pipeline.channels import Task
+from pipeline.exchange import Classes, Exchange
+from pipeline.latency import Latencies
 from pipeline.metrics import Snapshot
 from pipeline.stages.base import StageFailure
-from pipeline.stages.infer import Classes, EngineSpec, infer_stage
+from pipeline.stages.infer import EngineSpec, infer_stage
 from pipeline.stages.thread import ThreadStage
 from pipeline.store import SampleStore
+from pipeline.waiting import Batching, Ids, Indices, Waiting
 
-Ids: TypeAlias = npt.NDArray[np.uint64]
-Indices: TypeAlias = npt.NDArray[np.int64]
 Deliver: TypeAlias = Callable[[Ids, Classes], None]
 
 NOT_PREDICTED = -1
 BATCHES_TO_DELIVER = 8
 RATE_WINDOW_S = 2.0
 
+# Answers of so few samples go back at once, from the thread that hears of them: handing them on costs more.
+DELIVER_AT_ONCE = 64
+
 
 @dataclass(frozen=True)
 class _Batch:
-    """Samples on their way: LoadGen's ids (n,), sample indices (n,), and at last their classes (n,)."""
+    """Samples on their way: LoadGen's ids (n,), sample indices (n,), their record, and when the first was issued."""
 
     ids: Ids
     indices: Indices
+    record: int
+    since: float
+
+
+@dataclass(frozen=True)
+class _Answered:
+    """A batch with its classes (n,), which are its own copy."""
+
+    batch: _Batch
     classes: Classes
 
 
 class Serving:
-    """The issue side, the engine and the complete side of a run.
+    """The issue side, the engines and the complete side of a run.
 
-    Nothing here waits on the issue side: a query is kept as the arrays it came in, and the next batch is
-    cut from it whenever the engine has room.
+    Nothing here waits on the issue side: a query is kept as the arrays it came in, and the next batch is cut from it
+    whenever there is a free record in the exchange and an engine with room.
     """
 
     def __init__(
         self,
         store: SampleStore,
+        exchange: Exchange,
         engine: EngineSpec,
+        batching: Batching,
         *,
         samples: int,
         timeout_s: float,
@@ -55,11 +69,12 @@ class Serving:
         on_failure: Callable[[StageFailure], None],
     ) -> None:
         self._store = store
-        self._batch_size = engine.batch_size
+        self._exchange = exchange
+        self._batching = batching
         self._deliver = deliver
         self._lock = threading.Lock()
-        self._waiting: deque[tuple[Ids, Indices]] = deque()
-        self._underway: dict[int, tuple[Ids, Indices]] = {}
+        self._waiting = Waiting()
+        self._underway: dict[int, _Batch] = {}
         self._tickets = 0
         self._issued = 0
         self._completed = 0
@@ -67,12 +82,12 @@ class Serving:
         self._phase_began = time.monotonic()
         self._first_issue: float | None = None
         self._history: deque[tuple[float, int]] = deque([(self._phase_began, 0)])
+        self._timer = _Timer(self._pump) if batching.hold_s else None
+        self.latencies = Latencies()
         self.predictions = np.full(samples, NOT_PREDICTED, dtype=np.int32)
-        self.infer = infer_stage(
-            engine, timeout_s=timeout_s, on_result=self._on_classes, on_failure=on_failure
-        )
+        self.infer = infer_stage(engine, timeout_s=timeout_s, on_result=self._on_classes, on_failure=on_failure)
         self.infer.on_room = self._pump
-        self.complete: ThreadStage[_Batch, None] = ThreadStage(
+        self.complete: ThreadStage[_Answered, None] = ThreadStage(
             "complete",
             self._complete,
             capacity=BATCHES_TO_DELIVER * engine.batch_size,
@@ -80,13 +95,26 @@ class Serving:
             on_failure=on_failure,
         )
 
+    def start(self) -> None:
+        """Start the threads of the complete side; the engines are started as a stage."""
+        self.complete.start()
+        if self._timer is not None:
+            self._timer.start()
+
+    def stop(self) -> None:
+        """End those threads. Safe to call twice."""
+        if self._timer is not None:
+            self._timer.stop()
+        self.complete.stop()
+
     def issue(self, ids: Ids, indices: Indices) -> None:
         """Take a query: LoadGen's ids (n,) and the samples they ask for (n,). Returns at once."""
+        now = time.monotonic()
         with self._lock:
             if self._first_issue is None:
-                self._first_issue = time.monotonic()
+                self._first_issue = now
             self._issued += len(ids)
-            self._waiting.append((ids, indices))
+            self._waiting.put(ids, indices, now)
         self._pump()
 
     def enter(self, phase: str) -> None:
@@ -109,36 +137,99 @@ class Serving:
             rate_now=(completed - completed_then) / max(now - then, 1e-9),
             rate_mean=0.0 if first is None else completed / max(now - first, 1e-9),
             stages=(self._store.snapshot(), self.infer.snapshot(), self.complete.snapshot()),
+            latency_ms=self.latencies.percentiles_ms(),
         )
 
     def _pump(self) -> None:
-        """Cut batches from the waiting queries while the engine has room."""
+        """Cut batches from what waits while there is room for them and the rule says so."""
         with self._lock:
             while self._waiting:
-                ids, indices = self._waiting[0]
-                head = slice(0, self._batch_size)
-                slots = self._store.slots_of(indices[head])
-                self._underway[self._tickets] = (ids[head], indices[head])
+                wait_s = self._time_to_hold()
+                if wait_s > 0:
+                    assert self._timer is not None, "samples are only held back where there is a timer"
+                    self._timer.wake_in(wait_s)
+                    return
+                if not self._exchange.free:
+                    return
                 try:
-                    admitted = self.infer.try_submit(Task(self._tickets, len(slots), slots))
+                    self._submit()
                 except StageFailure:
                     return  # its on_failure has been told
-                if not admitted:
-                    del self._underway[self._tickets]
-                    return
-                self._tickets += 1
-                if len(ids) > self._batch_size:
-                    self._waiting[0] = (ids[self._batch_size :], indices[self._batch_size :])
-                else:
-                    self._waiting.popleft()
 
-    def _on_classes(self, task: Task[npt.NDArray[np.int32]], classes: Classes) -> None:
-        with self._lock:
-            ids, indices = self._underway.pop(task.ticket)
-        self.complete.submit(Task(task.ticket, task.samples, _Batch(ids, indices, classes)))
+    def _time_to_hold(self) -> float:
+        """Seconds until the next batch is due, 0 or less when it is. Called with `_lock` held."""
+        oldest_s = time.monotonic() - self._waiting.since
+        due = self._batching.due(len(self._waiting), oldest_s, bool(self._underway))
+        return 0.0 if due else self._batching.hold_s - oldest_s
 
-    def _complete(self, batch: _Batch) -> None:
-        self.predictions[batch.indices] = batch.classes
-        self._deliver(batch.ids, batch.classes)
+    def _submit(self) -> None:
+        """Send the next batch to the engines. Called with `_lock` held, a record free."""
+        since = self._waiting.since
+        ids, indices = self._waiting.take(self._batching.largest)
+        slots = self._store.slots_of(indices)
+        # In the order of slots, a batch is fewer and longer copies. LoadGen takes answers in any order.
+        order = np.argsort(slots, kind="stable")
+        record = self._exchange.take(slots[order])
+        self._underway[self._tickets] = _Batch(ids[order], indices[order], record, since)
+        # There is a record for every batch that the stage admits.
+        admitted = self.infer.try_submit(Task(self._tickets, len(slots), record))
+        assert admitted, "a free record, and no room in the stage"
+        self._tickets += 1
+
+    def _on_classes(self, task: Task[int], _result: None) -> None:
         with self._lock:
+            batch = self._underway.pop(task.ticket)
+            classes = self._exchange.classes(batch.record, task.samples).copy()
+            self._exchange.give(batch.record)
+        answered = _Answered(batch, classes)
+        if task.samples <= DELIVER_AT_ONCE:
+            self._complete(answered)
+        else:
+            self.complete.submit(Task(task.ticket, task.samples, answered))
+
+    def _complete(self, answered: _Answered) -> None:
+        batch = answered.batch
+        self.predictions[batch.indices] = answered.classes
+        self._deliver(batch.ids, answered.classes)
+        latency_s = time.monotonic() - batch.since
+        with self._lock:
+            self.latencies.add(latency_s, len(batch.ids))
             self._completed += len(batch.ids)
+
+
+class _Timer:
+    """Calls `wake` at the earliest time that was asked for; one thread for the whole run."""
+
+    def __init__(self, wake: Callable[[], None]) -> None:
+        self._wake = wake
+        self._changed = threading.Condition()
+        self._due: float | None = None
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name="batch-timer", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        with self._changed:
+            self._stopping = True
+            self._changed.notify()
+        if self._thread.is_alive() and self._thread is not threading.current_thread():
+            self._thread.join()
+
+    def wake_in(self, seconds: float) -> None:
+        due = time.monotonic() + seconds
+        with self._changed:
+            if self._due is None or due < self._due:
+                self._due = due
+                self._changed.notify()
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                while not self._stopping and (self._due is None or self._due > time.monotonic()):
+                    self._changed.wait(None if self._due is None else max(0.0, self._due - time.monotonic()))
+                if self._stopping:
+                    return
+                self._due = None
+            self._wake()

@@ -49,6 +49,7 @@ class SampleStore:
         size: int,
         resize: int | None,
         loaders: int,
+        cores: tuple[frozenset[int], ...] = (),
         timeout_s: float,
         on_failure: Callable[[StageFailure], None],
     ) -> None:
@@ -59,7 +60,7 @@ class SampleStore:
         self._bad: list[BadFile] = []
         self._tickets = 0
         self.decode = decode_stage(
-            LoaderSpec(arena.spec, library.paths, library.kind, size, resize),
+            LoaderSpec(arena.spec, library.paths, library.kind, size, resize, cores),
             loaders=loaders,
             timeout_s=timeout_s,
             on_result=self._on_decoded,

@@ -189,6 +189,7 @@ mma_conv_u4s4(const unsigned char* __restrict__ input, const unsigned char* __re
     if (block < shape.blocks) fetch_block(block);
     cp_async_commit();
   }
+#pragma unroll 1
   for (int block = 0; block < shape.blocks; ++block) {
     cp_async_wait<STAGES - 2>();
     __syncthreads();  // the block has arrived for all, and all are done with the one whose buffer is filled next
@@ -223,6 +224,7 @@ mma_conv_u4s4(const unsigned char* __restrict__ input, const unsigned char* __re
   };
   load_block(0);
   store_block(0);
+#pragma unroll 1
   for (int block = 0; block < shape.blocks; ++block) {
     __syncthreads();  // the block has arrived for all, and all are done with the one before it
     const bool more = block + 1 < shape.blocks;

@@ -57,7 +57,7 @@ class Stage(ABC, Generic[T, R]):
         self._busy_s = 0.0
         self._failure: StageFailure | None = None
         self.on_room: Callable[[], None] | None = None
-        self._history: deque[tuple[float, int, float]] = deque([(time.monotonic(), 0, 0.0)])
+        self._history: deque[tuple[float, int, float, tuple[int, ...]]] = deque([(time.monotonic(), 0, 0.0, ())])
 
     @abstractmethod
     def start(self) -> None:
@@ -96,10 +96,13 @@ class Stage(ABC, Generic[T, R]):
     def snapshot(self) -> StageSnapshot:
         now = time.monotonic()
         with self._changed:
-            self._history.append((now, self._done, self._busy_s))
+            by_worker = self._done_by_worker()
+            self._history.append((now, self._done, self._busy_s, by_worker))
             while len(self._history) > 2 and now - self._history[1][0] >= RATE_WINDOW_S:
                 self._history.popleft()
-            then, done_then, busy_then = self._history[0]
+            then, done_then, busy_then, by_worker_then = self._history[0]
+            # Before its first message a worker has done nothing.
+            by_worker_then += (0,) * (len(by_worker) - len(by_worker_then))
             span = max(now - then, 1e-9)
             return StageSnapshot(
                 name=self.name,
@@ -110,7 +113,12 @@ class Stage(ABC, Generic[T, R]):
                 queued=self._queued,
                 capacity=self.capacity,
                 failed=self._failed_samples,
+                worker_rates=tuple((n - m) / span for n, m in zip(by_worker, by_worker_then, strict=True)),
             )
+
+    def _done_by_worker(self) -> tuple[int, ...]:
+        """Samples that each worker has done so far, where that is known. Called with `_changed` held."""
+        return ()
 
     def count_failed(self, samples: int) -> None:
         """Record samples that went through the stage and could not be done."""

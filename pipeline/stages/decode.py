@@ -13,6 +13,7 @@ import numpy.typing as npt
 from pipeline.arena import Arena, ArenaSpec
 from pipeline.channels import Task
 from pipeline.errors import ImageError
+from pipeline.numa import pin
 from pipeline.preprocess import Preprocessor
 from pipeline.stages.base import StageFailure
 from pipeline.stages.process import ProcessStage
@@ -43,20 +44,25 @@ class DecodeResult:
 
 @dataclass(frozen=True)
 class LoaderSpec:
-    """What every loader needs to know. `kind` is `images` or `tensors`; `resize` None: already sized."""
+    """What every loader needs to know. `kind` is `images` or `tensors`; `resize` None: already sized.
+
+    `cores` are the cores near each GPU of the run (see `pipeline.numa`); loaders are spread over them in turn.
+    """
 
     arena: ArenaSpec
     paths: tuple[Path, ...]
     kind: str
     size: int
     resize: int | None
+    cores: tuple[frozenset[int], ...] = ()
 
 
 class Loader:
     """Decodes images, or reads prepared tensors, into slots."""
 
-    def __init__(self, spec: LoaderSpec) -> None:
+    def __init__(self, spec: LoaderSpec, number: int = 0) -> None:
         self._spec = spec
+        pin(spec.cores, number)
         self._arena = Arena.attach(spec.arena)
         self._scratch = np.empty(spec.arena.sample_shape, dtype=np.int8)
         self._preprocessor = Preprocessor(size=spec.size, resize=spec.resize)
@@ -67,8 +73,8 @@ class Loader:
     def rate(self) -> float:
         return 0.0
 
-    def work(self, body: DecodeWork) -> DecodeResult:
-        bad = []
+    def work(self, task: Task[DecodeWork]) -> DecodeResult:
+        bad, body = [], task.body
         for file, slot in zip(body.files.tolist(), body.slots.tolist(), strict=True):
             out = self._scratch if slot == NO_SLOT else self._arena.sample(slot)
             try:

@@ -1,4 +1,4 @@
-"""Infer: the engine process reads batches of slots from the arena and answers with classes."""
+"""Infer: engine processes read batches of slots from the arena and answer with classes, through the exchange."""
 
 from __future__ import annotations
 
@@ -10,42 +10,70 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 
 from int4core.engine import Engine
 from int4core.model import Model
 from pipeline.arena import Arena, ArenaSpec
 from pipeline.channels import Task
+from pipeline.device.scheduler import Sizes
+from pipeline.exchange import Exchange, ExchangeSpec
 from pipeline.stages.base import StageFailure
 from pipeline.stages.process import ProcessStage
+from pipeline.stages.worker import serve, serve_overlapped
 
-Slots: TypeAlias = npt.NDArray[np.int32]
-Classes: TypeAlias = npt.NDArray[np.int32]
+InferStage: TypeAlias = ProcessStage[int, None]
 
-# Batches that may wait or run at once: one under way, one ready to follow, one being put together.
-BATCHES_IN_FLIGHT = 3
+# Batches that may be under way at an engine of the CPU: one that runs, and one ready to follow.
+CPU_IN_FLIGHT = 2
 
 
 @dataclass(frozen=True)
 class EngineSpec:
-    """How the engine process builds its engine; `options` are the backend's own (gpu, autoconfig)."""
+    """How every engine process builds its engine.
+
+    Attributes:
+        sizes: of batches; the largest is the most samples of a task.
+        engines: how many processes.
+        inflight: batches that one engine has under way, of those that can (CUDA).
+        h2d: how samples come to a device (see `pipeline.device.transfer`).
+        ordered: whether the networks of batches in flight take turns on the device.
+        bus_ids: PCI addresses of the GPUs, one an engine.
+        options: the backend's own (gpu, autoconfig).
+    """
 
     arena: ArenaSpec
+    exchange: ExchangeSpec
     model: Path
     backend: str
-    batch_size: int
+    sizes: Sizes
+    engines: int = 1
+    inflight: int = CPU_IN_FLIGHT
+    h2d: str = "auto"
+    ordered: bool = False
+    bus_ids: tuple[str, ...] = ()
     options: tuple[tuple[str, Any], ...] = ()
+
+    @property
+    def batch_size(self) -> int:
+        return self.sizes.largest
+
+
+def records_for(engines: int, inflight: int) -> int:
+    """Records of an exchange that keep `engines` busy: those in flight, and one more each that waits its turn."""
+    return engines * (inflight + 1)
 
 
 class Inferrer:
-    """One engine over one arena."""
+    """An engine over the arena, a batch at a time."""
 
-    def __init__(self, spec: EngineSpec) -> None:
+    def __init__(self, spec: EngineSpec, number: int = 0) -> None:
         self._arena = Arena.attach(spec.arena)
+        self._exchange = Exchange.attach(spec.exchange)
         self._engine = Engine(
             Model.load(spec.model), backend=spec.backend, batch_size=spec.batch_size, **dict(spec.options)
         )
-        self._note = f"{spec.backend}, batch {spec.batch_size}"
+        of = f", engine {number + 1} of {spec.engines}" if spec.engines > 1 else ""
+        self._note = f"{spec.backend}, batch {spec.batch_size}{of}"
         self._rate = self._warm_up(spec)
 
     def note(self) -> str:
@@ -54,11 +82,13 @@ class Inferrer:
     def rate(self) -> float:
         return self._rate
 
-    def work(self, body: Slots) -> Classes:
-        return self._engine.top1(self._arena.gather(body))
+    def work(self, task: Task[int]) -> None:
+        slots = self._exchange.slots(task.body, task.samples)
+        self._exchange.classes(task.body, task.samples)[:] = self._engine.top1(self._arena.gather(slots))
 
     def close(self) -> None:
         self._engine.close()
+        self._exchange.close()
         self._arena.close()
 
     def _warm_up(self, spec: EngineSpec) -> float:
@@ -75,15 +105,28 @@ def infer_stage(
     spec: EngineSpec,
     *,
     timeout_s: float,
-    on_result: Callable[[Task[Slots], Classes], None],
+    on_result: Callable[[Task[int], None], None],
     on_failure: Callable[[StageFailure], None],
-) -> ProcessStage[Slots, Classes]:
+) -> InferStage:
+    """The stage over `spec.engines` processes; a task's body is the number of a record of the exchange."""
+    overlapped = spec.backend == "cuda"
+    make: Callable[[int], Any]
+    if overlapped:
+        # Imported here and again in the process itself: on the CPU nothing of CUDA is needed.
+        from pipeline.stages.device import DeviceInferrer
+
+        make = partial(DeviceInferrer, spec)
+    else:
+        make = partial(Inferrer, spec)
     return ProcessStage(
         "infer",
-        partial(Inferrer, spec),
-        workers=1,
-        capacity=BATCHES_IN_FLIGHT * spec.batch_size,
+        make,
+        workers=spec.engines,
+        # Records are what runs out first: one is free again a moment before its task counts as finished.
+        capacity=(spec.exchange.records + 1) * spec.batch_size,
         timeout_s=timeout_s,
         on_result=on_result,
         on_failure=on_failure,
+        depth=spec.inflight + 1,
+        serve=serve_overlapped if overlapped else serve,
     )

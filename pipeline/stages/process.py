@@ -11,6 +11,7 @@ import traceback
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from multiprocessing import resource_tracker
 from multiprocessing.connection import wait
 from multiprocessing.context import SpawnContext, SpawnProcess
@@ -18,7 +19,7 @@ from typing import Any, TypeVar
 
 from pipeline.channels import FROM_WORKER, TO_WORKER, Channel, ChannelClosed, Crashed, Done, Ready, Stop, Task
 from pipeline.stages.base import Stage, StageFailure
-from pipeline.stages.worker import Worker, serve
+from pipeline.stages.worker import Resident, serve
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -38,6 +39,7 @@ class _Handle:
     note: str = ""
     rate: float = 0.0
     last_heard: float = 0.0
+    done: int = 0
     tasks: dict[int, Task[Any]] = field(default_factory=dict)
 
     @property
@@ -46,9 +48,10 @@ class _Handle:
 
 
 class ProcessStage(Stage[T, R]):
-    """`workers` spawned processes, each built by the picklable `make_worker`.
+    """`workers` spawned processes, each built by the picklable `make_worker` from its number, 0 on.
 
     Args:
+        serve: the main function of a process, `pipeline.stages.worker.serve` or `serve_overlapped`.
         depth: tasks that may be under way at one worker; 2 keeps it busy while a result travels.
         timeout_s: a worker that has work, or is setting up, and is silent for longer is taken as hung.
     """
@@ -56,7 +59,7 @@ class ProcessStage(Stage[T, R]):
     def __init__(
         self,
         name: str,
-        make_worker: Callable[[], Worker[T, R]],
+        make_worker: Callable[[int], Resident],
         *,
         workers: int,
         capacity: int,
@@ -64,9 +67,11 @@ class ProcessStage(Stage[T, R]):
         on_result: Callable[[Task[T], R], None],
         on_failure: Callable[[StageFailure], None],
         depth: int = 2,
+        serve: Callable[[Any, Callable[[], Any]], None] = serve,
     ) -> None:
         super().__init__(name, workers, capacity, on_result, on_failure)
         self._make_worker = make_worker
+        self._serve = serve
         self._depth = depth
         self._timeout_s = timeout_s
         self._pending: deque[Task[T]] = deque()
@@ -87,6 +92,9 @@ class ProcessStage(Stage[T, R]):
     def expected_rate(self) -> float:
         """Samples/s that the workers together expect to do, once the stage is up; 0 when they cannot know."""
         return sum(h.rate for h in self._handles)
+
+    def _done_by_worker(self) -> tuple[int, ...]:
+        return tuple(h.done for h in self._handles)
 
     def launch(self) -> None:
         """Spawn the workers without waiting for them, so that several stages set up side by side."""
@@ -111,7 +119,10 @@ class ProcessStage(Stage[T, R]):
     def _spawn(self, context: SpawnContext, number: int) -> _Handle:
         ours, theirs = context.Pipe()
         process = context.Process(
-            target=serve, args=(theirs, self._make_worker), name=f"{self.name}-{number}", daemon=True
+            target=self._serve,
+            args=(theirs, partial(self._make_worker, number)),
+            name=f"{self.name}-{number}",
+            daemon=True,
         )
         process.start()
         theirs.close()
@@ -204,6 +215,7 @@ class ProcessStage(Stage[T, R]):
             return
         with self._changed:
             task = handle.tasks.pop(message.ticket)
+            handle.done += task.samples
             self._dispatch()
         self._finish(task, message.body, message.busy_s)
 

@@ -1,4 +1,8 @@
-"""What runs inside a worker process: set up, serve tasks until told to stop, report any crash."""
+"""What runs inside a worker process: set up, serve tasks until told to stop, report any crash.
+
+There are two kinds of worker: one that does a task at a time (`serve`), and one that has several under way, on a
+device (`serve_overlapped`).
+"""
 
 from __future__ import annotations
 
@@ -7,17 +11,17 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeVar
 
-from pipeline.channels import FROM_WORKER, TO_WORKER, Channel, ChannelClosed, Crashed, Done, Ready, Stop
+from int4core.errors import Int4CoreError
+from pipeline.channels import FROM_WORKER, TO_WORKER, Channel, ChannelClosed, Crashed, Done, Ready, Stop, Task
+from pipeline.errors import PipelineError
 
-T_contra = TypeVar("T_contra", contravariant=True)
-R_co = TypeVar("R_co", covariant=True)
+W = TypeVar("W", bound="Resident")
 
-
-class Worker(Protocol[T_contra, R_co]):
-    """The work of a stage; built inside its process, so that it may hold a GPU context or a mapping."""
+class Resident(Protocol):
+    """What both kinds have; built inside its process, so that it may hold a GPU context or a mapping."""
 
     def note(self) -> str:
         """What it runs on, in a few words."""
@@ -25,28 +29,86 @@ class Worker(Protocol[T_contra, R_co]):
     def rate(self) -> float:
         """Samples/s it expects to do, 0 when it cannot know."""
 
-    def work(self, body: T_contra) -> R_co:
-        """Do one task."""
-
     def close(self) -> None:
         """Give everything back."""
 
 
-def serve(pipe: Any, make_worker: Callable[[], Worker[Any, Any]]) -> None:
-    """The main function of a worker process. Ends when told to, or when the main process is gone."""
+class Worker(Resident, Protocol):
+    """The work of a stage, a task at a time."""
+
+    def work(self, task: Task[Any]) -> Any:
+        """Do one task."""
+
+
+class OverlappedWorker(Resident, Protocol):
+    """The work of a stage that has several tasks under way."""
+
+    @property
+    def room(self) -> bool:
+        """Whether it can begin another task."""
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is under way."""
+
+    @property
+    def patience_s(self) -> float:
+        """Seconds that an answer may lie before it is looked for; 0 keeps a core busy looking."""
+
+    def begin(self, task: Task[Any]) -> None:
+        """Start a task; returns at once."""
+
+    def finished(self) -> Sequence[Done[Any]]:
+        """What has been finished since the last call; returns at once."""
+
+
+def serve(pipe: Any, make_worker: Callable[[], Worker]) -> None:
+    """The main function of a process with a Worker. Ends when told to, or when the main process is gone."""
+    _serve(pipe, make_worker, _one_at_a_time)
+
+
+def serve_overlapped(pipe: Any, make_worker: Callable[[], OverlappedWorker]) -> None:
+    """The same for an OverlappedWorker."""
+    _serve(pipe, make_worker, _several_at_a_time)
+
+
+def _one_at_a_time(channel: Channel, worker: Worker) -> None:
+    while not isinstance(task := channel.receive(), Stop):
+        began = time.perf_counter()
+        body = worker.work(task)
+        channel.send(Done(task.ticket, body, time.perf_counter() - began))
+
+
+def _several_at_a_time(channel: Channel, worker: OverlappedWorker) -> None:
+    """One thread does it all: nothing has to be locked, and no answer waits for a thread to wake up."""
+    while True:
+        for done in worker.finished():
+            channel.send(done)
+        if not worker.room:
+            time.sleep(worker.patience_s)
+        elif worker.idle or channel.pending(worker.patience_s):
+            task = channel.receive()
+            if isinstance(task, Stop):
+                return
+            worker.begin(task)
+
+
+def _serve(pipe: Any, make_worker: Callable[[], W], loop: Callable[[Channel, W], None]) -> None:
     # Ctrl-C reaches the whole process group; the main process decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     channel = Channel(pipe, sends=FROM_WORKER, receives=TO_WORKER)
-    worker: Worker[Any, Any] | None = None
+    worker: W | None = None
     try:
         worker = make_worker()
         channel.send(Ready(worker.note(), worker.rate()))
-        while not isinstance(task := channel.receive(), Stop):
-            began = time.perf_counter()
-            body = worker.work(task.body)
-            channel.send(Done(task.ticket, body, time.perf_counter() - began))
+        loop(channel, worker)
     except ChannelClosed:
         pass
+    except (PipelineError, Int4CoreError) as error:
+        # Raised on purpose, with the mend: where it was raised is of no use to anyone.
+        with contextlib.suppress(ChannelClosed):
+            channel.send(Crashed(str(error), ""))
+        sys.exit(1)
     except BaseException as error:
         with contextlib.suppress(ChannelClosed):
             channel.send(Crashed(f"{type(error).__name__}: {error}", traceback.format_exc()))

@@ -6,13 +6,14 @@ the kinds take turns (the instruction set is the same for the three).
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from benchmarks.sass import disassemble, find_nvdisasm
+from benchmarks.sass import Listing, disassemble, find_nvdisasm
 from int4core.backends.cuda.chips import CHIPS, Chip
 from int4core.backends.cuda.fuse import fuse
 from int4core.backends.cuda.head import Linear, Mean, Top1
@@ -58,13 +59,17 @@ def chips_of(number: int, kind: int) -> list[Chip]:
     return [CHIPS[name] for name in names]
 
 
-def reports(kernels: list[tuple[Kernel, Chip]]) -> list[Report]:
+def compiled(kernels: Sequence[tuple[Kernel, Chip]]) -> Iterator[tuple[Report, Listing]]:
     assert NVRTC is not None
     library = NVRTC
+
+    def compile_one(pair: tuple[Kernel, Chip]) -> tuple[Report, Listing]:
+        kernel, chip = pair
+        report = compile_source(library, kernel.source, chip.arch, fresh=True)
+        return report, disassemble(report.cubin)
+
     with ThreadPoolExecutor(2) as pool:
-        return list(
-            pool.map(lambda pair: compile_source(library, pair[0].source, pair[1].arch, fresh=True), kernels)
-        )
+        yield from pool.map(compile_one, kernels)
 
 
 @pytest.mark.parametrize("kind", list(KINDS))
@@ -74,9 +79,7 @@ def test_configurations_compile_to_native_products(kind: str) -> None:
     for number in range(FIRST_NUMBER, FIRST_NUMBER + len(CONFIGS)):
         for chip in chips_of(number, list(KINDS).index(kind)):
             kernels.append((Mma4Conv(op, number, chip), chip))
-    compiled = reports([*kernels])
-    listings = disassemble([report.cubin for report in compiled])
-    for (kernel, chip), report, listing in zip(kernels, compiled, listings, strict=True):
+    for (kernel, chip), (report, listing) in zip(kernels, compiled(kernels), strict=True):
         name = f"{kernel.number} {kernel} on {chip.name}"
         config = kernel.config
         assert report.spilled == 0, name
@@ -97,7 +100,7 @@ def test_64_bit_requantisation_compiles_without_spills() -> None:
     for i, number in enumerate(range(FIRST_NUMBER, FIRST_NUMBER + len(CONFIGS))):
         op = Problem(KINDS[kinds[i % len(kinds)]], np.random.default_rng(1), wide=True).op
         kernels += [(Mma4Conv(op, number, chip), chip) for chip in chips_of(number, i)]
-    for (kernel, chip), report in zip(kernels, reports(kernels), strict=True):
+    for (kernel, chip), (report, _) in zip(kernels, compiled(kernels), strict=True):
         assert report.spilled == 0, f"{kernel.number} {kernel} on {chip.name}"
 
 
@@ -106,9 +109,7 @@ def test_the_8_bit_layers_compile_for_turing() -> None:
     kernels: list[tuple[Kernel, Chip]] = []
     for op in fuse(random_model(width=64, classes=1000).network, 8):
         kernels += [(kernel, t4) for kernel in outer_kernels(op, t4)]
-    compiled = reports(kernels)
-    listings = disassemble([report.cubin for report in compiled])
-    for (kernel, chip), report, listing in zip(kernels, compiled, listings, strict=True):
+    for (kernel, chip), (report, listing) in zip(kernels, compiled(kernels), strict=True):
         assert report.spilled == 0, f"{kernel} on {chip.name}"
         if isinstance(kernel.op, (StemOp, LinearOp)):
             loop = listing.part(listing.loop_of("IMMA"))

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline import arena as arena_module
+from pipeline import segment as segment_module
 from pipeline.arena import SLOT_ALIGNMENT, Arena, ArenaSpec, segment_folder, sweep_stale
 from pipeline.errors import PipelineError
 
@@ -67,7 +67,7 @@ def test_a_reservation_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: py
     def full(*_args: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(arena_module.os, "posix_fallocate", full)
+    monkeypatch.setattr(segment_module.os, "posix_fallocate", full)
     with pytest.raises(PipelineError, match="No space left"):
         Arena.create(1, SHAPE, tmp_path)
     assert not list(tmp_path.iterdir())

@@ -21,7 +21,7 @@ from pipeline.stages.thread import ThreadStage
 class Doubler:
     """Doubles numbers; a negative one makes it raise, a huge one makes it hang."""
 
-    def __init__(self, fail_at_start: bool = False) -> None:
+    def __init__(self, number: int = 0, *, fail_at_start: bool = False) -> None:
         if fail_at_start:
             raise RuntimeError("cannot set up")
 
@@ -31,7 +31,8 @@ class Doubler:
     def rate(self) -> float:
         return 50.0
 
-    def work(self, body: int) -> int:
+    def work(self, task: Task[int]) -> int:
+        body = task.body
         if body < 0:
             raise ValueError(f"{body} is negative")
         if body > 10**6:
@@ -182,8 +183,12 @@ def test_a_wake_up_follows_every_finished_task() -> None:
 
 def test_a_thread_stage_keeps_the_order_and_fails_the_same_way() -> None:
     outcome = Outcome()
+
+    def work(body: int) -> int:
+        return Doubler().work(Task(0, 1, body))
+
     stage: ThreadStage[int, int] = ThreadStage(
-        "thread", Doubler().work, capacity=4, on_result=outcome.result, on_failure=outcome.failure
+        "thread", work, capacity=4, on_result=outcome.result, on_failure=outcome.failure
     )
     stage.start()
     submit_all(stage, range(10))

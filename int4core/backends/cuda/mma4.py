@@ -186,10 +186,11 @@ class Mma4Conv:
     @property
     def source(self) -> KernelSource:
         config = self.config
+        blocks = 1 if self.wide else config.blocks  # 64 bits take more registers
         constants = {
             "MMA_M": config.instruction.rows, "ASYNC": int(config.instruction.asynchronous),
             "WARPS_M": config.warps_m, "WARPS_N": config.warps_n, "WARP_M": config.warp_m, "WARP_N": config.warp_n,
-            "STAGES": config.stages, "K_BYTES": self.k_bytes, "BLOCKS": config.blocks,
+            "STAGES": config.stages, "K_BYTES": self.k_bytes, "BLOCKS": blocks,
             "OUTPUT": int(self.conv.output), "RESIDUAL": int(self.conv.residual), "WIDE": int(self.wide),
         }  # fmt: skip
         return KernelSource.of("mma_conv_u4s4.cu", "mma_conv_u4s4", constants)

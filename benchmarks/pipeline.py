@@ -1,0 +1,327 @@
+"""The pipeline on the GPU at hand: how much of the engine's rate is left when samples start in host memory?
+
+    python -m benchmarks.pipeline [--model DIR] [--batch 1024] [--sections device,offline,jpeg,latency,server,accuracy]
+
+- device: the engine alone, copies alone, both at once, without LoadGen.
+- offline: LoadGen's Offline scenario, by the command a user runs, samples in host memory.
+- jpeg: from JPEG files to predictions, every core decoding while the engine computes.
+- latency: SingleStream, one query after another.
+- server: the most queries a second of which 99 % are answered within 15 ms, by halving an interval.
+- accuracy: the golden predictions of real images through the whole path, where the shared data is there.
+
+Ends with 1 when a part fails, when a prediction differs, and where there is no GPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.pipeline_device import DeviceRates, DeviceSpec, measure
+from int4core.errors import Int4CoreError
+from int4core.model import Model
+from int4core.network import default_input_size
+from pipeline.defaults import DEMO_IMAGES, default_model
+from pipeline.device.scheduler import Sizes
+from pipeline.errors import PipelineError
+from pipeline.gpus import Target, choose
+from pipeline.hardware import available_cores
+from pipeline.library import SampleLibrary
+from pipeline.run import Run, RunSpec
+from pipeline.scenarios import SERVER_LATENCY_NS
+
+ROOT = Path(__file__).resolve().parents[1]
+SECTIONS = "device,offline,jpeg,latency,server,accuracy"
+SAMPLES = 1024
+JPEG_CHUNK = 1024
+SERVER_STEPS = 5
+RUN_TIMEOUT_S = 600
+
+
+class Figures:
+    """What has been measured so far, for the shares of later lines."""
+
+    def __init__(self) -> None:
+        self.device: DeviceRates | None = None
+        self.offline = 0.0
+        self.failed: list[str] = []
+
+    def share(self, rate: float) -> str:
+        if self.device is None:
+            return ""
+        return f"{rate / self.device.engine:6.1%} of the engine"
+
+
+def line(what: str, value: str, note: str = "") -> None:
+    print(f"  {what:52s} {value:>22s}   {note}".rstrip(), flush=True)
+
+
+def images_s(rate: float) -> str:
+    return f"{rate:,.0f} images/s"
+
+
+def device_part(options: argparse.Namespace, target: Target, figures: Figures) -> None:
+    bus_id = target.bus_ids[0] if target.bus_ids else ""
+    spec = DeviceSpec(options.model, options.batch, options.inflight, SAMPLES, options.seconds, bus_id)
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        rates = pool.submit(measure, spec).result()
+    figures.device = rates
+    print(f"  {rates.notice}")
+    line("engine, inputs on the device, median", images_s(rates.engine_median))
+    line(f"engine, inputs on the device, {options.seconds:g} s on end", images_s(rates.engine), "the engine below")
+    plain = next(iter(rates.copies.values()))
+    for name, gbs in rates.copies.items():
+        line(f"H2D alone: {name}", f"{gbs:.1f} GB/s", f"{gbs / plain:6.1%} of a plain copy")
+    for (name, ordered), rate in rates.together.items():
+        how = "networks in turns" if ordered else "networks side by side"
+        line(f"engine + copies by {name}, {how}", images_s(rate), figures.share(rate))
+
+
+def command(options: argparse.Namespace, folder: Path, *arguments: object) -> dict[str, Any]:
+    """Run the user's command; its summary.json. Raises PipelineError with its last words when it fails."""
+    out = Path(tempfile.mkdtemp(dir=folder))
+    given = [sys.executable, "-m", "pipeline.offline", "--no-dashboard", "--output-dir", out, *arguments]
+    done = subprocess.run(
+        list(map(str, given)), cwd=ROOT, capture_output=True, text=True, timeout=RUN_TIMEOUT_S, check=False
+    )
+    if done.returncode:
+        raise PipelineError(f"{' '.join(map(str, given[1:]))}\n{done.stdout[-3000:]}{done.stderr[-3000:]}")
+    if options.verbose:
+        print(done.stdout, done.stderr)
+    for said in done.stdout.splitlines():
+        if said.startswith(("stage infer", "LoadGen")):
+            print(f"    {said}")
+    summary: dict[str, Any] = json.loads((out / "summary.json").read_text())
+    summary["folder"] = str(out)
+    return summary
+
+
+def make_tensors(folder: Path, shape: tuple[int, int, int]) -> Path:
+    """Random samples, as files of prepared tensors: what they show does not matter to the rate."""
+    tensors = folder / "tensors"
+    tensors.mkdir()
+    rng = np.random.default_rng(0)
+    for number in range(SAMPLES):
+        np.save(tensors / f"{number:05}.npy", rng.integers(-128, 128, shape, dtype=np.int8))
+    return tensors
+
+
+def offline_part(options: argparse.Namespace, folder: Path, common: list[object], figures: Figures) -> None:
+    arguments = [*common, "-b", options.batch, "--lgts_min_duration_ms", round(options.min_duration * 1000)]
+    if figures.device is not None:
+        # A run that ends before its minimum duration is INVALID; what is issued beyond it is only more of the same.
+        arguments += ["--lgts_offline_expected_qps", figures.device.engine]
+    summary = command(options, folder, *arguments)
+    figures.offline = float(summary["loadgen"]["samples_per_second"])
+    valid = "VALID" if summary["loadgen"]["valid"] else "INVALID"
+    line(f"LoadGen Offline, {valid}", images_s(figures.offline), figures.share(figures.offline))
+    for stage in summary["stages"]:
+        if stage["busy"] is not None:
+            line(f"  stage {stage['name']}", f"{stage['busy']:.1%} busy")
+    if figures.device is not None:
+        best = max(figures.device.together.values())
+        line("  lost to copies", f"{1 - best / figures.device.engine:.1%}")
+        line("  lost to LoadGen, queues and processes", f"{1 - figures.offline / best:.1%}")
+
+
+def latency_part(options: argparse.Namespace, folder: Path, common: list[object], _figures: Figures) -> None:
+    duration = ["--lgts_min_duration_ms", 5000]
+    for scenario, percentile in (("SingleStream", "90.00"), ("MultiStream", "99.00")):
+        summary = command(options, folder, *common, "--scenario", scenario, *duration)
+        latency = summary["loadgen"]["latency_ns"]
+        shown = ", ".join(f"p{p:g} {latency[f'{p:.2f}'] / 1e6:.3f} ms" for p in (50, 90, 99))
+        line(f"{scenario}, p{float(percentile):g}", f"{latency[percentile] / 1e6:.3f} ms", shown)
+
+
+def server_part(options: argparse.Namespace, folder: Path, common: list[object], figures: Figures) -> None:
+    top = figures.offline or (figures.device.engine if figures.device else 0.0)
+    if not top:
+        raise PipelineError("server: it begins with the rate of the offline or the device section; run one of them too")
+    low, high, best = 0.0, 1.0, None
+    for _ in range(SERVER_STEPS):
+        share = (low + high) / 2
+        found = command(
+            options, folder, *common, "--scenario", "Server", "--lgts_server_target_qps", share * top,
+            "--lgts_min_duration_ms", 5000,
+        )["loadgen"]  # fmt: skip
+        p99, rate = found["latency_ns"]["99.00"], float(found["samples_per_second"])
+        good = p99 <= SERVER_LATENCY_NS and rate > 0.97 * share * top
+        line(f"Server, asked {share * top:,.0f}/s", f"p99 {p99 / 1e6:.2f} ms", f"answered {rate:,.0f}/s")
+        if good:
+            low, best = share, (rate, p99)
+        else:
+            high = share
+    if best is None:
+        raise PipelineError(f"server: not even {high * top:,.0f} queries/s are answered within 15 ms at p99")
+    line("Server, 99 % within 15 ms", images_s(best[0]), f"p99 {best[1] / 1e6:.2f} ms; {figures.share(best[0])}")
+
+
+def jpeg_part(options: argparse.Namespace, target: Target, figures: Figures) -> None:
+    """Chunks of files are decoded into one half of the arena while the engine computes the other half."""
+    images = SampleLibrary.from_images(options.images)
+    size = sum(path.stat().st_size for path in images.paths) / len(images)
+    chunks = options.jpeg_chunks
+    paths = tuple(images.paths[i % len(images)] for i in range(chunks * JPEG_CHUNK))
+    height, width = default_input_size(Model.load(options.model).network)
+    loaders = available_cores()
+    spec = RunSpec(
+        model=options.model,
+        backend=target.backend,
+        backend_options=(("gpu", target.key),) if target.gpus else (),
+        sizes=Sizes.full(min(options.batch, JPEG_CHUNK) if target.gpus else 16),
+        input_shape=(3, height, width),
+        library=SampleLibrary(paths, None, "images"),
+        resize=round(height * 256 / 224),
+        loaders=loaders,
+        slots=2 * JPEG_CHUNK,
+        stage_timeout_s=120.0,
+        inflight=options.inflight,
+        bus_ids=target.bus_ids[:1],
+    )
+    rate = jpeg_rate(spec, chunks)
+    line(
+        f"JPEG to prediction, {loaders} loaders", images_s(rate),
+        f"{rate / loaders:,.0f} a loader; files of {size / 1024:,.0f} KiB; {figures.share(rate)}",
+    )  # fmt: skip
+
+
+def jpeg_rate(spec: RunSpec, chunks: int) -> float:
+    """Images/s from the first file read to the last answer; the first chunk is a warm-up and not counted."""
+    answered, failed = threading.Semaphore(0), []
+
+    def fail(error: BaseException) -> None:
+        failed.append(error)
+        for _ in range(chunks):
+            answered.release()
+
+    left = [JPEG_CHUNK] * chunks
+
+    def deliver(ids: Any, _classes: Any) -> None:
+        for chunk, count in zip(*np.unique(ids // JPEG_CHUNK, return_counts=True), strict=True):
+            left[chunk] -= int(count)
+            if not left[chunk]:
+                answered.release()
+
+    def chunk_of(number: int) -> Any:
+        return np.arange(number * JPEG_CHUNK, (number + 1) * JPEG_CHUNK, dtype=np.int64)
+
+    with Run(spec, deliver=deliver, on_failure=fail) as run:
+        run.start()
+        began = time.perf_counter()
+        for number in range(chunks):
+            samples = chunk_of(number)
+            run.store.load(samples)
+            run.serving.issue(samples.astype(np.uint64), samples)
+            if number:
+                # The chunk before has had all the time that this one's decoding took.
+                answered.acquire()
+                run.store.unload(chunk_of(number - 1))
+            if number == 0:
+                began = time.perf_counter()
+        answered.acquire()
+        seconds = time.perf_counter() - began
+    if failed:
+        raise failed[0]
+    return (chunks - 1) * JPEG_CHUNK / seconds
+
+
+def accuracy_part(options: argparse.Namespace, folder: Path, figures: Figures) -> None:
+    """The published model on real images: every prediction as the golden logits have it."""
+    golden, images = options.shared / "golden", options.shared / "imagenet" / "sample200"
+    published = options.shared / "model-v0.5" / "model"
+    if not (golden.is_dir() and images.is_dir()):
+        line("accuracy", "left out", f"{options.shared} is not there")
+        return
+    summary = command(
+        options, folder, "--gpu", options.gpu, "--model", published, "--images", images, "-m", images / "map.txt",
+        "-b", options.batch, "--test-mode", "AccuracyOnly",
+    )  # fmt: skip
+    logits = np.load(golden / "sample200_logits.npz")["logits"].astype(np.float32)
+    wanted = (logits / Model.load(published).network.scale.out_scale).argmax(axis=1)
+    records = json.loads((Path(summary["folder"]) / "mlperf_log_accuracy.json").read_text())
+    found = {r["qsl_idx"]: int.from_bytes(bytes.fromhex(r["data"]), "little", signed=True) for r in records}
+    different = sum(found.get(i) != c for i, c in enumerate(wanted.tolist()))
+    top1 = summary["accuracy"]
+    line("golden predictions through the whole path", f"{len(wanted) - different} of {len(wanted)} equal")
+    line("top-1", f"{top1['correct']}/{top1['total']}")
+    if different or len(found) != len(wanted):
+        raise PipelineError(f"accuracy: {different} of {len(wanted)} predictions differ from the golden ones")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, default=default_model())
+    parser.add_argument("--images", type=Path, default=DEMO_IMAGES, help="JPEGs of the jpeg section")
+    parser.add_argument("--shared", type=Path, default=ROOT.parent / "shared", help="folder of the golden tensors")
+    parser.add_argument("--gpu", default="auto", help="as the command's; `cpu` only to try this program out")
+    parser.add_argument("--batch", type=int, default=1024)
+    parser.add_argument("--inflight", type=int, default=3)
+    parser.add_argument("--h2d", default="auto", help="as the command's")
+    parser.add_argument("--ordered", action="store_true", help="as the command's")
+    parser.add_argument("--seconds", type=float, default=3.0, help="of each rate of the device section")
+    parser.add_argument("--min-duration", type=float, default=60.0, help="seconds of LoadGen Offline")
+    parser.add_argument("--jpeg-chunks", type=int, default=10, help=f"chunks of {JPEG_CHUNK} files")
+    parser.add_argument("--sections", default=SECTIONS)
+    parser.add_argument("--verbose", action="store_true")
+    options = parser.parse_args()
+    unknown = set(options.sections.split(",")) - set(SECTIONS.split(","))
+    if unknown:
+        parser.error(f"--sections: {', '.join(sorted(unknown))} is none of {SECTIONS}")
+    try:
+        target = choose(options.gpu)
+        if not target.gpus and options.gpu != "cpu":
+            raise PipelineError(f"{target.notice}: this benchmark measures a GPU")
+        return run(options, target)
+    except (PipelineError, Int4CoreError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+def run(options: argparse.Namespace, target: Target) -> int:
+    figures = Figures()
+    print(f"{options.model} on {target.notice}, {available_cores()} cores, batch {options.batch}", flush=True)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        tensors = make_tensors(folder, (3, *default_input_size(Model.load(options.model).network)))
+        common: list[object] = ["--gpu", options.gpu, "--model", options.model, "-p", tensors]
+        common += ["--inflight", options.inflight, "--h2d", options.h2d, *(["--ordered"] if options.ordered else [])]
+        parts: dict[str, Callable[[], None]] = {
+            "device": lambda: device_part(options, target, figures),
+            "offline": lambda: offline_part(options, folder, common, figures),
+            "jpeg": lambda: jpeg_part(options, target, figures),
+            "latency": lambda: latency_part(options, folder, common, figures),
+            "server": lambda: server_part(options, folder, common, figures),
+            "accuracy": lambda: accuracy_part(options, folder, figures),
+        }
+        for part, work in parts.items():
+            if part in options.sections.split(","):
+                began = time.perf_counter()
+                print(f"\n{part}", flush=True)
+                try:
+                    work()
+                except (PipelineError, Int4CoreError) as error:
+                    # The other parts say something all the same.
+                    print(f"  FAILED: {error}", flush=True)
+                    figures.failed.append(part)
+                print(f"  ({time.perf_counter() - began:.0f} s)", flush=True)
+    if figures.failed:
+        print(f"error: failed: {', '.join(figures.failed)}", file=sys.stderr)
+    return 1 if figures.failed else 0
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("PYTHONUNBUFFERED", "1")
+    sys.exit(main())

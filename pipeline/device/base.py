@@ -1,0 +1,61 @@
+"""What the scheduler asks of a device: streams, events, batches, and copies to and from them.
+
+All calls return at once; what they ask for happens later, in the order of a stream. `pipeline.device.cuda` is the
+real one.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol, TypeVar
+
+B = TypeVar("B", bound="Batch")
+
+
+class Event(Protocol):
+    """A mark in a stream."""
+
+    def record(self, stream: Any) -> None:
+        """Put the mark behind all that `stream` has been asked for so far."""
+
+    @property
+    def done(self) -> bool:
+        """Whether the device has passed the mark."""
+
+    def synchronize(self) -> None:
+        """Wait until it has."""
+
+
+class Batch(Protocol):
+    """Device memory for `n` samples, their activations and their classes."""
+
+    @property
+    def n(self) -> int: ...
+
+    def run(self, stream: Any) -> None:
+        """Compute the classes of what was uploaded."""
+
+
+class Device(Protocol[B]):
+    """A device that can reach the arena and the exchange."""
+
+    def stream(self) -> Any: ...
+
+    def event(self) -> Event: ...
+
+    def wait(self, stream: Any, event: Event) -> None:
+        """Let `stream` go on only when the device has passed `event`."""
+
+    def batch(self, n: int) -> B:
+        """Raises PipelineError when there is no memory for it."""
+
+    def upload(self, batch: B, record: int, count: int, stream: Any) -> None:
+        """Copy the samples that a record of the exchange names into the first `count` places of the batch."""
+
+    def download(self, batch: B, record: int, count: int, stream: Any) -> None:
+        """Copy the first `count` classes of the batch towards the record."""
+
+    def collect(self, batch: B, record: int, count: int) -> None:
+        """On the host, after the download: the classes are in the record when this returns."""
+
+    def close(self) -> None:
+        """Give everything back, once nothing runs any more."""

@@ -1,0 +1,116 @@
+"""A CUDA GPU as the scheduler's device: CuPy's streams and events, the arena pinned and mapped."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from typing import Any
+
+import numpy as np
+
+from int4core.backends.cuda.network import DeviceBatch, DeviceNetwork
+from int4core.errors import EngineError
+from pipeline.arena import Arena
+from pipeline.device.transfer import Gather, H2d, Runs, Staged, Transfer
+from pipeline.errors import PipelineError
+from pipeline.exchange import Exchange
+
+_PORTABLE, _MAPPED = 1, 2
+
+
+class CudaDevice:
+    """One GPU with a network on it, over one arena and one exchange.
+
+    Attributes:
+        transfer: how samples come to the device; may be changed while nothing is under way.
+        transfers: the ways that work here.
+        notice: what it runs on, and how its memory is reached.
+    """
+
+    def __init__(self, network: DeviceNetwork, arena: Arena, exchange: Exchange, h2d: H2d = "auto") -> None:
+        """Raises PipelineError when the arena cannot be pinned and `h2d` needs it, EngineError from the kernel."""
+        self.network = network
+        self._cupy = network.cupy
+        self._exchange = exchange
+        self._held = ExitStack()
+        self._down: dict[int, Any] = {}
+        network.device.use()
+        self.notice = network.notice
+        self._exchange_base = 0
+        try:
+            self.transfers = self._make_transfers(arena, exchange, h2d)
+        except BaseException:
+            self.close()
+            raise
+        self.transfer: Transfer = next(iter(self.transfers.values()))
+
+    def stream(self) -> Any:
+        return self._cupy.cuda.Stream(non_blocking=True)
+
+    def event(self) -> Any:
+        return self._cupy.cuda.Event(disable_timing=True)
+
+    def wait(self, stream: Any, event: Any) -> None:
+        stream.wait_event(event)
+
+    def batch(self, n: int) -> DeviceBatch:
+        try:
+            return self.network.batch(n)
+        except EngineError as error:
+            raise PipelineError(f"{error}; choose a smaller --batch_size than {n}, or a smaller --inflight") from error
+
+    def upload(self, batch: DeviceBatch, record: int, count: int, stream: Any) -> None:
+        slots = self._exchange.slots(record, count)
+        address = self._exchange_base + slots.ctypes.data - self._exchange.memory.ctypes.data
+        self.transfer(slots, address if self._exchange_base else 0, batch, stream)
+
+    def download(self, batch: DeviceBatch, record: int, count: int, stream: Any) -> None:
+        runtime = self._cupy.cuda.runtime
+        if self._exchange_base:
+            target = self._exchange.classes(record, count).ctypes.data
+        else:
+            target = self._pinned_classes(batch).ptr
+        runtime.memcpyAsync(target, batch.top1.data.ptr, 4 * count, runtime.memcpyDeviceToHost, stream.ptr)
+
+    def collect(self, batch: DeviceBatch, record: int, count: int) -> None:
+        if not self._exchange_base:
+            classes = np.frombuffer(self._pinned_classes(batch), dtype=np.int32, count=count)
+            self._exchange.classes(record, count)[:] = classes
+
+    def close(self) -> None:
+        self._cupy.cuda.runtime.deviceSynchronize()
+        self._held.close()
+
+    def _make_transfers(self, arena: Arena, exchange: Exchange, h2d: H2d) -> dict[str, Transfer]:
+        if h2d == "staged":
+            self.notice += "; samples staged through a pinned buffer, as asked"
+            return {"staged": Staged(self._cupy, arena)}
+        try:
+            self._exchange_base = self._register(exchange.memory)
+            base = self._register(arena.memory)
+        except self._cupy.cuda.runtime.CUDARuntimeError as error:
+            why = (
+                f"the arena ({arena.spec.total_bytes / 2**20:,.0f} MiB) cannot be pinned for the GPU: {error}; allow "
+                "more locked memory (ulimit -l unlimited; docker run --ulimit memlock=-1), or load fewer samples"
+            )
+            if h2d != "auto":
+                raise PipelineError(f"--h2d {h2d}: {why}; or choose --h2d staged") from error
+            self._exchange_base = 0
+            self.notice += f"; SLOWER THAN IT COULD BE: {why}"
+            return {"staged": Staged(self._cupy, arena)}
+        runs = Runs(self._cupy, arena, arena.memory.ctypes.data)
+        if h2d == "runs":
+            return {"runs": runs}
+        gather = Gather.load(self._cupy, arena, base)
+        return {"gather": gather} if h2d == "gather" else {"runs": runs, "gather": gather}
+
+    def _register(self, memory: Any) -> int:
+        """Pin and map host memory, uint8 (n,), until `close`; its address on the device."""
+        runtime, address = self._cupy.cuda.runtime, memory.ctypes.data
+        runtime.hostRegister(address, memory.nbytes, _PORTABLE | _MAPPED)
+        self._held.callback(runtime.hostUnregister, address)
+        return int(runtime.pointerGetAttributes(address).devicePointer)
+
+    def _pinned_classes(self, batch: DeviceBatch) -> Any:
+        if id(batch) not in self._down:
+            self._down[id(batch)] = self._cupy.cuda.alloc_pinned_memory(4 * batch.n)
+        return self._down[id(batch)]

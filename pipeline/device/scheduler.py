@@ -1,0 +1,175 @@
+"""Batches in flight on one device: copies of one run under the kernels of another.
+
+A lane is what one batch in flight has to itself: a copy stream, a compute stream, and batch memory of every size. A
+batch goes through it like this, ordered by events alone:
+
+    copy stream      samples up, mark `uploaded`
+    compute stream   wait for `uploaded`, network, classes down, mark `answered`
+
+A lane, the record of its batch, and the slots the record names are free again when `answered` has been passed, and
+not before. Uploads take turns, in the order the batches came: the link is one, and the first batch should have all
+of it.
+"""
+
+from __future__ import annotations
+
+import time
+from bisect import bisect_left
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Generic
+
+from pipeline.device.base import B, Device, Event
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """The batch sizes that there is memory and a graph for, ascending.
+
+    A batch that is not full runs in the smallest size that holds it: what is left of that size is computed for
+    nothing.
+    """
+
+    values: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if not self.values or self.values[0] < 1 or list(self.values) != sorted(set(self.values)):
+            raise ValueError(f"batch sizes {self.values}: ascending and above 0 is what they must be")
+
+    @classmethod
+    def full(cls, largest: int) -> Sizes:
+        """One size, for batches that are nearly always full."""
+        return cls((largest,))
+
+    @classmethod
+    def graded(cls, largest: int, step: int = 4) -> Sizes:
+        """1, 2 * step, ... up to `largest`, each `step` times the one before: for batches of any size."""
+        values, size = [1], 2 * step
+        while size < largest:
+            values.append(size)
+            size *= step
+        return cls((*values, largest) if largest > 1 else (1,))
+
+    @property
+    def largest(self) -> int:
+        return self.values[-1]
+
+    def fit(self, count: int) -> int:
+        """The smallest size for `count` samples. Raises ValueError when there is none."""
+        if not 0 < count <= self.largest:
+            raise ValueError(f"{count} samples for batches of 1 to {self.largest}")
+        return self.values[bisect_left(self.values, count)]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A batch whose classes are in its record, and the seconds by which it kept the device busy."""
+
+    ticket: int
+    busy_s: float
+
+
+@dataclass(frozen=True)
+class _Flight(Generic[B]):
+    """What a lane is doing."""
+
+    ticket: int
+    record: int
+    count: int
+    batch: B
+    began_s: float
+
+
+class _Lane(Generic[B]):
+    def __init__(self, device: Device[B], sizes: Sizes) -> None:
+        self.copy: Any = device.stream()
+        self.compute: Any = device.stream()
+        self.batches = {n: device.batch(n) for n in sizes.values}
+        self.uploaded: Event = device.event()
+        self.answered: Event = device.event()
+        self.flight: _Flight[B] | None = None
+
+
+class Scheduler(Generic[B]):
+    """Runs batches on `lanes` lanes of a device. One thread uses it.
+
+    Args:
+        ordered: whether networks take turns too; else they may run side by side where the device has room.
+    """
+
+    def __init__(self, device: Device[B], sizes: Sizes, lanes: int, *, ordered: bool = False) -> None:
+        self._device = device
+        self._sizes = sizes
+        self._ordered = ordered
+        self._free: deque[_Lane[B]] = deque(_Lane(device, sizes) for _ in range(lanes))
+        self._underway: deque[_Lane[B]] = deque()
+        self._last: _Lane[B] | None = None
+        self._last_answer_s = 0.0
+
+    @property
+    def room(self) -> bool:
+        """Whether `begin` may be called."""
+        return bool(self._free)
+
+    @property
+    def idle(self) -> bool:
+        return not self._underway
+
+    def begin(self, ticket: int, record: int, count: int) -> None:
+        """Start the batch of `count` samples that a record of the exchange names.
+
+        Raises IndexError when no lane is free, ValueError for a count that no size fits.
+        """
+        size = self._sizes.fit(count)
+        lane = self._free.popleft()
+        batch = lane.batches[size]
+        lane.flight = _Flight(ticket, record, count, batch, time.perf_counter())
+        device, before = self._device, self._last
+        if before is not None:
+            device.wait(lane.copy, before.uploaded)
+        device.upload(batch, record, count, lane.copy)
+        lane.uploaded.record(lane.copy)
+        device.wait(lane.compute, lane.uploaded)
+        if self._ordered and before is not None:
+            device.wait(lane.compute, before.answered)
+        batch.run(lane.compute)
+        device.download(batch, record, count, lane.compute)
+        lane.answered.record(lane.compute)
+        self._underway.append(lane)
+        self._last = lane
+
+    def finished(self) -> list[Answer]:
+        """The batches that have been answered since the last call; never waits."""
+        return [self._retire(lane) for lane in [lane for lane in self._underway if lane.answered.done]]
+
+    def drain(self) -> list[Answer]:
+        """Wait for all that is under way."""
+        answers = []
+        while self._underway:
+            lane = self._underway[0]
+            lane.answered.synchronize()
+            answers.append(self._retire(lane))
+        return answers
+
+    def run_through(self, jobs: Sequence[tuple[int, int]]) -> float:
+        """Seconds from the first of these (record, count) to the last answer, lanes kept full: for measuring."""
+        began = time.perf_counter()
+        for record, count in jobs:
+            while not self.room:
+                self.finished()
+            self.begin(-1, record, count)
+        self.drain()
+        return time.perf_counter() - began
+
+    def _retire(self, lane: _Lane[B]) -> Answer:
+        flight = lane.flight
+        assert flight is not None, "a lane without a batch is not under way"
+        self._device.collect(flight.batch, flight.record, flight.count)
+        self._underway.remove(lane)
+        lane.flight = None
+        self._free.append(lane)
+        now = time.perf_counter()
+        busy = now - max(flight.began_s, self._last_answer_s)
+        self._last_answer_s = now
+        return Answer(flight.ticket, busy)

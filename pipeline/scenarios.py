@@ -1,0 +1,86 @@
+"""LoadGen's scenarios: what each asks of batching, of LoadGen's settings, and what its result is called.
+
+The rules are MLPerf's for ResNet-50: Server answers 99 % of its queries within 15 ms, MultiStream's queries are of 8
+samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias, get_args
+
+from pipeline.device.scheduler import Sizes
+
+Scenario: TypeAlias = Literal["Offline", "SingleStream", "MultiStream", "Server"]
+SCENARIOS: tuple[Scenario, ...] = get_args(Scenario)
+
+CPU_BATCH = 16
+GPU_BATCH = 1024
+CPU_SERVER_BATCH = 8
+GPU_SERVER_BATCH = 256
+
+# How long a sample may be held back for a batch to fill, of Server's 15 ms.
+BATCH_TIMEOUT_US = 2000
+
+SERVER_LATENCY_NS = 15_000_000
+
+# LoadGen issues as many samples as last its minimum duration at the expected rate; an engine that turns out faster
+# than its warm-up, beside loaders still starting, would end too soon.
+RATE_MARGIN = 1.3
+
+# Queries come at random times: at the engine's whole rate they would queue up without end.
+SERVER_SHARE = 0.6
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """How a run batches: the sizes, how long a sample is held back for a batch to fill, batches in flight."""
+
+    sizes: Sizes
+    hold_s: float
+    inflight: int
+
+
+def batch_plan(
+    scenario: Scenario,
+    *,
+    gpu: bool,
+    batch_size: int | None,
+    max_batch: int | None,
+    batch_timeout_us: int | None,
+    inflight: int,
+    samples_per_query: int,
+) -> BatchPlan:
+    """The plan for what the user gave; None where nothing was given."""
+    if scenario == "Offline":
+        return BatchPlan(Sizes.full(batch_size or (GPU_BATCH if gpu else CPU_BATCH)), 0.0, inflight)
+    if scenario == "Server":
+        largest = max_batch or batch_size or (GPU_SERVER_BATCH if gpu else CPU_SERVER_BATCH)
+        hold_us = BATCH_TIMEOUT_US if batch_timeout_us is None else batch_timeout_us
+        return BatchPlan(Sizes.graded(largest), hold_us / 1e6, inflight)
+    # One query at a time: LoadGen sends the next one when it has the answer.
+    return BatchPlan(Sizes.full(1 if scenario == "SingleStream" else samples_per_query), 0.0, 1)
+
+
+def samples_per_query(scenario: Scenario, test_settings: Any) -> int:
+    """Samples of a query where the scenario fixes them, else 1."""
+    return int(test_settings.multi_stream_samples_per_query) if scenario == "MultiStream" else 1
+
+
+def expectations(
+    scenario: Scenario, given: Collection[str], rate: float, query_samples: int
+) -> tuple[Mapping[str, float], str]:
+    """TestSettings fields that the engine's own `rate` (samples/s) gives, and how to say so; none for `given` ones."""
+    if scenario == "Offline":
+        name, value, said = "offline_expected_qps", rate * RATE_MARGIN, "to expect {:,.1f} samples/s, from warming up"
+    elif scenario == "Server":
+        name, value = "server_target_qps", rate * SERVER_SHARE
+        said = f"to ask {{:,.1f}} samples/s, {SERVER_SHARE:.0%} of what warming up gave"
+    else:
+        prefix = {"SingleStream": "single_stream", "MultiStream": "multi_stream"}[scenario]
+        name, value = f"{prefix}_expected_latency_ns", int(1e9 * query_samples / max(rate, 1e-9) / RATE_MARGIN)
+        said = "to expect answers in {:,.0f} ns, from warming up"
+    if name in given or rate <= 0:
+        return {}, ""
+    return {name: value}, said.format(value)
