@@ -8,18 +8,18 @@ one of them still read by the tensor cores, and the sums were wrong. The code is
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
+from benchmarks.sass import Instruction, disassemble, find_nvdisasm
 from int4core.backends.cuda.chips import CHIPS
 from int4core.backends.cuda.fuse import fuse
 from int4core.backends.cuda.nvrtc import compile_source, find_nvrtc
 from int4core.backends.cuda.source import KernelSource
 from int4core.backends.cuda.table import candidates
 from int4core.model import Model
-from tests.kernels.sass import Instruction, instructions, needs_nvdisasm
 from tests.paths import ROOT
 
 NVRTC = find_nvrtc()
@@ -27,7 +27,9 @@ CHIP = CHIPS["h200"]
 _REGISTER = re.compile(r"\bR(\d+)")
 _WIDTHS = {".64": 2, ".128": 4}
 
-pytestmark = [needs_nvdisasm, pytest.mark.skipif(NVRTC is None, reason="needs NVRTC: pip install nvidia-cuda-nvrtc")]
+pytestmark = pytest.mark.skipif(
+    NVRTC is None or find_nvdisasm() is None, reason="needs the nvidia-cuda-nvrtc and nvidia-cuda-nvdisasm wheels"
+)
 
 
 def sources() -> list[KernelSource]:
@@ -49,30 +51,35 @@ def registers(operand: str, count: int) -> set[int]:
     return set(range(int(match[1]), int(match[1]) + count)) if match else set()
 
 
+def split(instruction: Instruction) -> list[str]:
+    return [operand.strip() for operand in instruction.operands.split(",") if operand.strip()]
+
+
 def touched(instruction: Instruction) -> tuple[set[int], set[int]]:
     """(written, read); more than that is counted as read where an operand is wide."""
-    width = next((n for mark, n in _WIDTHS.items() if mark in instruction.opcode), 1)
-    operands = [operand for operand in instruction.operands if not operand.startswith(("P", "UP", "!"))]
-    stores = instruction.opcode.startswith(("ST", "RED", "BRA", "BAR", "SYNCS", "UTMA", "R2UR", "ISETP", "PLOP"))
+    width = next((n for mark, n in _WIDTHS.items() if mark in instruction.name), 1)
+    operands = [operand for operand in split(instruction) if not operand.startswith(("P", "UP", "!"))]
+    stores = instruction.name.startswith(("ST", "RED", "BRA", "BAR", "SYNCS", "UTMA", "R2UR", "ISETP", "PLOP"))
     written = registers(operands[0], width) if operands and not stores else set()
     read = {int(n) for operand in operands[0 if stores else 1 :] for n in _REGISTER.findall(operand)}
     return written, read
 
 
-def hazards(code: list[Instruction]) -> Iterator[str]:
+def hazards(code: Sequence[Instruction]) -> Iterator[str]:
     groups: list[tuple[set[int], set[int]]] = []  # committed: (sums, fragments) of each group under way
     sums: set[int] = set()
     fragments: set[int] = set()
     for instruction in code:
-        if instruction.opcode.startswith("IGMMA"):
-            columns = int(re.search(r"\.64x(\d+)x32", instruction.opcode)[1])  # type: ignore[index]
-            sums |= registers(instruction.operands[0], columns // 2)
-            fragments |= registers(instruction.operands[1], 4)
-            if "gsb0" in instruction.operands:
+        operands = split(instruction)
+        if instruction.base == "IGMMA":
+            columns = int(re.search(r"\.64x(\d+)x32", instruction.name)[1])  # type: ignore[index]
+            sums |= registers(operands[0], columns // 2)
+            fragments |= registers(operands[1], 4)
+            if "gsb0" in operands:
                 groups.append((sums, fragments))
                 sums, fragments = set(), set()
-        elif instruction.opcode.startswith("WARPGROUP.DEPBAR"):
-            left = int(instruction.operands[-1], 16)
+        elif instruction.name.startswith("WARPGROUP.DEPBAR"):
+            left = int(operands[-1], 16)
             groups = groups[len(groups) - left :] if left else []
         else:
             written, read = touched(instruction)
@@ -82,22 +89,21 @@ def hazards(code: list[Instruction]) -> Iterator[str]:
                 yield str(instruction)
 
 
-@pytest.mark.parametrize("source", sources() if NVRTC and find_nvrtc() else [], ids=str)
+@pytest.mark.parametrize("source", sources() if NVRTC else [], ids=str)
 def test_registers_of_products_under_way_are_left_alone(source: KernelSource) -> None:
     assert isinstance(NVRTC, Path)
-    code = instructions(compile_source(NVRTC, source, CHIP.arch).cubin)
-    assert sum(instruction.opcode.startswith("IGMMA") for instruction in code) >= 2
-    assert list(hazards(code)) == []
+    code = disassemble(compile_source(NVRTC, source, CHIP.arch).cubin)
+    assert code.counts()["IGMMA"] >= 2
+    assert list(hazards(code.instructions)) == []
 
 
 def test_the_reader_sees_a_hazard() -> None:
-    def make(address: int, text: str) -> Instruction:
-        opcode, _, operands = text.partition(" ")
-        return Instruction(address, "", opcode, tuple(part.strip() for part in operands.split(",")))
+    def make(text: str) -> Instruction:
+        name, _, operands = text.partition(" ")
+        return Instruction(name, "", operands)
 
-    product = "IGMMA.64x64x32.S8.S8 R24, R88, gdesc[UR8], R24, gsb0"
-    wait = "WARPGROUP.DEPBAR.LE gsb0, 0x0"
-    harmless = [make(0, product), make(16, "IADD3 R8, R88, R9, RZ"), make(32, wait), make(48, "MOV R88, R8")]
-    assert list(hazards(harmless)) == []
-    assert len(list(hazards([make(0, product), make(16, "MOV R89, R8"), make(32, wait)]))) == 1  # a fragment
-    assert len(list(hazards([make(0, product), make(16, "FADD R8, R55, R9"), make(32, wait)]))) == 1  # a sum
+    product = make("IGMMA.64x64x32.S8.S8 R24, R88, gdesc[UR8], R24, gsb0")
+    wait = make("WARPGROUP.DEPBAR.LE gsb0, 0x0")
+    assert list(hazards([product, make("IADD3 R8, R88, R9, RZ"), wait, make("MOV R88, R8")])) == []
+    assert len(list(hazards([product, make("MOV R89, R8"), wait]))) == 1  # a fragment
+    assert len(list(hazards([product, make("FADD R8, R55, R9"), wait]))) == 1  # a sum
