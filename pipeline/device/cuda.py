@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -32,7 +33,7 @@ class CudaDevice:
         self._cupy = network.cupy
         self._exchange = exchange
         self._held = ExitStack()
-        self._down: dict[int, Any] = {}
+        self._down: WeakKeyDictionary[DeviceBatch, Any] = WeakKeyDictionary()
         network.device.use()
         self.notice = network.notice
         self._exchange_base = 0
@@ -111,6 +112,6 @@ class CudaDevice:
         return int(runtime.pointerGetAttributes(address).devicePointer)
 
     def _pinned_classes(self, batch: DeviceBatch) -> Any:
-        if id(batch) not in self._down:
-            self._down[id(batch)] = self._cupy.cuda.alloc_pinned_memory(4 * batch.n)
-        return self._down[id(batch)]
+        if batch not in self._down:
+            self._down[batch] = self._cupy.cuda.alloc_pinned_memory(4 * batch.n)
+        return self._down[batch]

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeAlias, get_args
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import numpy.typing as npt
@@ -130,7 +131,7 @@ class Staged:
     def __init__(self, cupy: Any, arena: Arena) -> None:
         self._cupy = cupy
         self._arena = arena
-        self._buffers: dict[int, tuple[Any, npt.NDArray[np.int8]]] = {}
+        self._buffers: WeakKeyDictionary[Any, tuple[Any, npt.NDArray[np.int8]]] = WeakKeyDictionary()
 
     def __call__(self, slots: Slots, slots_address: int, batch: Any, stream: Any) -> None:
         pinned, buffer = self._buffer_of(batch)
@@ -141,12 +142,12 @@ class Staged:
 
     def _buffer_of(self, batch: Any) -> tuple[Any, npt.NDArray[np.int8]]:
         """A batch's own buffer: it is free when the batch is."""
-        if id(batch) not in self._buffers:
+        if batch not in self._buffers:
             shape = (batch.n, *self._arena.spec.sample_shape)
             pinned = self._cupy.cuda.alloc_pinned_memory(batch.n * self._arena.spec.sample_bytes)
             view = np.frombuffer(pinned, dtype=np.int8, count=batch.n * self._arena.spec.sample_bytes)
-            self._buffers[id(batch)] = (pinned, view.reshape(shape))
-        return self._buffers[id(batch)]
+            self._buffers[batch] = (pinned, view.reshape(shape))
+        return self._buffers[batch]
 
 
 class _Location(ctypes.Structure):
