@@ -43,6 +43,14 @@ RESIZE_OVER_CROP = 256 / 224
 PERFORMANCE_SAMPLES = 1024
 
 
+def _engines(run: Run) -> list[dict[str, Any]]:
+    """What each engine process ran on and how much it did, for summary.json."""
+    infer = run.serving.infer
+    return [
+        {"note": note, "samples": samples} for note, samples in zip(infer.notes, infer.done_by_worker, strict=True)
+    ]
+
+
 class BadImages(PipelineError):
     """Files of the library that cannot become samples; the run was not allowed to leave them out."""
 
@@ -259,6 +267,7 @@ class OfflineCommand:
             bad_images=self._bad,
             result=result,
             accuracy=top1,
+            extra={"engines": _engines(run)},
         )
         path = write_summary(self._options.output_dir, summary)
         self._say(f"logs and summary: {path.parent}")

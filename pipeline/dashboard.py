@@ -162,6 +162,11 @@ def plain_line(view: View) -> str:
     parts.append(f"{rate(snapshot.rate_mean)} mean")
     if view.eta_s is not None and snapshot.phase == "running" and snapshot.completed < view.expected:
         parts.append(f"ETA {clock(view.eta_s)}")
+    if snapshot.latency_ms:
+        parts.append("ms " + " ".join(f"{name} {value:.3g}" for name, value in snapshot.latency_ms.items()))
+    for stage in snapshot.stages:
+        if stage.name == "infer" and len(stage.worker_rates) > 1:
+            parts.append(f"{stage.name} " + " + ".join(rate(value) for value in stage.worker_rates))
     stages = ", ".join(f"{s.name} {s.busy * 100:.0f} %" for s in snapshot.stages)
     parts.append(f"busy: {stages}")
     if snapshot.slowest is not None:

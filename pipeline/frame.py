@@ -163,6 +163,10 @@ def _throughput(view: View, inner: int) -> list[Line]:
         Segment(" peak"),
     ]
     shown = view.columns[-(inner - 9) :] if view.columns else ()
+    if snapshot.latency_ms:
+        headline.append(Segment("     latency ms ", DIM))
+        latencies = "  ".join(f"{name} {value:,.3g}" for name, value in snapshot.latency_ms.items())
+        headline.append(Segment(latencies, STRONG))
     label = max(shown, default=0.0)
     left = [rate(label).rjust(7), *[" " * 7] * (CHART_ROWS - 2), "0".rjust(7)]
     lines = [headline, []]
@@ -182,6 +186,9 @@ def _stages(snapshot: Snapshot, inner: int) -> list[Line]:
     lines: list[Line] = [[Segment(head, HEAD)]]
     for stage in snapshot.stages:
         lines.append(_stage(stage, stage.name == snapshot.slowest, name, busy, queue))
+        if stage.name == "infer" and len(stage.worker_rates) > 1:
+            each = "  ".join(f"{number}: {rate(value)}" for number, value in enumerate(stage.worker_rates))
+            lines.append([Segment(f"    img/s by engine   {each}", DIM)])
         if stage.failed:
             lines.append([Segment(f"    {stage.failed:,} samples of {stage.name} could not be done", BAD)])
     return lines

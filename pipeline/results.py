@@ -26,6 +26,8 @@ _RATES = (
     "result_completed_samples_per_sec",
     "result_qps_with_loadgen_overhead",
 )
+# The percentile of latency that counts, by scenario.
+_JUDGED_BY = {"SingleStream": "90.00", "MultiStream": "99.00", "Server": "99.00"}
 _CLASS = re.compile(r"[0-9A-Fa-f]{8}")
 
 
@@ -67,12 +69,21 @@ class LoadGenResult:
         """The outcome for the user: one line, and one more for each reason."""
         if self.valid is None and not self.errors:
             return f"LoadGen: {self.mode} ended; this mode has no VALID or INVALID"
-        rate = "" if self.samples_per_second is None else f", {self.samples_per_second:,.1f} samples/s"
-        lines = [f"LoadGen: {'VALID' if self.valid else 'INVALID'}{rate}"]
+        lines = [f"LoadGen: {'VALID' if self.valid else 'INVALID'}{self._metric()}"]
         lines += [f"  {reason.what}; {reason.mend}" for reason in self.reasons]
         if self.valid:
             lines += [f"  LoadGen logged an error all the same: {error}" for error in self.errors]
         return "\n".join(lines)
+
+
+    def _metric(self) -> str:
+        """What the scenario is judged by, in a few words that begin with a comma."""
+        rate = "" if self.samples_per_second is None else f", {self.samples_per_second:,.1f} samples/s"
+        percentile = _JUDGED_BY.get(self.scenario)
+        if percentile is None or percentile not in self.latency_ns:
+            return rate
+        latency = f"{float(percentile):g} % of queries within {self.latency_ns[percentile] / 1e6:,.3f} ms"
+        return f"{rate}, {latency}" if self.scenario == "Server" else f", {latency}"
 
 
 @dataclass(frozen=True)
@@ -191,6 +202,8 @@ def _reasons(values: dict[str, Any], errors: list[str], summary: TextSummary) ->
                 "or lower --lgts_min_query_count",
             )
         )
+    if values.get("result_perf_constraints_met") is False:
+        reasons.append(_too_late(values))
     if values.get("early_stopping_met") is False:
         reasons.append(
             Reason("too few queries for LoadGen's statistics", "raise --lgts_min_query_count or the duration")
@@ -213,6 +226,19 @@ def _too_short(values: dict[str, Any]) -> Reason:
         f"the run lasted {lasted}, and at least {wanted_s:.4g} s are required",
         f"raise --lgts_offline_expected_qps from {expected:g} to {math.ceil(max(rate, expected + 1))} "
         "(target_qps in user.conf), or, for a trial, lower --lgts_min_duration_ms",
+    )
+
+
+def _too_late(values: dict[str, Any]) -> Reason:
+    bound_ms = float(values.get("effective_target_latency_ns", 0)) / 1e6
+    share = float(values.get("effective_target_latency_percentile", 0.99))
+    late = int(values.get("result_overlatency_query_count", 0))
+    total = max(1, int(values.get("result_query_count", 1)))
+    asked = float(values.get("effective_target_qps", 0))
+    return Reason(
+        f"{late / total:.1%} of the queries took longer than {bound_ms:g} ms, and {1 - share:.1%} may",
+        f"ask for fewer than {asked:,.0f} samples/s (--lgts_server_target_qps), or try another --max-batch or "
+        "--batch-timeout-us",
     )
 
 

@@ -93,6 +93,12 @@ class ProcessStage(Stage[T, R]):
         """Samples/s that the workers together expect to do, once the stage is up; 0 when they cannot know."""
         return sum(h.rate for h in self._handles)
 
+    @property
+    def done_by_worker(self) -> tuple[int, ...]:
+        """Samples that each worker has done so far."""
+        with self._changed:
+            return self._done_by_worker()
+
     def _done_by_worker(self) -> tuple[int, ...]:
         return tuple(h.done for h in self._handles)
 

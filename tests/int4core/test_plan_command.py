@@ -1,52 +1,133 @@
-"""`python -m int4core.plan`: the printed plan, for any chip, without a GPU."""
+"""`python -m int4core.plan` and the part of `python -m int4core.tune` that needs no GPU."""
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from int4core import plan
+from int4core import plan, tune
+from int4core.backends.cuda.chips import CHIPS
+from int4core.backends.cuda.fuse import fuse
 from int4core.backends.cuda.table import KNOWN_NUMBERS
+from int4core.model import Model
+from tests.paths import ROOT
+
+OPERATIONS = 52
+"""53 convolutions of which 4 are part of another, mean, fully connected layer, top-1."""
 
 
-def test_a_line_an_operation_and_their_floors(capsys: pytest.CaptureFixture[str]) -> None:
-    assert plan.main(["--gpu", "h200", "--batch", "1024"]) == 0
-    head, _, *lines, total = capsys.readouterr().out.splitlines()
-    assert head.startswith("h200 (sm_90a), batch 1024: kernels tuned for batch 1, 8, 32, 128, 1024 (measured)")
-    assert len(lines) == 52
-    floors = [max(map(float, line.split()[-2:])) for line in lines]
-    assert f"floors sum to {sum(floors):.0f} us" in total or abs(sum(floors) - 4846) < 5
-    assert "4.089 G multiply-adds an image" in total
+def rows(text: str) -> list[list[str]]:
+    """The words of the lines of operations: between the heading and the sums."""
+    lines = text.splitlines()
+    head = next(i for i, line in enumerate(lines) if line.startswith("operation "))
+    return [line.split() for line in lines[head + 1 : head + 1 + OPERATIONS]]
 
 
-@pytest.mark.parametrize("chip", ["t4", "a100", "l4"])
-def test_every_kind_of_chip(chip: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert plan.main(["--gpu", chip, "--batch", "8"]) == 0
-    assert "52 operations" in capsys.readouterr().out
+@pytest.mark.parametrize("gpu", sorted(CHIPS))
+def test_every_chip_has_a_plan(gpu: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert plan.main(["--gpu", gpu, "--batch", "64"]) == 0
+    text = capsys.readouterr().out
+    assert text.startswith(f"{gpu} ({CHIPS[gpu].arch}), batch 64: kernels ")
+    names = [words[0] for words in rows(text)]
+    assert names == [op.name for op in fuse(Model.load(ROOT / "model").network, 64)]
+    assert f"{OPERATIONS} operations, 4.089 G multiply-adds an image" in text
 
 
-def test_another_size(capsys: pytest.CaptureFixture[str]) -> None:
-    assert plan.main(["--batch", "2", "--size", "193", "201"]) == 0
-    assert "193x201x3" in capsys.readouterr().out
+def test_floors_follow_from_the_sums(capsys: pytest.CaptureFixture[str]) -> None:
+    """conv1 by hand: 112 * 112 * 64 outputs of 147 products; its image, its maxima, and its weights."""
+    assert plan.main(["--gpu", "h200", "--batch", "100"]) == 0
+    lines = rows(capsys.readouterr().out)
+    *_, macs, kilobytes, tensor, memory = lines[0]
+    products, activations = 112 * 112 * 64 * 147, 224 * 224 * 3 + 56 * 56 * 64 // 2
+    assert float(macs) == pytest.approx(products / 1e6, abs=0.05)
+    assert float(kilobytes) == pytest.approx(activations / 1e3, abs=0.05)
+    assert float(tensor) == pytest.approx(2 * 100 * products / 1979e12 * 1e6, abs=0.06)
+    assert float(memory) == pytest.approx((100 * activations + 147 * 64) / 4800e9 * 1e6, abs=0.06)
+    floors = [(float(words[-2]), float(words[-1])) for words in lines]
+    assert all(tensor > 0 or memory > 0 for tensor, memory in floors)
 
 
-def test_the_table(capsys: pytest.CaptureFixture[str]) -> None:
-    assert plan.main(["--table"]) == 0
-    assert len(capsys.readouterr().out.splitlines()) == len(KNOWN_NUMBERS)
+def test_the_sum_of_floors_is_the_images_a_second(capsys: pytest.CaptureFixture[str]) -> None:
+    assert plan.main(["--gpu", "h200", "--batch", "2048"]) == 0
+    text = capsys.readouterr().out
+    total = sum(max(float(words[-2]), float(words[-1])) for words in rows(text))
+    last = next(line for line in text.splitlines() if "operations," in line).split()
+    rate = float(last[-2 if last[-1] == "images/s" else -1].replace(",", ""))
+    assert rate == pytest.approx(2048 / total * 1e6, rel=0.001)
+
+
+def test_as_a_command() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "int4core.plan", "--model", "model", "--batch", "8", "--size", "208", "224"],
+        cwd=ROOT, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert len(rows(done.stdout)) == OPERATIONS
+    assert "208x224x3 7x7/2 -> 64" in done.stdout
+
+
+@pytest.mark.parametrize("command", [plan.main, tune.main])
+def test_an_unknown_gpu_is_an_error_that_lists_the_known(command: object, capsys: pytest.CaptureFixture[str]) -> None:
+    assert callable(command)
+    with pytest.raises(SystemExit) as stop:
+        command(["--gpu", "k80"])
+    assert stop.value.code == 2
+    said = capsys.readouterr().err
+    assert "k80" in said
+    assert all(name in said for name in CHIPS)
 
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
         (["--batch", "0"], "--batch 0: at least 1"),
-        (["--size", "3", "3"], "error:"),
-        (["--model", "nowhere"], "nowhere"),
+        (["--size", "20", "20"], "avgpool"),
+        (["--gpu", "a100", "--batch", "1000000"], "choose a smaller batch"),
     ],
 )
-def test_what_cannot_be_planned_is_an_error(
-    arguments: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+def test_what_cannot_be_planned_is_one_line(
+    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.chdir(tmp_path)
     assert plan.main(arguments) == 1
-    assert said in capsys.readouterr().err
+    captured = capsys.readouterr()
+    assert captured.err.startswith("error: ")
+    assert captured.err.count("\n") == 1
+    assert said in captured.err
+    assert not captured.out
+
+
+def test_a_model_that_is_none_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert plan.main(["--model", str(tmp_path / "nowhere")]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: {tmp_path / 'nowhere'}")
+    assert said.count("\n") == 1
+
+
+def test_a_chosen_file_is_used_and_what_does_not_fit_noted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "mine"
+    lines = ("# engine: int4core", "# gpu: a100", "conv1=212", "layer1_residual1_conv1=6", "layer2_residual1_conv1=100")
+    path.write_text("\n".join(lines), encoding="utf-8")
+    assert plan.main(["--gpu", "a100", "--autoconfig", str(path)]) == 0
+    text = capsys.readouterr().out
+    assert f"kernels of {path}" in text
+    found = {words[0]: words for words in rows(text)}
+    assert "212" in found["conv1"]
+    assert "6" in found["layer1_0_conv1"]
+    assert "layer2_0_conv1: kernel 100 does not fit here (wgmma runs on compute capability 9.0, not 8.0)" in text
+    assert plan.main(["--gpu", "h200", "--autoconfig", str(path)]) == 1
+    assert f"error: {path}: was made for a100" in capsys.readouterr().err
+
+
+def test_the_table_can_be_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert plan.main(["--table"]) == 0
+    assert [int(line.split()[0]) for line in capsys.readouterr().out.splitlines()] == sorted(KNOWN_NUMBERS)
+
+
+def test_ranges_of_numbers() -> None:
+    assert tune.parse_numbers("0-3, 100,102-103") == {0, 1, 2, 3, 100, 102, 103}
+    for wrong in ("", "a", "1-", "-1", "1,,2"):
+        with pytest.raises(ValueError, match="no number and no range"):
+            tune.parse_numbers(wrong)

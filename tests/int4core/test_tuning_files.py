@@ -1,7 +1,8 @@
-"""Which tuned file a GPU and a batch size get, and what is wrong with a file that is not for them."""
+"""Which tuned file a GPU and a batch size get, and what is said of files that do not fit."""
 
 from __future__ import annotations
 
+import re
 from functools import cache
 from pathlib import Path
 
@@ -9,81 +10,132 @@ import pytest
 
 from int4core.backends.cuda.chips import CHIPS
 from int4core.backends.cuda.planner import make_plan
+from int4core.backends.cuda.table import KNOWN_NUMBERS
 from int4core.layers import ResNet
 from int4core.model import Model
 from int4core.tuning import autoconfig
 from int4core.tuning.autoconfig import AutoconfigError
-from int4core.tuning.files import FOLDER, file_of, load_tuning
+from int4core.tuning.files import FOLDER, Tuning, file_of, load_tuning
+from tests.int4core.networks import random_network
 from tests.paths import ROOT
+
+NET = random_network(0)
 
 
 @cache
-def network() -> ResNet:
+def default_network() -> ResNet:
     return Model.load(ROOT / "model").network
 
 
-def write(folder: Path, name: str, *lines: str, gpu: str = "h200", batch: int = 1024) -> Path:
-    head = ["# engine: int4core", f"# gpu: {gpu}", "# origin: measured", f"# batch: {batch}"]
-    (folder / name).write_text("\n".join([*head, *lines]) + "\n")
-    return folder / name
+def write(folder: Path, name: str, number: int, *, gpu: str = "h200", batch: str = "1024", more: str = "") -> Path:
+    path = folder / name
+    head = f"# engine: int4core\n# gpu: {gpu}\n# origin: measured\n# batch: {batch}\n"
+    path.write_text(f"{head}conv1={number}\n{more}", encoding="utf-8")
+    return path
 
 
-def test_the_nearest_batch_size_is_taken(tmp_path: Path) -> None:
-    write(tmp_path, "h200", "conv1=200")
-    write(tmp_path, "h200.batch8", "conv1=201", batch=8)
-    tuning = load_tuning("h200", network(), folder=tmp_path)
-    taken = {n: tuning.numbers_for(n).get("conv1") for n in (1, 2, 8, 32, 33, 255, 256, 1024, 4096, 4097)}
-    assert taken == {1: None, 2: 201, 8: 201, 32: 201, 33: None, 255: None, 256: 200, 1024: 200, 4096: 200, 4097: None}
-    assert tuning.notice == "kernels tuned for batch 8, 1024 (measured)"
+def conv1(tuning: Tuning, n: int) -> int | None:
+    return tuning.numbers_for(n).get("conv1")
 
 
-def test_without_a_file_kernels_are_chosen_by_rule_and_it_says_so(tmp_path: Path) -> None:
-    tuning = load_tuning("h200", network(), folder=tmp_path)
-    assert tuning.numbers_for(1024) == {}
-    assert tuning.notice == "kernels chosen by rule: there is no tuned file for h200"
+def test_the_nearest_batch_size_serves(tmp_path: Path) -> None:
+    for name, number, batch in (("h200", 200, "1024"), ("h200.batch8", 201, "8"), ("h200.batch1", 202, "1")):
+        write(tmp_path, name, number, batch=batch)
+    tuning = load_tuning("h200", NET, folder=tmp_path)
+    assert tuning.batch == 1024
+    assert tuning.notice == "kernels tuned for batch 1, 8, 1024 (measured)"
+    assert {n: conv1(tuning, n) for n in (1, 2, 4, 8, 32, 256, 1024, 2048, 4096)} == {
+        1: 202, 2: 202, 4: 201, 8: 201, 32: 201, 256: 200, 1024: 200, 2048: 200, 4096: 200
+    }  # fmt: skip
+    assert all(tuning.numbers_for(n) == {} for n in (33, 64, 128, 255, 4097))
 
 
-def test_a_file_for_another_gpu_is_refused(tmp_path: Path) -> None:
-    file = write(tmp_path, "h200", "conv1=200", gpu="a100")
-    with pytest.raises(AutoconfigError, match=r"was made for a100, and this GPU is h200.*int4core\.tune") as error:
-        load_tuning("h200", network(), folder=tmp_path)
-    assert str(file) in str(error.value)
+def test_files_of_other_chips_are_left_alone(tmp_path: Path) -> None:
+    write(tmp_path, "h200", 200)
+    write(tmp_path, "l40s", 210, gpu="l40s")
+    write(tmp_path, "l40s.batch1", 211, gpu="l40s", batch="1")
+    assert load_tuning("h200", NET, folder=tmp_path).by_batch == {1024: {"conv1": 200}}
+    missing = load_tuning("l4", NET, folder=tmp_path)
+    assert missing.notice == "kernels chosen by rule: there is no tuned file for l4"
+    assert missing.by_batch == {}
+    assert missing.numbers_for(1024) == {}
+
+
+def test_a_file_for_another_gpu_is_an_error(tmp_path: Path) -> None:
+    path = write(tmp_path, "h200", 200, gpu="a100")
+    with pytest.raises(AutoconfigError, match=rf"{re.escape(str(path))}: was made for a100, .* h200: tune it"):
+        load_tuning("h200", NET, folder=tmp_path)
+    with pytest.raises(AutoconfigError, match="was made for a100"):
+        load_tuning("h200", NET, autoconfig.read(path))
 
 
 def test_an_unknown_number_names_its_line(tmp_path: Path) -> None:
-    file = write(tmp_path, "h200", "conv1=200", "layer1_residual1_conv2=9999")
-    with pytest.raises(AutoconfigError, match="9999") as error:
-        load_tuning("h200", network(), folder=tmp_path)
-    assert f"{file}:6" in str(error.value)
+    unknown = max(KNOWN_NUMBERS) + 1
+    path = write(tmp_path, "h200", 200, more=f"layer1_residual1_conv2=3\nlayer1_residual1_conv1={unknown}\n")
+    said = rf"{re.escape(str(path))}:7: layer1_residual1_conv1={unknown}: no such kernel here; known: 0-"
+    with pytest.raises(AutoconfigError, match=said):
+        load_tuning("h200", NET, folder=tmp_path)
+    with pytest.raises(AutoconfigError, match=said):
+        load_tuning("h200", NET, autoconfig.read(path))
 
 
-def test_an_unknown_layer_of_a_chosen_file_names_its_line(tmp_path: Path) -> None:
-    file = write(tmp_path, "mine", "conv1=200", "layer1_residual9_conv2=105")
-    with pytest.raises(AutoconfigError, match="layer1_residual9_conv2") as error:
-        load_tuning("h200", network(), autoconfig.read(file), folder=tmp_path)
-    assert f"{file}:6" in str(error.value)
+def test_an_unknown_layer_names_its_line(tmp_path: Path) -> None:
+    path = write(tmp_path, "mine", 200, more="layer1_residual9_conv2=3\n")
+    with pytest.raises(AutoconfigError, match=rf"{re.escape(str(path))}:6: .*no layer layer1_8_conv2; remove the line"):
+        load_tuning("h200", NET, autoconfig.read(path))
+    path = write(tmp_path, "mine", 200, more="layer1_conv2=3\n")
+    with pytest.raises(AutoconfigError, match=rf"{re.escape(str(path))}:6: unknown layer 'layer1_conv2'"):
+        autoconfig.read(path)
 
 
-def test_a_chosen_file_serves_every_batch_size(tmp_path: Path) -> None:
-    write(tmp_path, "h200", "conv1=200")
-    chosen = autoconfig.read(write(tmp_path, "mine", "conv1=203"))
-    tuning = load_tuning("h200", network(), chosen, folder=tmp_path)
-    assert [tuning.numbers_for(n)["conv1"] for n in (1, 64, 100_000)] == [203] * 3
-    assert str(tmp_path / "mine") in tuning.notice
+@pytest.mark.parametrize("batch", ["0", "-1", "many", "1.5", ""])
+def test_a_batch_that_is_none_is_an_error(tmp_path: Path, batch: str) -> None:
+    write(tmp_path, "h200", 200, batch=batch)
+    with pytest.raises(AutoconfigError, match="is no batch size"):
+        load_tuning("h200", NET, folder=tmp_path)
 
 
-@pytest.mark.parametrize("name", ["h200", "h100"])
-def test_the_files_of_the_project_fit_its_model(name: str) -> None:
-    """Every number of every file is the kernel that a plan takes for its batch size."""
-    tuning = load_tuning(name, network())
-    assert set(tuning.by_batch) == {1, 8, 32, 128, 1024}
-    for n in tuning.by_batch:
-        plan = make_plan(network(), CHIPS[name], n, numbers=tuning.numbers_for(n))
-        assert plan.notes == ()
-        chosen = [step for step in plan.steps if step.kernel.number is not None]
-        assert all(step.kernel.number == tuning.numbers_for(n)[step.op.name] for step in chosen)
+def test_a_chosen_file_serves_every_batch_and_alone(tmp_path: Path) -> None:
+    write(tmp_path, "h200.batch1", 202, batch="1")
+    path = write(tmp_path, "mine", 203, batch="64")
+    tuning = load_tuning("h200", NET, autoconfig.read(path), tmp_path)
+    assert [conv1(tuning, n) for n in (1, 64, 100_000)] == [203] * 3
+    assert tuning.notice == f"kernels of {path}"
+
+
+def test_numbers_of_another_engine_are_not_used(tmp_path: Path) -> None:
+    path = tmp_path / "original"
+    path.write_text("conv1=13\nlayer1_residual1_conv2=77777\n", encoding="utf-8")
+    tuning = load_tuning("h200", NET, autoconfig.read(path))
+    assert tuning.by_batch == {}
+    assert "chosen by rule" in tuning.notice
+    assert "original submission" in tuning.notice
 
 
 def test_names_of_files() -> None:
     assert file_of("h200") == FOLDER / "h200"
     assert file_of("h200", 8) == FOLDER / "h200.batch8"
+
+
+SHIPPED = sorted(gpu for gpu in CHIPS if file_of(gpu).is_file())
+
+
+def test_the_tuned_chips_come_with_the_package() -> None:
+    assert {"h100", "h200"} <= set(SHIPPED)
+
+
+@pytest.mark.parametrize("gpu", SHIPPED)
+def test_shipped_files_fit_the_default_network(gpu: str) -> None:
+    """Every number is one that computes its layer on that chip: a plan of the batch has no notes."""
+    tuning = load_tuning(gpu, default_network())
+    for batch, numbers in tuning.by_batch.items():
+        assert autoconfig.read(file_of(gpu, None if batch == tuning.batch else batch)).metadata["gpu"] == gpu
+        plan = make_plan(default_network(), CHIPS[gpu], batch, numbers=numbers)
+        assert plan.notes == ()
+        convolutions = {step.op.name: step.kernel.number for step in plan.steps if step.kernel.number is not None}
+        assert convolutions == {name: numbers[name] for name in convolutions}, f"{gpu}, batch {batch}: missing layers"
+
+
+def test_shipped_files_name_layers_of_the_default_network() -> None:
+    for path in (path for gpu in SHIPPED for path in FOLDER.glob(f"{gpu}*")):
+        load_tuning(path.name.partition(".")[0], default_network(), autoconfig.read(path))

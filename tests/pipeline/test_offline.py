@@ -71,7 +71,9 @@ def clean() -> Iterator[None]:
 
 
 def ours() -> set[Path]:
-    return set(segment_folder().glob("int4-resnet50-*"))
+    """Segments whose process is gone: other runs on this machine may have theirs."""
+    found = segment_folder().glob("int4-resnet50-*")
+    return {path for path in found if not psutil.pid_exists(int(path.name.split("-")[2]))}
 
 
 def offline(*options: object, **kwargs: Any) -> subprocess.CompletedProcess[str]:

@@ -118,8 +118,7 @@ def test_a_lane_reused_too_early_would_be_seen(tmp_path: Path, monkeypatch: pyte
 
 def test_copies_run_under_kernels(tmp_path: Path) -> None:
     with device(tmp_path, 4, 4, kernel_s=0.0, copy_s=0.0) as (fake, exchange):
-        for batch_s in (fake,):
-            batch_s._random.uniform = lambda _low, high: high  # type: ignore[method-assign]
+        fake._random.uniform = lambda _low, high: high  # type: ignore[method-assign]
         fake._kernel_s, fake.transfer = 0.02, 0.01
         jobs = [(i % 3, 4) for i in range(12)]
         alone = Scheduler(fake, Sizes.full(4), 1).run_through(jobs)

@@ -1,0 +1,109 @@
+"""What a long Offline query costs before and while it is answered: LoadGen's lists, and making arrays of them.
+
+    python -m benchmarks.query_cost [--samples 1000000,5000000,20000000]
+
+LoadGen's binding builds two Python lists of the whole query before it calls anyone; that is timed, and nothing here can
+start before. What is ours is turning them into arrays, piece by piece. Every size runs in a process of its own, with a
+system under test that answers each piece at once and computes nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
+
+import numpy as np
+import psutil
+
+from pipeline.loadgen import LoadGenSession, SettingsSpec, load_module, make_settings
+from pipeline.results import read_result
+
+MIN_DURATION_MS = 10
+LIBRARY = 1024
+
+
+def measure(samples: int) -> dict[str, float]:
+    """One query of about `samples` samples in this process; times in seconds from LoadGen's own start of the query."""
+    lg = load_module()
+    work: SimpleQueue[Any] = SimpleQueue()
+    seen = {"first": 0.0, "last": 0.0, "count": 0.0, "answered": 0.0}
+
+    def issue(ids: Any, indices: Any) -> None:
+        seen["first"] = seen["first"] or time.perf_counter()
+        seen["last"] = time.perf_counter()
+        seen["count"] += len(ids)
+        work.put((ids, indices))
+
+    def fail(error: BaseException) -> None:
+        raise SystemExit(f"LoadGen's callback failed: {error}")
+
+    loaded = []
+    session = LoadGenSession(
+        lg, count=LIBRARY, performance_count=LIBRARY, load=lambda _i: loaded.append(time.perf_counter()),
+        unload=lambda _i: None, issue=issue, flush=lambda: None, on_error=fail,
+    )  # fmt: skip
+
+    def answer() -> None:
+        while True:
+            ids, _indices = work.get()
+            session.complete(ids, np.zeros(len(ids), dtype=np.int32))
+            seen["answered"] = time.perf_counter()
+
+    threading.Thread(target=answer, daemon=True).start()
+    with tempfile.TemporaryDirectory() as folder:
+        # LoadGen issues 1.1 x the expected rate x the duration.
+        settings = {
+            "offline_expected_qps": samples / 1.1 / MIN_DURATION_MS * 1000,
+            "min_duration_ms": MIN_DURATION_MS,
+            "min_query_count": 1,
+        }
+        test, log = make_settings(lg, SettingsSpec(None, None, settings, {}, "PerformanceOnly", Path(folder)))
+        with session:
+            session.run(test, log)
+        result = read_result(Path(folder))
+    # LoadGen's time of the whole query, less what we saw of it, is what passed before we were called.
+    whole = result.latency_ns["max"] / 1e9
+    return {
+        "samples": seen["count"],
+        "before": whole - (seen["answered"] - seen["first"]),
+        "arrays": seen["last"] - seen["first"],
+        "whole": whole,
+        "peak_bytes": float(psutil.Process().memory_info().rss),
+    }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--samples", default="1000000,5000000,20000000")
+    parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.one:
+        print(json.dumps(measure(options.one)))
+        return 0
+    titles = {"samples": 12, "LoadGen lists": 14, "ns/sample": 10, "to arrays": 10, "answered": 10, "samples/s": 12}
+    print(" ".join(title.rjust(width) for title, width in titles.items()))
+    for samples in options.samples.split(","):
+        command = [sys.executable, "-m", "benchmarks.query_cost", "--one", samples]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            print(f"error: {samples} samples: {done.stderr.strip()[-500:]}", file=sys.stderr)
+            return 1
+        found = json.loads(done.stdout.splitlines()[-1])
+        print(
+            f"{found['samples']:12,.0f} {found['before']:12.2f} s {found['before'] / found['samples'] * 1e9:10.0f} "
+            f"{found['arrays']:8.2f} s {found['whole']:8.2f} s {found['samples'] / found['whole']:12,.0f}",
+            flush=True,
+        )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
