@@ -59,6 +59,19 @@ def test_the_sum_of_floors_is_the_images_a_second(capsys: pytest.CaptureFixture[
     assert rate == pytest.approx(2048 / total * 1e6, rel=0.001)
 
 
+def test_the_published_figures_of_the_h200(capsys: pytest.CaptureFixture[str]) -> None:
+    assert plan.main(["--gpu", "h200", "--batch", "1024"]) == 0
+    text = capsys.readouterr().out
+    assert text.startswith("h200 (sm_90a), batch 1024: kernels tuned for batch 1, 8, 32, 128, 1024 (measured)")
+    assert sum(max(float(words[-2]), float(words[-1])) for words in rows(text)) == pytest.approx(4846, abs=5)
+
+
+def test_another_size(capsys: pytest.CaptureFixture[str]) -> None:
+    """The smallest that leaves 7x7 pixels at the end, and an odd one."""
+    assert plan.main(["--batch", "2", "--size", "193", "201"]) == 0
+    assert "193x201x3" in capsys.readouterr().out
+
+
 def test_as_a_command() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "int4core.plan", "--model", "model", "--batch", "8", "--size", "208", "224"],
