@@ -68,6 +68,15 @@ def test_refusals_say_why() -> None:
         default_kernel(conv, old)
 
 
+@pytest.mark.parametrize("name", ["a100", "t4"])
+def test_batches_beyond_the_kernels_numbers_are_refused(name: str) -> None:
+    wide = max((op for op in ops() if isinstance(op, ConvOp)), key=lambda op: op.shape.h * op.shape.w * op.shape.c)
+    pieces = wide.shape.h * wide.shape.w * wide.shape.c // 32
+    default_kernel(replace(wide, shape=replace(wide.shape, n=(1 << 30) // pieces - 1)), CHIPS[name])
+    with pytest.raises(EngineError, match="choose a smaller batch"):
+        default_kernel(replace(wide, shape=replace(wide.shape, n=(1 << 30) // pieces + 1)), CHIPS[name])
+
+
 def test_names_of_chips() -> None:
     assert name_of("NVIDIA A100-SXM4-80GB") == "a100"
     assert name_of("NVIDIA L40S") == "l40s"

@@ -84,6 +84,15 @@ CONFIGS: tuple[MmaConfig, ...] = (
 """Numbered from 0: a tuning file names a configuration by its index."""
 
 
+def check_size(conv: Convolution) -> None:
+    """Raises EngineError when the kernels' 32-bit numbers of pixels, or of 16-byte pieces, would overflow."""
+    pieces = conv.n * conv.h * conv.w * (conv.c // K_STEP)
+    if conv.source:
+        pieces = max(pieces, conv.n * conv.source.h * conv.source.w * (conv.source.c // K_STEP))
+    if max(conv.pixels, pieces) >= 1 << 30:
+        raise EngineError(f"{conv.n} images of {conv.h}x{conv.w}x{conv.c}: choose a smaller batch")
+
+
 @dataclass(frozen=True, eq=False)
 class MmaConv:
     """A convolution on entry `number` of CONFIGS.
@@ -103,8 +112,7 @@ class MmaConv:
             raise EngineError(f"{self.conv.k} output channels are no multiple of {self.config.tile_n}")
         if self.shared_bytes > self.chip.shared_bytes:
             raise EngineError(f"{self.shared_bytes} bytes of shared memory, the chip has {self.chip.shared_bytes}")
-        if self.conv.pixels >= 1 << 30:
-            raise EngineError(f"{self.conv.pixels} pixels: choose a smaller batch")
+        check_size(self.conv)
 
     @property
     def conv(self) -> Convolution:

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from int4core.backends.cuda.chips import Chip
 from int4core.backends.cuda.epilogue import narrow_constants, needs_wide, wide_constants
 from int4core.backends.cuda.kernel import Arguments, Grid, address
-from int4core.backends.cuda.mma import CONV_SHAPE, PAIR_BYTES
+from int4core.backends.cuda.mma import CONV_SHAPE, PAIR_BYTES, check_size
 from int4core.backends.cuda.mma4_layout import HIGH, LOW, arrange_conv, fits
 from int4core.backends.cuda.ops import ConvOp
 from int4core.backends.cuda.sm90 import Convolution, Residual
@@ -145,8 +145,7 @@ class Mma4Conv:
             raise EngineError(f"{self.conv.k} output channels are no multiple of {self.config.tile_n}")
         if self.shared_bytes > self.chip.shared_bytes:
             raise EngineError(f"{self.shared_bytes} bytes of shared memory, the chip has {self.chip.shared_bytes}")
-        if self.conv.pixels >= 1 << 30:
-            raise EngineError(f"{self.conv.pixels} pixels: choose a smaller batch")
+        check_size(self.conv)
         for weight in (self.op.weight, *((self.op.branch.weight,) if self.op.branch else ())):
             if not fits(weight):
                 span = f"{weight.min()} to {weight.max()}"
