@@ -3,25 +3,15 @@
 from __future__ import annotations
 
 import importlib.util
-import re
 from dataclasses import dataclass
 from typing import Any
 
 import pynvml
 
-from int4core.backends import BACKENDS
+from int4core.backends.cuda.chips import CHIPS, name_of
 from pipeline.errors import PipelineError
 
-# The names the driver gives these chips, as whole words: `NVIDIA A100-SXM4-80GB`, `Tesla T4`.
-_CHIPS = {
-    "t4": r"\bT4\b",
-    "titan_rtx": r"\bTITAN RTX\b",
-    "a100": r"\bA100\b",
-    "l4": r"\bL4\b",
-    "h100": r"\bH100\b",
-    "h200": r"\bH200\b",
-}
-GPU_CHOICES = ("auto", "cpu", *_CHIPS)
+GPU_CHOICES = ("auto", "cpu", *CHIPS)
 
 
 @dataclass(frozen=True)
@@ -68,11 +58,6 @@ class Target:
         return ids if all(ids) else ()
 
 
-def chip_of(name: str) -> str | None:
-    """Our name for the chip that the driver calls `name`."""
-    return next((key for key, pattern in _CHIPS.items() if re.search(pattern, name)), None)
-
-
 def list_gpus() -> tuple[Gpu, ...]:
     """Every GPU the driver shows; none where there is no driver."""
     try:
@@ -84,7 +69,7 @@ def list_gpus() -> tuple[Gpu, ...]:
         for index in range(pynvml.nvmlDeviceGetCount()):
             handle = pynvml.nvmlDeviceGetHandleByIndex(index)
             name = _text(pynvml.nvmlDeviceGetName(handle))
-            found.append(Gpu(index, name, chip_of(name), _bus_id(handle)))
+            found.append(Gpu(index, name, name_of(name), _bus_id(handle)))
         return tuple(found)
     finally:
         pynvml.nvmlShutdown()
@@ -106,9 +91,8 @@ def choose(
 ) -> Target:
     """Turn a `--gpu` choice, and the `--gpus` numbers where some were given, into a target.
 
-    `auto` takes the first GPU, or the CPU where there is none or the engine has no backend for GPUs; a
-    chip by name takes that chip or fails. Raises PipelineError when it cannot be had: the chip, the
-    backend, or CuPy.
+    `auto` takes the first GPU, or the CPU where there is none; a chip by name takes that chip or fails. Raises
+    PipelineError when it cannot be had: the chip, or CuPy.
     """
     if requested == "cpu":
         return Target("numpy", (), "CPU, as asked")
@@ -117,10 +101,6 @@ def choose(
     chosen = _chosen(requested, gpus, numbers, here)
     if not chosen:
         return Target("numpy", (), "CPU: no NVIDIA GPU was found")
-    if "cuda" not in BACKENDS:
-        if requested == "auto" and numbers is None:
-            return Target("numpy", (), f"CPU: this version computes on no GPU yet, {chosen[0].name} included")
-        raise PipelineError(f"--gpu {requested}: this version computes on no GPU yet; use --gpu cpu")
     if importlib.util.find_spec("cupy") is None:
         raise PipelineError(
             f"GPU {chosen[0].index} is a {chosen[0].name}, but CuPy is not installed: "

@@ -4,9 +4,9 @@ import importlib.util
 
 import pytest
 
-from pipeline import gpus as gpus_module
+from int4core.backends.cuda.chips import name_of
 from pipeline.errors import PipelineError
-from pipeline.gpus import Gpu, chip_of, choose
+from pipeline.gpus import Gpu, choose
 
 
 @pytest.mark.parametrize(
@@ -16,14 +16,14 @@ from pipeline.gpus import Gpu, chip_of, choose
         ("NVIDIA TITAN RTX", "titan_rtx"),
         ("NVIDIA A100-SXM4-80GB", "a100"),
         ("NVIDIA L4", "l4"),
-        ("NVIDIA L40S", None),
+        ("NVIDIA L40S", "l40s"),
         ("NVIDIA H100 80GB HBM3", "h100"),
         ("NVIDIA H200", "h200"),
         ("NVIDIA GeForce RTX 4090", None),
     ],
 )
 def test_the_drivers_names(name: str, key: str | None) -> None:
-    assert chip_of(name) == key
+    assert name_of(name) == key
 
 
 def test_auto_without_a_gpu_is_the_cpu_and_says_so() -> None:
@@ -43,29 +43,12 @@ def test_a_gpu_that_is_not_there_is_an_error_that_names_what_is() -> None:
         choose("t4", ())
 
 
-def test_a_version_without_a_gpu_backend_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(gpus_module.BACKENDS, "cuda", raising=False)
-    here = (Gpu(0, "NVIDIA H200", "h200"),)
-    target = choose("auto", here)
-    assert target.backend == "numpy"
-    assert "H200" in target.notice
-    with pytest.raises(PipelineError, match="no GPU yet"):
-        choose("h200", here)
-
-
-@pytest.fixture
-def cuda_backend(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(gpus_module.BACKENDS, "cuda", ("int4core.backends.cuda", "CudaBackend"))
-
-
-@pytest.mark.usefixtures("cuda_backend")
 def test_a_gpu_without_cupy_names_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
     with pytest.raises(PipelineError, match="int4-resnet50\\[cuda12\\]"):
         choose("auto", (Gpu(0, "NVIDIA H200", "h200"),))
 
 
-@pytest.mark.usefixtures("cuda_backend")
 def test_the_chip_asked_for_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda _name: object())
     gpus = (Gpu(0, "Tesla T4", "t4"), Gpu(1, "NVIDIA H200", "h200"))
@@ -73,7 +56,6 @@ def test_the_chip_asked_for_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     assert choose("auto", gpus).gpu == gpus[0]
 
 
-@pytest.mark.usefixtures("cuda_backend")
 def test_gpus_by_number_one_engine_each(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda _name: object())
     gpus = (Gpu(0, "NVIDIA H200", "h200", "A"), Gpu(1, "NVIDIA H200", "h200", "B"), Gpu(2, "Tesla T4", "t4"))
