@@ -84,11 +84,16 @@ class Listing:
 
     @cached_property
     def loops(self) -> tuple[Loop, ...]:
-        """Every branch back, outer loops and inner ones; not the one that ends a function by standing still."""
+        """Every branch back, outer loops and inner ones.
+
+        Not the one that ends a function by standing still, and none across an unconditional EXIT: those come from code
+        that was moved behind the end, such as waiting once more.
+        """
+        ends = [place for place, i in enumerate(self.instructions) if i.base == "EXIT" and not i.predicate]
         found: dict[int, int] = {}
         for place, instruction in enumerate(self.instructions):
             first = self.labels.get(instruction.target or "")
-            if first is not None and first < place:
+            if first is not None and first < place and not any(first < end < place for end in ends):
                 found[first] = max(place, found.get(first, 0))
         return tuple(Loop(first, last) for first, last in sorted(found.items()))
 

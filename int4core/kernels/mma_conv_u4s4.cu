@@ -6,9 +6,10 @@
 //
 // A block computes TILE_M pixels x TILE_N channels. STAGES buffers of one block of K are kept filled: K_BYTES packed bytes
 // of one tap of every pixel (zeros outside the image), and its weights; with cp.async where the chip has it, else by way
-// of registers. Nothing is unpacked: a word of a packed row is eight places of K, which is an A register, and the host
-// orders the weights' K to match, so that a thread's operands are consecutive bytes of a row; and channels, so that it
-// ends up with consecutive outputs. A warp reads shared memory in runs without a gap: no bank conflicts, no padding.
+// of registers. Nothing is unpacked: a word of a packed row is eight places of K, which is an A register, and ldmatrix
+// brings it to its thread. The 16-byte pieces of a row change places with its number, so that eight rows of a piece lie in
+// different banks. The host orders the weights so that a thread's operands are 16 consecutive bytes, and channels so that
+// it ends up with consecutive outputs.
 //
 // Compile-time constants: MMA_M (8: m8n8k32, 16: m16n8k64), ASYNC (1: cp.async), WARPS_M, WARPS_N, WARP_M, WARP_N, STAGES
 // (2 without cp.async), K_BYTES, OUTPUT (0 u4, 1 u7 bytes), RESIDUAL (0 none, 1 a u4 tensor, 2 a 1x1 convolution of one:
@@ -16,16 +17,16 @@
 #include "epilogue/requantize.cuh"
 #include "ptx/cp_async.cuh"
 #include "ptx/dependency.cuh"
+#include "ptx/ldmatrix.cuh"
 #include "ptx/mma_u4s4.cuh"
 #include "words.cuh"
 
 constexpr int TILE_M = WARPS_M * WARP_M, TILE_N = WARPS_N * WARP_N;
 constexpr int THREADS = 32 * WARPS_M * WARPS_N;
 constexpr int SUBS = WARP_M / 16;                        // 16-row tiles a warp
-constexpr int WORDS = K_BYTES / 16;                      // 32-bit words a thread reads of a row
-constexpr int STEP_WORDS = WORDS < 2 ? WORDS : 2;        // of them a step of K
-constexpr int STEPS = WORDS / STEP_WORDS;                // a block of K
-constexpr int PIECES = K_BYTES / 16;                     // 16-byte copies a row
+constexpr int PIECES = K_BYTES / 16;                     // 16-byte pieces of a row; a thread reads a word of each
+constexpr int STEP_WORDS = PIECES < 2 ? PIECES : 2;      // pieces a step of K
+constexpr int STEPS = PIECES / STEP_WORDS;               // a block of K
 constexpr int ROW_STEP = THREADS / PIECES;               // rows that all threads fetch at once
 constexpr int FETCHED_ROWS = (TILE_M + ROW_STEP - 1) / ROW_STEP;  // a thread
 constexpr int ACTIVATION_BYTES = TILE_M * K_BYTES;
@@ -36,6 +37,11 @@ constexpr int OUT_WORDS = WARP_N / (OUTPUT ? 16 : 32);   // 32-bit words a threa
 constexpr int STORE_WORDS = OUT_WORDS < 4 ? OUT_WORDS : 4;
 constexpr int KEPT_WORDS = RESIDUAL == 1 ? WARP_N / 32 : 1;
 static_assert(ASYNC || STAGES == 2, "blocks that come by way of registers alternate between two buffers");
+
+// Where piece `piece` of row `row` lies in a stage.
+__device__ __forceinline__ int place_of(int row, int piece) {
+  return row * K_BYTES + (piece ^ row * K_BYTES / 128 % PIECES) * 16;
+}
 
 // How windows of a tensor are read.
 struct Window {
@@ -61,6 +67,7 @@ mma_conv_u4s4(const unsigned char* __restrict__ input, const unsigned char* __re
               const EpilogueResidualPair* __restrict__ residual_channels, unsigned char* __restrict__ output,
               const ConvShape shape) {
   extern __shared__ __align__(128) unsigned char memory[];
+  const unsigned stages = static_cast<unsigned>(__cvta_generic_to_shared(memory));
   EpiloguePair* const pairs = reinterpret_cast<EpiloguePair*>(memory + STAGES * STAGE_BYTES);
   EpilogueResidualPair* const residual_pairs = reinterpret_cast<EpilogueResidualPair*>(pairs + TILE_N / 2);
 
@@ -111,7 +118,7 @@ mma_conv_u4s4(const unsigned char* __restrict__ input, const unsigned char* __re
       const bool inside = static_cast<unsigned>(window_h[i] + tap_h) < static_cast<unsigned>(window.h) &&
                           static_cast<unsigned>(window_w[i] + tap_w) < static_cast<unsigned>(window.w);
       const size_t place = inside ? static_cast<size_t>(window_piece[i] + offset) * 16 : 0;
-      if (TILE_M % ROW_STEP == 0 || row < TILE_M) copy_row(i, (row * PIECES + piece) * 16, source + place, inside);
+      if (TILE_M % ROW_STEP == 0 || row < TILE_M) copy_row(i, place_of(row, piece), source + place, inside);
     }
     const unsigned char* const block_weights = tile_weights + static_cast<size_t>(block) * WEIGHT_BYTES;
 #pragma unroll
@@ -132,13 +139,6 @@ mma_conv_u4s4(const unsigned char* __restrict__ input, const unsigned char* __re
   int sums[SUBS][WARP_N / 2] = {};
   auto multiply_block = [&](int block) {
     const unsigned char* const stage = memory + block % STAGES * STAGE_BYTES;
-    unsigned rows[SUBS][2][WORDS];
-#pragma unroll
-    for (int sub = 0; sub < SUBS; ++sub)
-#pragma unroll
-      for (int half = 0; half < 2; ++half)
-        read_words(rows[sub][half],
-                   stage + (warp_m * WARP_M + sub * 16 + half * 8 + group) * K_BYTES + quad * (K_BYTES / 4));
 #pragma unroll
     for (int step = 0; step < STEPS; ++step) {
       // Operands of two 8-column tiles are consecutive.
@@ -153,10 +153,11 @@ mma_conv_u4s4(const unsigned char* __restrict__ input, const unsigned char* __re
 #pragma unroll
         for (int i = 0; i < PAIR_WORDS; ++i) b[2 * j + i / STEP_WORDS][i % STEP_WORDS] = pair[i];
       }
+      // Lanes 0 to 7 address the upper rows of a piece, 8 to 15 the lower ones, the others the same of the next piece.
+      const int row = warp_m * WARP_M + lane % 16, row_piece = step * STEP_WORDS + lane / 16 % STEP_WORDS;
 #pragma unroll
       for (int sub = 0; sub < SUBS; ++sub)
-#pragma unroll
-        for (int i = 0; i < 2 * STEP_WORDS; ++i) a[sub][i] = rows[sub][i % 2][step * STEP_WORDS + i / 2];
+        load_tiles(a[sub], stages + block % STAGES * STAGE_BYTES + place_of(row, row_piece) + sub * 16 * K_BYTES);
       mma_u4s4<STEP_WORDS>(sums, a, b);
     }
     if constexpr (RESIDUAL == 2) {
@@ -177,7 +178,6 @@ mma_conv_u4s4(const unsigned char* __restrict__ input, const unsigned char* __re
   wait_for_previous();
   locate_windows();
 #if ASYNC
-  const unsigned stages = static_cast<unsigned>(__cvta_generic_to_shared(memory));
   auto fetch_block = [&](int block) {
     const unsigned stage = stages + block % STAGES * STAGE_BYTES;
     for_block(
@@ -213,7 +213,7 @@ mma_conv_u4s4(const unsigned char* __restrict__ input, const unsigned char* __re
     for (int i = 0; i < FETCHED_ROWS; ++i) {
       const int row = first_row + i * ROW_STEP;
       if (TILE_M % ROW_STEP == 0 || row < TILE_M)
-        *reinterpret_cast<uint4*>(stage + (row * PIECES + piece) * 16) = fetched_rows[i];
+        *reinterpret_cast<uint4*>(stage + place_of(row, piece)) = fetched_rows[i];
     }
 #pragma unroll
     for (int i = 0; i < WEIGHT_PIECES; ++i) {

@@ -95,7 +95,7 @@ def test_weights_lie_where_the_instruction_reads_them() -> None:
             raw = int(packed[tile, block, at]) >> (4 * (nibble % 2)) & 15
             # Column `group` of tile j is what lane group / 2 holds as its output 2 * j + group % 2.
             channel = (tile * warps_n + warp) * warp_n + group // 2 * (warp_n // 4) + 2 * j + group % 2
-            place = block * 2 * k_bytes + quad * 8 * words + 8 * (step * step_words + word) + nibble
+            place = block * 2 * k_bytes + 32 * (step * step_words + word) + 8 * quad + nibble
             assert (raw ^ 8) - 8 == weight[channel, place, 0, 0]
 
 

@@ -119,8 +119,10 @@ CONFIGS: tuple[Mma4Config, ...] = (
 
 
 def is_native(number: int, chip: Chip) -> bool:
-    """Whether `chip` has the tensor cores of entry `number`, and not only an emulation."""
-    return CONFIGS[number - FIRST_NUMBER].instruction.capability <= chip.capability < EMULATED_FROM
+    """Whether entry `number` is made for `chip`: of its own two instructions the larger, and no emulation."""
+    if not Instruction.M8N8K32.capability <= chip.capability < EMULATED_FROM:
+        return False
+    return CONFIGS[number - FIRST_NUMBER].instruction is native_instruction(chip)
 
 
 @dataclass(frozen=True, eq=False)
@@ -238,19 +240,19 @@ def default_config(op: ConvOp, chip: Chip) -> int:
     Raises:
         EngineError: no configuration takes the convolution, or the chip has no 4-bit tensor cores.
     """
-    if chip.capability >= EMULATED_FROM:
-        raise EngineError(f"{chip.name} has no 4-bit tensor cores")
+    if not Instruction.M8N8K32.capability <= chip.capability < EMULATED_FROM:
+        raise EngineError("compute capability {}.{} has no 4-bit tensor cores".format(*chip.capability))
     best: tuple[float, int] | None = None
     reasons = []
     for number in range(FIRST_NUMBER, FIRST_NUMBER + len(CONFIGS)):
-        config = CONFIGS[number - FIRST_NUMBER]
-        if config.instruction is not native_instruction(chip):
+        if not is_native(number, chip):
             continue
         try:
             kernel = Mma4Conv(op, number, chip)
         except EngineError as error:
             reasons.append(str(error))
             continue
+        config = kernel.config
         operands = 1 / config.warp_m + 1 / config.warp_n  # half bytes from shared memory a product
         busy = min(1.0, config.threads * config.blocks / 256)
         block = config.tile_m * config.tile_n * (op.shape.depth * (0.3 + 10 * operands) / busy + 150)

@@ -1,9 +1,8 @@
 """How s4 weights lie in memory for the 4-bit mma: a thread's operands of two column tiles are consecutive bytes.
 
-Lane 4 * group + quad of a warp holds, of column `group` of a tile of eight, one word (8 places of K) or two of a step
-(mma_u4s4.cuh). The order of K inside a block is free: a thread reads K_BYTES / 4 consecutive bytes of a packed row of
-activations, and its words of a step are consecutive ones of these. Channels inside a warp's tile are in the order of
-the other kernels, so that a thread ends up with consecutive outputs.
+Lane 4 * group + quad of a warp holds, of column `group` of a tile of eight, word `quad` (8 places of K) of the 16-byte
+piece of a step, or of both pieces (mma_u4s4.cuh). Channels inside a warp's tile are in the order of the other kernels,
+so that a thread ends up with consecutive outputs.
 """
 
 from __future__ import annotations
@@ -31,15 +30,15 @@ def arrange_conv(weight: Int8Array, warps_n: int, warp_n: int, k_bytes: int) -> 
     tile_n is warps_n * warp_n. The weights must satisfy `fits`. A block of K is 2 * k_bytes channels of one tap.
     """
     k, c, r, s = weight.shape
-    block, words = 2 * k_bytes, k_bytes // 16
-    step_words = min(words, 2)
+    block, pieces = 2 * k_bytes, k_bytes // 16
+    step_words = min(pieces, 2)
     tiles = weight.reshape(k // warp_n, warp_n, c, r * s)[:, tile_channels(warp_n)]
     split = tiles.reshape(
         k // (warps_n * warp_n), warps_n, warp_n // 16, 2, 8,
-        c // block, 4, words // step_words, step_words, _WORD, r * s,
+        c // block, pieces // step_words, step_words, 4, _WORD, r * s,
     )  # fmt: skip
-    # tile, warp, pair, tile of the pair, group, channel block, quad, step, word, nibble, tap
-    ordered = split.transpose(0, 10, 5, 7, 1, 2, 4, 6, 3, 8, 9)
+    # tile, warp, pair, tile of the pair, group, channel block, step, word, quad, nibble, tap
+    ordered = split.transpose(0, 10, 5, 6, 1, 2, 4, 8, 3, 7, 9)
     # tile, tap, channel block, step, warp, pair, group, quad, tile of the pair, word, nibble
     return pack(np.ascontiguousarray(ordered)).reshape(k // (warps_n * warp_n), r * s * (c // block), -1)
 

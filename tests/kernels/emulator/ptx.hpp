@@ -102,3 +102,36 @@ inline void mma_sync_aligned_m16n8k32_row_col_s32_s8_s8_s32(int& d0, int& d1, in
                                                             unsigned a2, unsigned a3, unsigned b0, unsigned b1) {
   mma_words<true, 4, 16, 2>({&d0, &d1, &d2, &d3}, {a0, a1, a2, a3}, {b0, b1});
 }
+
+// --- ldmatrix -----------------------------------------------------------------------------------------------------------
+
+template <int TILES>
+void load_matrices(unsigned* const (&d)[TILES], unsigned address) {
+  struct Operands {
+    unsigned* d[TILES];
+    unsigned address;
+  } mine;
+  memcpy(mine.d, d, sizeof d);
+  mine.address = address;
+  emulator::together(emulator::warp(), emulator::lane(), mine, [](Operands** all) {
+    for (int tile = 0; tile < TILES; ++tile) {
+      unsigned banks = 0;
+      for (int row = 0; row < 8; ++row) {
+        const unsigned from = all[tile * 8 + row]->address;
+        if (from % 16) emulator::fail("ldmatrix: misaligned");
+        if (from + 16 > emulator::SHARED_BYTES) emulator::fail("ldmatrix: beyond shared memory");
+        banks |= 1u << (from / 16 % 8);
+        for (int quad = 0; quad < 4; ++quad)
+          memcpy(all[row * 4 + quad]->d[tile], emulator::shared + from + quad * 4, 4);
+      }
+      if (banks != 0xFF) emulator::fail("ldmatrix: rows of a tile in the same banks");
+    }
+  });
+}
+inline void ldmatrix_sync_aligned_m8n8_x4_shared_b16(unsigned& d0, unsigned& d1, unsigned& d2, unsigned& d3,
+                                                     unsigned address) {
+  load_matrices<4>({&d0, &d1, &d2, &d3}, address);
+}
+inline void ldmatrix_sync_aligned_m8n8_x2_shared_b16(unsigned& d0, unsigned& d1, unsigned address) {
+  load_matrices<2>({&d0, &d1}, address);
+}
