@@ -29,6 +29,7 @@ from int4core.backends.cuda.network import DeviceBatch, DeviceNetwork
 from int4core.engine import Engine
 from int4core.errors import EngineError, Int4CoreError
 from int4core.model import Model
+from int4core.ranges import captured
 from int4core.tuning.measure import Site, microseconds, tensor_bytes
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -182,8 +183,10 @@ def run(options: argparse.Namespace) -> int:
     model = Model.load(options.model)
     network = DeviceNetwork(model)
     if options.profile:
-        network.batch(options.batch).run_layers(network.cupy.cuda.Stream(non_blocking=True))
-        network.device.synchronize()
+        batch, stream = network.batch(options.batch), network.cupy.cuda.Stream(non_blocking=True)
+        with captured(network.cupy):
+            batch.run_layers(stream)
+            network.device.synchronize()
         return 0
     network.batch(1)
     print(f"{options.model}: {network.notice}")

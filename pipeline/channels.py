@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any, Generic, TypeVar
 
+from pipeline.trace import Records
+
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -39,14 +41,26 @@ class Done(Generic[R]):
 
 
 @dataclass(frozen=True)
-class Ready:
-    """A worker has set itself up; `note` says what it runs on, `rate` how many samples/s it expects to do.
+class Rates:
+    """What a worker has measured of itself while setting up, in samples/s.
 
-    A worker that cannot know its rate says 0.
+    Attributes:
+        expected: what it will do, all its parts at work; 0 where it cannot know.
+        engine: its network alone, on inputs that are in place; None where that was not measured.
+        h2d: its copies to the device alone.
     """
 
+    expected: float = 0.0
+    engine: float | None = None
+    h2d: float | None = None
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A worker has set itself up; `note` says what it runs on."""
+
     note: str
-    rate: float = 0.0
+    rates: Rates = Rates()
 
 
 @dataclass(frozen=True)
@@ -55,6 +69,18 @@ class Crashed:
 
     message: str
     traceback: str
+
+
+@dataclass(frozen=True)
+class TellTrace:
+    """Asks a worker for the spans it has seen."""
+
+
+@dataclass(frozen=True)
+class Traced:
+    """A worker's spans (see `pipeline.trace`)."""
+
+    records: Records
 
 
 @dataclass(frozen=True)
@@ -87,8 +113,8 @@ def decode(data: bytes) -> Any:
     return pickle.loads(data[1:])
 
 
-TO_WORKER: tuple[type, ...] = (Task, Stop)
-FROM_WORKER: tuple[type, ...] = (Ready, Done, Crashed)
+TO_WORKER: tuple[type, ...] = (Task, TellTrace, Stop)
+FROM_WORKER: tuple[type, ...] = (Ready, Done, Traced, Crashed)
 
 
 class ChannelClosed(Exception):

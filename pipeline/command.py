@@ -36,6 +36,8 @@ from pipeline.stages.process import default_workers
 from pipeline.store import BadFile
 from pipeline.summary import summarise, write_summary
 from pipeline.supervisor import Interrupted, Supervisor
+from pipeline.trace import write_trace
+from pipeline.verdict import Verdict, judge
 
 # The short side of an image before the centre crop, over the crop: torchvision's 256 for 224.
 RESIZE_OVER_CROP = 256 / 224
@@ -130,6 +132,8 @@ class OfflineCommand:
 
     def _prepare(self) -> Prepared:
         options = self._options
+        if options.trace is not None and not options.trace.parent.is_dir():
+            raise PipelineError(f"--trace {options.trace}: there is no folder {options.trace.parent}")
         target = choose(options.gpu, numbers=options.gpus)
         self._say(f"running on {target.notice}")
         model_path = options.model or default_model()
@@ -175,6 +179,7 @@ class OfflineCommand:
             ordered=options.ordered,
             bus_ids=target.bus_ids,
             hold_s=plan.hold_s,
+            traced=options.trace is not None,
         )
         self._say(f"{len(library)} {library.kind}, batch {batch}, {spec.loaders} loaders, model {model_path}")
         return Prepared(target, model_path, network, library, spec)
@@ -254,6 +259,11 @@ class OfflineCommand:
             self._say(f"left out {len(self._bad)} files that cannot be read:")
             for bad in self._bad:
                 self._say(f"  {bad.path}: {bad.why}")
+        snapshot = run.serving.snapshot()
+        verdict = self._verdict(run, result.samples_per_second or snapshot.rate_mean)
+        if self._options.trace is not None:
+            write_trace(self._options.trace, run.traces())
+            self._say(f"timeline: {self._options.trace}, for https://ui.perfetto.dev")
         summary = summarise(
             self._options,
             test_settings=self._test_settings,
@@ -262,15 +272,24 @@ class OfflineCommand:
             model=prepared.model_path,
             samples=len(self._kept),
             batch_size=prepared.spec.sizes.largest,
-            snapshot=run.serving.snapshot(),
+            snapshot=snapshot,
             stages=history.stages(),
             bad_images=self._bad,
             result=result,
             accuracy=top1,
-            extra={"engines": _engines(run)},
+            extra={"engines": _engines(run), "verdict": None if verdict is None else verdict.as_dict()},
         )
         path = write_summary(self._options.output_dir, summary)
         self._say(f"logs and summary: {path.parent}")
+
+    def _verdict(self, run: Run, rate: float) -> Verdict | None:
+        """What bounds the run; None in scenarios whose rate is LoadGen's to choose."""
+        if self._options.scenario != "Offline":
+            return None
+        verdict = judge(run.ceilings(rate, decode_timed=False))
+        for sentence in verdict.sentences:
+            self._say(sentence)
+        return verdict
 
     def _accuracy(self, run: Run, library: SampleLibrary) -> Accuracy | None:
         """Top-1 over the samples that LoadGen asked for; None without labels."""

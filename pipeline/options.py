@@ -48,6 +48,7 @@ class Options:
         resize: whether images are resized before the centre crop.
         test_settings, log_settings: the --lgts_ and --lgls_ options as (field, value).
         stage_timeout_s: silence after which a worker counts as hung.
+        trace: the file that the run's timeline is written to.
     """
 
     scenario: Scenario
@@ -75,6 +76,7 @@ class Options:
     json: bool
     dashboard: bool
     stage_timeout_s: float
+    trace: Path | None
     skip_bad_images: bool
     loadgen_path: Path | None
     test_settings: tuple[tuple[str, Scalar], ...]
@@ -228,6 +230,9 @@ def _add_output(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--output-dir", type=Path, metavar="DIR", help="logs and summary.json (default: ./results/UTC-TIME)"
     )
+    group.add_argument(
+        "--trace", type=Path, metavar="FILE", help="write a timeline of the run, for ui.perfetto.dev or chrome://tracing"
+    )
     group.add_argument("--json", action="store_true", help="print snapshots of the run as JSON lines")
     group.add_argument("--no-dashboard", action="store_true", help="plain lines instead of the live view")
 
@@ -380,6 +385,7 @@ def _check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Options
         json=args.json,
         dashboard=not (args.no_dashboard or args.json),
         stage_timeout_s=args.stage_timeout,
+        trace=args.trace,
         skip_bad_images=args.skip_bad_images,
         loadgen_path=args.loadgen_path,
         test_settings=tuple(test_settings.items()),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,12 +13,15 @@ from typing import Any
 from pipeline.arena import Arena
 from pipeline.device.scheduler import Sizes
 from pipeline.exchange import Exchange
+from pipeline.hardware import available_cores
 from pipeline.library import SampleLibrary
 from pipeline.numa import cores_near
 from pipeline.serving import Deliver, Serving
 from pipeline.stages.base import StageFailure
 from pipeline.stages.infer import CPU_IN_FLIGHT, EngineSpec, records_for
 from pipeline.store import SampleStore
+from pipeline.trace import Records, make_tracer
+from pipeline.verdict import Ceilings
 from pipeline.waiting import Batching
 
 
@@ -34,6 +38,7 @@ class RunSpec:
         resize: short side to resize images to before the centre crop, or None for images that are sized.
         slots: samples that may be loaded at a time.
         stage_timeout_s: silence after which a worker counts as hung.
+        traced: whether every process keeps its spans for a trace.
     """
 
     model: Path
@@ -52,6 +57,7 @@ class RunSpec:
     ordered: bool = False
     bus_ids: tuple[str, ...] = ()
     hold_s: float = 0.0
+    traced: bool = False
 
 
 class Run:
@@ -60,6 +66,8 @@ class Run:
     def __init__(
         self, spec: RunSpec, *, deliver: Deliver, on_failure: Callable[[StageFailure], None]
     ) -> None:
+        self.spec = spec
+        self._tracer = make_tracer("pipeline", spec.traced)
         self._held = ExitStack()
         try:
             self._build(spec, deliver, on_failure)
@@ -80,6 +88,7 @@ class Run:
             cores=cores_near(spec.bus_ids),
             timeout_s=spec.stage_timeout_s,
             on_failure=on_failure,
+            traced=spec.traced,
         )
         engine = EngineSpec(
             arena.spec,
@@ -93,6 +102,7 @@ class Run:
             ordered=spec.ordered,
             bus_ids=spec.bus_ids,
             options=spec.backend_options,
+            traced=spec.traced,
         )
         self.serving = Serving(
             self.store,
@@ -103,6 +113,7 @@ class Run:
             timeout_s=spec.stage_timeout_s,
             deliver=deliver,
             on_failure=on_failure,
+            tracer=self._tracer,
         )
         # Given back in the reverse order: first the processes that compute, last the memory they read.
         self._held.callback(self.serving.stop)
@@ -117,6 +128,32 @@ class Run:
         self.store.decode.start()
         self.serving.infer.start()
 
+    def traces(self) -> tuple[Records, ...]:
+        """The spans of every process of a run that is over. Raises StageFailure."""
+        return (self._tracer.to_records(), *self.serving.infer.traces(), *self.store.decode.traces())
+
+    def ceilings(self, rate: float, *, decode_timed: bool) -> Ceilings:
+        """What each part could have done alone in this run, which gave `rate` samples/s.
+
+        `decode_timed` says whether decoding was a part of what the rate was measured over.
+        """
+        infer, decode = self.serving.infer, self.store.decode
+        engine, busy = _total(r.engine for r in infer.rates), infer.rate_while_busy
+        if engine is None and busy is not None:
+            engine = busy * infer.workers
+        return Ceilings(
+            rate=rate,
+            decode_per_loader=decode.rate_while_busy,
+            decode_timed=decode_timed,
+            loaders=decode.workers,
+            cores=available_cores(),
+            h2d=_total(r.h2d for r in infer.rates),
+            engine=engine,
+            loadgen=self.serving.delivery_rate,
+            sample_bytes=math.prod(self.spec.input_shape),
+            engines=infer.workers,
+        )
+
     def close(self) -> None:
         self._held.close()
 
@@ -127,3 +164,9 @@ class Run:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _total(rates: Iterable[float | None]) -> float | None:
+    """The sum, or None where one was not measured."""
+    known = list(rates)
+    return sum(r for r in known if r is not None) if known and None not in known else None

@@ -19,6 +19,7 @@ from pipeline.stages.base import StageFailure
 from pipeline.stages.infer import EngineSpec, infer_stage
 from pipeline.stages.thread import ThreadStage
 from pipeline.store import SampleStore
+from pipeline.trace import AnyTracer, Untraced
 from pipeline.waiting import Batching, Ids, Indices, Waiting
 
 Deliver: TypeAlias = Callable[[Ids, Classes], None]
@@ -33,12 +34,16 @@ DELIVER_AT_ONCE = 64
 
 @dataclass(frozen=True)
 class _Batch:
-    """Samples on their way: LoadGen's ids (n,), sample indices (n,), their record, and when the first was issued."""
+    """Samples on their way: LoadGen's ids (n,), sample indices (n,), their record, and two times.
+
+    `since` (monotonic) is when the first of them was issued, `cut_s` (perf_counter) when the batch was made.
+    """
 
     ids: Ids
     indices: Indices
     record: int
     since: float
+    cut_s: float
 
 
 @dataclass(frozen=True)
@@ -67,8 +72,10 @@ class Serving:
         timeout_s: float,
         deliver: Deliver,
         on_failure: Callable[[StageFailure], None],
+        tracer: AnyTracer | None = None,
     ) -> None:
         self._store = store
+        self._tracer = Untraced() if tracer is None else tracer
         self._exchange = exchange
         self._batching = batching
         self._deliver = deliver
@@ -81,6 +88,8 @@ class Serving:
         self._phase = "starting"
         self._phase_began = time.monotonic()
         self._first_issue: float | None = None
+        self._last_answer = 0.0
+        self._delivering_s = 0.0
         self._history: deque[tuple[float, int]] = deque([(self._phase_began, 0)])
         self._timer = _Timer(self._pump) if batching.hold_s else None
         self.latencies = Latencies()
@@ -110,21 +119,29 @@ class Serving:
     def issue(self, ids: Ids, indices: Indices) -> None:
         """Take a query: LoadGen's ids (n,) and the samples they ask for (n,). Returns at once."""
         now = time.monotonic()
-        with self._lock:
-            if self._first_issue is None:
-                self._first_issue = now
-            self._issued += len(ids)
-            self._waiting.put(ids, indices, now)
-        self._pump()
+        with self._tracer.span("issue", samples=len(ids)):
+            with self._lock:
+                if self._first_issue is None:
+                    self._first_issue = now
+                self._issued += len(ids)
+                self._waiting.put(ids, indices, now)
+            self._pump()
 
     def enter(self, phase: str) -> None:
         """Name what the run is doing from now on (see `pipeline.metrics.Snapshot.phase`)."""
         self._phase, self._phase_began = phase, time.monotonic()
 
+    @property
+    def delivery_rate(self) -> float | None:
+        """Samples/s over the seconds that handing answers to LoadGen took; None before any."""
+        with self._lock:
+            return self._completed / self._delivering_s if self._delivering_s else None
+
     def snapshot(self) -> Snapshot:
         now = time.monotonic()
         with self._lock:
             completed, issued, first = self._completed, self._issued, self._first_issue
+            until = self._last_answer if completed == issued else now
         self._history.append((now, completed))
         while len(self._history) > 2 and now - self._history[1][0] >= RATE_WINDOW_S:
             self._history.popleft()
@@ -135,7 +152,7 @@ class Serving:
             completed=completed,
             expected=issued,
             rate_now=(completed - completed_then) / max(now - then, 1e-9),
-            rate_mean=0.0 if first is None else completed / max(now - first, 1e-9),
+            rate_mean=0.0 if first is None else completed / max(until - first, 1e-9),
             stages=(self._store.snapshot(), self.infer.snapshot(), self.complete.snapshot()),
             latency_ms=self.latencies.percentiles_ms(),
         )
@@ -170,7 +187,7 @@ class Serving:
         # In the order of slots, a batch is fewer and longer copies. LoadGen takes answers in any order.
         order = np.argsort(slots, kind="stable")
         record = self._exchange.take(slots[order])
-        self._underway[self._tickets] = _Batch(ids[order], indices[order], record, since)
+        self._underway[self._tickets] = _Batch(ids[order], indices[order], record, since, time.perf_counter())
         # There is a record for every batch that the stage admits.
         admitted = self.infer.try_submit(Task(self._tickets, len(slots), record))
         assert admitted, "a free record, and no room in the stage"
@@ -181,6 +198,9 @@ class Serving:
             batch = self._underway.pop(task.ticket)
             classes = self._exchange.classes(batch.record, task.samples).copy()
             self._exchange.give(batch.record)
+        lane = f"record {batch.record}"
+        now_s = time.perf_counter()
+        self._tracer.complete("batch", lane, batch.cut_s, now_s, ticket=task.ticket, samples=task.samples)
         answered = _Answered(batch, classes)
         if task.samples <= DELIVER_AT_ONCE:
             self._complete(answered)
@@ -189,12 +209,16 @@ class Serving:
 
     def _complete(self, answered: _Answered) -> None:
         batch = answered.batch
-        self.predictions[batch.indices] = answered.classes
-        self._deliver(batch.ids, answered.classes)
-        latency_s = time.monotonic() - batch.since
+        began = time.monotonic()
+        with self._tracer.span("deliver", samples=len(batch.ids)):
+            self.predictions[batch.indices] = answered.classes
+            self._deliver(batch.ids, answered.classes)
+        now = time.monotonic()
         with self._lock:
-            self.latencies.add(latency_s, len(batch.ids))
+            self.latencies.add(now - batch.since, len(batch.ids))
             self._completed += len(batch.ids)
+            self._last_answer = now
+            self._delivering_s += now - began
 
 
 class _Timer:

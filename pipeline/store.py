@@ -52,6 +52,7 @@ class SampleStore:
         cores: tuple[frozenset[int], ...] = (),
         timeout_s: float,
         on_failure: Callable[[StageFailure], None],
+        traced: bool = False,
     ) -> None:
         self._paths = library.paths
         self._file_of: Indices = np.arange(len(library), dtype=np.int64)
@@ -60,7 +61,7 @@ class SampleStore:
         self._bad: list[BadFile] = []
         self._tickets = 0
         self.decode = decode_stage(
-            LoaderSpec(arena.spec, library.paths, library.kind, size, resize, cores),
+            LoaderSpec(arena.spec, library.paths, library.kind, size, resize, cores, traced),
             loaders=loaders,
             timeout_s=timeout_s,
             on_result=self._on_decoded,

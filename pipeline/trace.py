@@ -14,14 +14,14 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from int4core.atomic import write_atomically
+from int4core.ranges import Ranges
 from pipeline.errors import PipelineError
-from pipeline.ranges import Ranges
 
 Scalar: TypeAlias = "str | int | float"
 Record: TypeAlias = tuple[str, str, float, float, tuple[tuple[str, Scalar], ...]]
@@ -57,8 +57,10 @@ class Tracer:
             return self._seen - len(self._spans)
 
     @contextmanager
-    def span(self, name: str, lane: str, **arguments: Scalar) -> Iterator[None]:
-        """The time the block takes on the host, recorded also when it raises."""
+    def span(self, name: str, lane: str | None = None, **arguments: Scalar) -> Iterator[None]:
+        """The time the block takes on the host, recorded also when it raises; `lane` is the thread's name unasked."""
+        if lane is None:
+            lane = threading.current_thread().name
         begin_s = time.perf_counter()
         try:
             with self._ranges.span(name):
@@ -85,6 +87,31 @@ class Tracer:
         tracer._spans.extend(spans)
         tracer._seen = len(spans) + dropped
         return tracer
+
+
+class Untraced:
+    """In place of a Tracer where nobody wants a trace: ranges for profilers, and no more."""
+
+    def __init__(self, ranges: Ranges | None = None) -> None:
+        self._ranges = Ranges.silent() if ranges is None else ranges
+
+    def span(self, name: str, lane: str | None = None, **arguments: Scalar) -> AbstractContextManager[None]:
+        return self._ranges.span(name)
+
+    def complete(self, name: str, lane: str, begin_s: float, end_s: float, **arguments: Scalar) -> None:
+        pass
+
+    def to_records(self) -> Records:
+        return os.getpid(), "", 0, ()
+
+
+AnyTracer: TypeAlias = "Tracer | Untraced"
+
+
+def make_tracer(process: str, traced: bool, ranges: Ranges | None = None) -> AnyTracer:
+    """The tracer of this process, which keeps spans only if `traced`. Ranges default to those of a profiled process."""
+    ranges = Ranges.when_profiled() if ranges is None else ranges
+    return Tracer(process, ranges=ranges) if traced else Untraced(ranges)
 
 
 @dataclass(frozen=True)
@@ -125,7 +152,7 @@ class DeviceClock:
 
 def trace_events(traces: Iterable[Records]) -> dict[str, Any]:
     """The Trace Event Format's object of these processes; time 0 is the first span's begin."""
-    processes = list(traces)
+    processes = [trace for trace in traces if trace[1]]
     origin = min((span[2] for *_, spans in processes for span in spans), default=0.0)
     events: list[dict[str, Any]] = []
     for pid, process, dropped, spans in processes:

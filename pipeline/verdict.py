@@ -1,12 +1,17 @@
 """Which part of the pipeline bounds a run, and what it would take to move on.
 
-The parts overlap, so a run can go as fast as its slowest part alone: that part's rate is the run's ceiling. Each
-ceiling is measured with the other parts out of the way:
+The parts overlap, so a run can go as fast as its slowest part alone: that part's rate is the run's ceiling. What a GPU
+does alone is measured while the run starts, with nothing else at work; what the host does is measured in the run, over
+the seconds that each part was busy:
 
 - decode: images over the seconds that loaders were busy with them, a loader; times the loaders.
-- h2d: samples copied from the arena to device memory with no kernel running.
-- engine: graph replays on inputs that are in device memory.
-- loadgen: LoadGen with a system under test that answers every sample at once and computes nothing.
+- h2d: samples copied from the arena to device memory with no network running.
+- engine: networks on inputs that are in device memory, as many side by side as the run has in flight. On the CPU,
+  samples over the seconds that engines were busy.
+- loadgen: samples over the seconds that handing answers to LoadGen took.
+
+LoadGen has samples loaded before its clock starts, so that decoding bounds no LoadGen run; the verdict then says what
+decoding at the run's rate would take.
 """
 
 from __future__ import annotations
@@ -23,9 +28,9 @@ EXCEEDED = 1.05
 
 MEASURED_BY = {
     "decode": "images over the loaders' busy seconds, times the loaders",
-    "h2d": "copies from the arena alone, no kernel running",
-    "engine": "graph replays on inputs in device memory",
-    "loadgen": "LoadGen with a system under test that computes nothing",
+    "h2d": "copies from the arena alone, no network running",
+    "engine": "networks alone on inputs in place",
+    "loadgen": "samples over the seconds that handing answers to LoadGen took",
 }
 
 
@@ -35,24 +40,26 @@ class Ceilings:
 
     Attributes:
         rate: of the run.
-        decode_per_loader: one loader's; None where samples were decoded before the timed part.
+        decode_per_loader: one loader's.
+        decode_timed: whether decoding was a part of what `rate` was measured over.
         loaders: how many the run had.
         cores: that the run may use, for loaders and all else.
-        h2d, engine: of all GPUs of the run together.
-        loadgen: of LoadGen with its binding.
+        h2d, engine: of all engines of the run together.
+        loadgen: of LoadGen and its binding taking answers.
         sample_bytes: bytes of a sample on its way to the device.
-        gpus: how many computed.
+        engines: how many computed, a GPU each if it was GPUs.
     """
 
     rate: float
     decode_per_loader: float | None = None
+    decode_timed: bool = False
     loaders: int = 0
     cores: int = 0
     h2d: float | None = None
     engine: float | None = None
     loadgen: float | None = None
     sample_bytes: int = 3 * 224 * 224
-    gpus: int = 1
+    engines: int = 1
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -62,9 +69,14 @@ class Ceilings:
         if self.decode_per_loader is not None and self.loaders < 1:
             raise ValueError("a decode rate a loader, and no loaders")
 
+    @property
+    def decode(self) -> float | None:
+        """All loaders' rate."""
+        return None if self.decode_per_loader is None else self.decode_per_loader * self.loaders
+
     def by_part(self) -> dict[str, float]:
-        """Part -> samples/s, of the parts that were measured, lowest first."""
-        decode = None if self.decode_per_loader is None else self.decode_per_loader * self.loaders
+        """Part -> samples/s, of the parts that were measured and timed, lowest first."""
+        decode = self.decode if self.decode_timed else None
         known = {"decode": decode, "h2d": self.h2d, "engine": self.engine, "loadgen": self.loadgen}
         return dict(sorted(((k, v) for k, v in known.items() if v is not None), key=lambda item: item[1]))
 
@@ -106,26 +118,27 @@ class Verdict:
 def judge(ceilings: Ceilings) -> Verdict:
     """The verdict over a run that is over."""
     parts = ceilings.by_part()
-    listed = tuple(f"  {part}: {rate:,.0f} samples/s ({MEASURED_BY[part]})" for part, rate in parts.items())
-    run = f"{ceilings.rate:,.0f} samples/s"
+    listed = tuple(f"  {part}: {_rate(rate)} ({MEASURED_BY[part]})" for part, rate in parts.items())
+    listed += _decoded_before(ceilings)
+    run = _rate(ceilings.rate)
     if not parts:
-        return Verdict("unknown", None, (f"The run gave {run}; no ceiling was measured.",), ceilings)
+        return Verdict("unknown", None, (f"The run gave {run}; no ceiling was measured.", *listed), ceilings)
     lowest = next(iter(parts))
     ceiling = parts[lowest]
     share = ceilings.rate / ceiling if ceiling > 0 else math.inf
     if share > EXCEEDED:
         said = (
-            f"The run gave {run}, more than {lowest} alone ({ceiling:,.0f}): that ceiling was measured too low, and "
+            f"The run gave {run}, more than {lowest} alone ({_rate(ceiling)}): that ceiling was measured too low, and "
             "no verdict can rest on it."
         )
         return Verdict("unknown", share if math.isfinite(share) else None, (said, *listed), ceilings)
     if share < REACHED:
         said = (
-            f"No part bounds this run: {run} is {share:.0%} of the lowest ceiling, {lowest}'s {ceiling:,.0f}. The rest "
-            "is lost between the parts: more batches in flight, larger batches or a longer run show where."
+            f"No part bounds this run: {run} is {share:.0%} of the lowest ceiling, {lowest}'s {_rate(ceiling)}. The "
+            "rest is lost between the parts: more batches in flight, larger batches or a longer run show where."
         )
         return Verdict("overheads", share, (said, *listed), ceilings)
-    said = f"{_TITLES[lowest]} bounds this run: {run} is {share:.0%} of its ceiling, {ceiling:,.0f}."
+    said = f"{_TITLES[lowest]} bounds this run: {run} is {share:.0%} of its ceiling, {_rate(ceiling)}."
     return Verdict(lowest, share, (said, _mend(lowest, parts, ceilings), *listed), ceilings)
 
 
@@ -144,11 +157,29 @@ def _mend(bound: str, parts: dict[str, float], ceilings: Ceilings) -> str:
         needed, given = (rate * ceilings.sample_bytes / 1e9 for rate in (target, parts["h2d"]))
         return f"For {following}'s {target:,.0f}, copies need {needed:.1f} GB/s and have {given:.1f}."
     if bound == "engine":
-        each = parts["engine"] / ceilings.gpus
-        gpus = math.ceil(target / each - 1e-9) - ceilings.gpus if each > 0 else 0
-        more = f"{_count(gpus, 'more GPU')}" if gpus > 0 else "nothing more"
-        return f"That is how it should be. {following} would allow {target:,.0f}: the engine needs {more} for it."
+        times = target / parts["engine"] if parts["engine"] else math.inf
+        return f"That is how it should be. {_TITLES[following]} would allow {times:,.1f} times the rate."
     return f"For {following}'s {target:,.0f}, LoadGen needs more samples a query, or a second process that issues."
+
+
+def _decoded_before(ceilings: Ceilings) -> tuple[str, ...]:
+    """What decoding at the run's rate would take, where it was over before the clock started."""
+    each, together = ceilings.decode_per_loader, ceilings.decode
+    if ceilings.decode_timed or not each or not together:
+        return ()
+    said = f"Decoding was over before the clock started: {_rate(together)} with {_count(ceilings.loaders, 'loader')}"
+    more = math.ceil(ceilings.rate / each - 1e-9) - ceilings.loaders
+    if more <= 0:
+        return (f"{said}, which keeps up with this run.",)
+    idle = max(0, min(more, ceilings.cores - ceilings.loaders))
+    lack = [f"{_count(idle, 'core')} that no loader uses"] if idle else []
+    lack += [_count(more - idle, "more core")] if more > idle else []
+    return (f"{said}; to keep up with this run, decode needs {' and '.join(lack)}.",)
+
+
+def _rate(value: float) -> str:
+    """`128,288 samples/s`, `15.9 samples/s`."""
+    return f"{value:,.0f} samples/s" if value >= 100 else f"{value:.3g} samples/s"
 
 
 def _more_loaders(following: str, target: float, ceilings: Ceilings) -> str:

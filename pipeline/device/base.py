@@ -6,9 +6,12 @@ real one.
 
 from __future__ import annotations
 
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeAlias, TypeVar
 
 B = TypeVar("B", bound="Batch")
+
+Marks: TypeAlias = tuple[Any, Any, Any, Any]
+"""Where a batch's upload begins and ends in its copy stream, its network in its compute stream."""
 
 
 class Event(Protocol):
@@ -59,3 +62,13 @@ class Device(Protocol[B]):
 
     def close(self) -> None:
         """Give everything back, once nothing runs any more."""
+
+
+class Spans(Protocol):
+    """Who is told when the parts of a batch ran."""
+
+    def mark(self, stream: Any) -> Any:
+        """A mark behind all that `stream` has been asked for so far, whose time can be told later."""
+
+    def complete(self, lane: int, ticket: int, samples: int, marks: Marks) -> None:
+        """A lane has finished a batch; the device has passed all its marks."""

@@ -16,11 +16,11 @@ from __future__ import annotations
 import time
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic
 
-from pipeline.device.base import B, Device, Event
+from pipeline.device.base import B, Device, Event, Marks, Spans
 
 
 @dataclass(frozen=True)
@@ -79,10 +79,12 @@ class _Flight(Generic[B]):
     count: int
     batch: B
     began_s: float
+    marks: Marks
 
 
 class _Lane(Generic[B]):
-    def __init__(self, device: Device[B], sizes: Sizes) -> None:
+    def __init__(self, device: Device[B], sizes: Sizes, number: int) -> None:
+        self.number = number
         self.copy: Any = device.stream()
         self.compute: Any = device.stream()
         self.batches = {n: device.batch(n) for n in sizes.values}
@@ -96,13 +98,17 @@ class Scheduler(Generic[B]):
 
     Args:
         ordered: whether networks take turns too; else they may run side by side where the device has room.
+
+    Attributes:
+        spans: who is told when the parts of a batch ran; may be changed while nothing is under way.
     """
 
     def __init__(self, device: Device[B], sizes: Sizes, lanes: int, *, ordered: bool = False) -> None:
+        self.spans: Spans | None = None
         self._device = device
         self._sizes = sizes
         self._ordered = ordered
-        self._free: deque[_Lane[B]] = deque(_Lane(device, sizes) for _ in range(lanes))
+        self._free: deque[_Lane[B]] = deque(_Lane(device, sizes, i) for i in range(lanes))
         self._underway: deque[_Lane[B]] = deque()
         self._last: _Lane[B] | None = None
         self._last_answer_s = 0.0
@@ -124,16 +130,21 @@ class Scheduler(Generic[B]):
         size = self._sizes.fit(count)
         lane = self._free.popleft()
         batch = lane.batches[size]
-        lane.flight = _Flight(ticket, record, count, batch, time.perf_counter())
+        began_s = time.perf_counter()
         device, before = self._device, self._last
         if before is not None:
             device.wait(lane.copy, before.uploaded)
+        upload_begins = self._mark(lane.copy)
         device.upload(batch, record, count, lane.copy)
+        upload_ends = self._mark(lane.copy)
         lane.uploaded.record(lane.copy)
         device.wait(lane.compute, lane.uploaded)
         if self._ordered and before is not None:
             device.wait(lane.compute, before.answered)
+        network_begins = self._mark(lane.compute)
         batch.run(lane.compute)
+        marks = upload_begins, upload_ends, network_begins, self._mark(lane.compute)
+        lane.flight = _Flight(ticket, record, count, batch, began_s, marks)
         device.download(batch, record, count, lane.compute)
         lane.answered.record(lane.compute)
         self._underway.append(lane)
@@ -162,11 +173,40 @@ class Scheduler(Generic[B]):
         self.drain()
         return time.perf_counter() - began
 
+    def time_parts(self, jobs: Sequence[tuple[int, int]]) -> tuple[float, float]:
+        """Seconds that the uploads of these (record, count) take with no network running, and the networks alone.
+
+        Nothing may be under way.
+        """
+        lanes = list(self._free)
+        turns = [(lanes[i % len(lanes)], *job) for i, job in enumerate(jobs)]
+
+        def seconds(streams: list[Any], work: Callable[[_Lane[B], B, int, int], None]) -> float:
+            began = time.perf_counter()
+            for lane, record, count in turns:
+                work(lane, lane.batches[self._sizes.fit(count)], record, count)
+            for lane, stream in zip(lanes, streams, strict=True):
+                lane.answered.record(stream)
+            for lane in lanes:
+                lane.answered.synchronize()
+            return time.perf_counter() - began
+
+        # Uploads go through one stream: the link is one, and in a run they take turns.
+        copy = lanes[0].copy
+        uploads = seconds([copy] * len(lanes), lambda _, b, r, n: self._device.upload(b, r, n, copy))
+        networks = seconds([lane.compute for lane in lanes], lambda lane, b, _r, _n: b.run(lane.compute))
+        return uploads, networks
+
+    def _mark(self, stream: Any) -> Any:
+        return None if self.spans is None else self.spans.mark(stream)
+
     def _retire(self, lane: _Lane[B]) -> Answer:
         flight = lane.flight
         assert flight is not None, "a lane without a batch is not under way"
         self._device.collect(flight.batch, flight.record, flight.count)
         self._underway.remove(lane)
+        if self.spans is not None:
+            self.spans.complete(lane.number, flight.ticket, flight.count, flight.marks)
         lane.flight = None
         self._free.append(lane)
         now = time.perf_counter()

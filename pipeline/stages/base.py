@@ -116,6 +116,12 @@ class Stage(ABC, Generic[T, R]):
                 worker_rates=tuple((n - m) / span for n, m in zip(by_worker, by_worker_then, strict=True)),
             )
 
+    @property
+    def rate_while_busy(self) -> float | None:
+        """Samples/s of one worker over the seconds it was at work, the whole run long; None before any."""
+        with self._changed:
+            return self._done / self._busy_s if self._busy_s else None
+
     def _done_by_worker(self) -> tuple[int, ...]:
         """Samples that each worker has done so far, where that is known. Called with `_changed` held."""
         return ()

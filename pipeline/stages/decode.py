@@ -11,13 +11,14 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.arena import Arena, ArenaSpec
-from pipeline.channels import Task
+from pipeline.channels import Rates, Task
 from pipeline.errors import ImageError
 from pipeline.numa import pin
 from pipeline.preprocess import Preprocessor
 from pipeline.stages.base import StageFailure
 from pipeline.stages.process import ProcessStage
 from pipeline.tensors import read_tensor_into
+from pipeline.trace import make_tracer
 
 # Files a loader takes at a time: enough to make a message cheap, few enough to share out evenly.
 FILES_PER_TASK = 8
@@ -46,7 +47,8 @@ class DecodeResult:
 class LoaderSpec:
     """What every loader needs to know. `kind` is `images` or `tensors`; `resize` None: already sized.
 
-    `cores` are the cores near each GPU of the run (see `pipeline.numa`); loaders are spread over them in turn.
+    `cores` are the cores near each GPU of the run (see `pipeline.numa`); loaders are spread over them in turn. `traced`
+    keeps spans for a trace.
     """
 
     arena: ArenaSpec
@@ -55,6 +57,7 @@ class LoaderSpec:
     size: int
     resize: int | None
     cores: tuple[frozenset[int], ...] = ()
+    traced: bool = False
 
 
 class Loader:
@@ -66,15 +69,20 @@ class Loader:
         self._arena = Arena.attach(spec.arena)
         self._scratch = np.empty(spec.arena.sample_shape, dtype=np.int8)
         self._preprocessor = Preprocessor(size=spec.size, resize=spec.resize)
+        self.tracer = make_tracer(f"loader {number}", spec.traced)
 
     def note(self) -> str:
         return self._spec.kind
 
-    def rate(self) -> float:
-        return 0.0
+    def rates(self) -> Rates:
+        return Rates()
 
     def work(self, task: Task[DecodeWork]) -> DecodeResult:
-        bad, body = [], task.body
+        with self.tracer.span("decode", files=task.samples):
+            return self._decode(task.body)
+
+    def _decode(self, body: DecodeWork) -> DecodeResult:
+        bad = []
         for file, slot in zip(body.files.tolist(), body.slots.tolist(), strict=True):
             out = self._scratch if slot == NO_SLOT else self._arena.sample(slot)
             try:

@@ -10,15 +10,17 @@ import numpy as np
 from int4core.backends.cuda.device import load_cupy
 from int4core.backends.cuda.network import DeviceNetwork
 from int4core.model import Model
+from int4core.ranges import Ranges
 from pipeline.arena import Arena
-from pipeline.channels import Done, Task
+from pipeline.channels import Done, Rates, Task
 from pipeline.device.cuda import CudaDevice
 from pipeline.device.scheduler import Scheduler
+from pipeline.device.spans import CudaSpans
 from pipeline.device.transfer import H2d
 from pipeline.errors import PipelineError
 from pipeline.exchange import Exchange, Slots
 from pipeline.stages.infer import EngineSpec
-from pipeline.trace import Tracer
+from pipeline.trace import Tracer, make_tracer
 
 # A batch this small is answered in less time than a process takes to wake up: a core is spent on looking for it.
 LATENCY_SAMPLES = 64
@@ -32,11 +34,9 @@ WARM_UP_BATCHES = 4
 class DeviceInferrer:
     """A network on one GPU over the arena, with several batches under way (see `pipeline.device.scheduler`)."""
 
-    def __init__(self, spec: EngineSpec, number: int = 0, tracer: Tracer | None = None) -> None:
-        self._spec = spec
-        self._tracer = tracer
+    def __init__(self, spec: EngineSpec, number: int = 0) -> None:
         self._held = ExitStack()
-        self._begun: dict[int, tuple[float, int]] = {}
+        self.tracer = make_tracer(f"GPU process {number}", spec.traced, Ranges.load())
         try:
             self._set_up(spec, number)
         except BaseException:
@@ -46,8 +46,8 @@ class DeviceInferrer:
     def note(self) -> str:
         return self._note
 
-    def rate(self) -> float:
-        return self._rate
+    def rates(self) -> Rates:
+        return self._rates
 
     @property
     def room(self) -> bool:
@@ -63,10 +63,7 @@ class DeviceInferrer:
 
     def begin(self, task: Task[int]) -> None:
         self._small = task.samples <= LATENCY_SAMPLES
-        if self._tracer is None:
-            self._scheduler.begin(task.ticket, task.body, task.samples)
-            return
-        with self._tracer.span("issue", "host", ticket=task.ticket, samples=task.samples):
+        with self.tracer.span("launch", ticket=task.ticket, samples=task.samples):
             self._scheduler.begin(task.ticket, task.body, task.samples)
 
     def finished(self) -> list[Done[None]]:
@@ -93,8 +90,10 @@ class DeviceInferrer:
         self._small = spec.batch_size <= LATENCY_SAMPLES
         # The records of a process that is setting up are nobody's yet, and so is what is in them.
         records = [number * spec.inflight + i for i in range(spec.inflight)]
-        self._rate, rates = choose_transfer(device, self._scheduler, exchange, records, arena.spec.slots)
-        copies = ", ".join(f"{name} {rate:,.0f}/s" for name, rate in rates.items())
+        self._rates, by_transfer = choose_transfer(device, self._scheduler, exchange, records, arena.spec.slots)
+        if isinstance(self.tracer, Tracer):
+            self._scheduler.spans = CudaSpans(self.tracer, network.cupy)
+        copies = ", ".join(f"{name} {rate:,.0f}/s" for name, rate in by_transfer.items())
         self._note = (
             f"{device.notice}; batches of {', '.join(map(str, spec.sizes.values))}, {spec.inflight} in flight; "
             f"samples by {device.transfer.name} (measured: {copies})"
@@ -103,8 +102,11 @@ class DeviceInferrer:
 
 def choose_transfer(
     device: Any, scheduler: Scheduler[Any], exchange: Exchange, records: list[int], slots: int
-) -> tuple[float, dict[str, float]]:
-    """Run batches of random samples with each way of copying, keep the fastest; its samples/s, and all of them."""
+) -> tuple[Rates, dict[str, float]]:
+    """Run batches of random samples with each way of copying and keep the fastest.
+
+    Returns what the device does with it, and the samples/s with each way, copies and networks at once.
+    """
     size = exchange.spec.batch_size
     rng = np.random.default_rng(0)
     for record in records:
@@ -117,7 +119,9 @@ def choose_transfer(
         rates[name] = len(jobs) * size / scheduler.run_through(jobs)
     best = max(rates, key=lambda name: rates[name])
     device.transfer = device.transfers[best]
-    return rates[best], rates
+    uploads_s, networks_s = scheduler.time_parts(jobs)
+    samples = len(jobs) * size
+    return Rates(expected=rates[best], engine=samples / networks_s, h2d=samples / uploads_s), rates
 
 
 def typical_slots(rng: np.random.Generator, count: int, slots: int) -> Slots:

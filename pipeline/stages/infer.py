@@ -14,12 +14,13 @@ import numpy as np
 from int4core.engine import Engine
 from int4core.model import Model
 from pipeline.arena import Arena, ArenaSpec
-from pipeline.channels import Task
+from pipeline.channels import Rates, Task
 from pipeline.device.scheduler import Sizes
 from pipeline.exchange import Exchange, ExchangeSpec
 from pipeline.stages.base import StageFailure
 from pipeline.stages.process import ProcessStage
 from pipeline.stages.worker import serve, serve_overlapped
+from pipeline.trace import make_tracer
 
 InferStage: TypeAlias = ProcessStage[int, None]
 
@@ -39,6 +40,7 @@ class EngineSpec:
         ordered: whether the networks of batches in flight take turns on the device.
         bus_ids: PCI addresses of the GPUs, one an engine.
         options: the backend's own (gpu, autoconfig).
+        traced: whether spans are kept for a trace.
     """
 
     arena: ArenaSpec
@@ -52,6 +54,7 @@ class EngineSpec:
     ordered: bool = False
     bus_ids: tuple[str, ...] = ()
     options: tuple[tuple[str, Any], ...] = ()
+    traced: bool = False
 
     @property
     def batch_size(self) -> int:
@@ -74,17 +77,19 @@ class Inferrer:
         )
         of = f", engine {number + 1} of {spec.engines}" if spec.engines > 1 else ""
         self._note = f"{spec.backend}, batch {spec.batch_size}{of}"
-        self._rate = self._warm_up(spec)
+        self._rates = Rates(expected=self._warm_up(spec))
+        self.tracer = make_tracer(f"engine {number}", spec.traced)
 
     def note(self) -> str:
         return self._note
 
-    def rate(self) -> float:
-        return self._rate
+    def rates(self) -> Rates:
+        return self._rates
 
     def work(self, task: Task[int]) -> None:
         slots = self._exchange.slots(task.body, task.samples)
-        self._exchange.classes(task.body, task.samples)[:] = self._engine.top1(self._arena.gather(slots))
+        with self.tracer.span("network", ticket=task.ticket, samples=task.samples):
+            self._exchange.classes(task.body, task.samples)[:] = self._engine.top1(self._arena.gather(slots))
 
     def close(self) -> None:
         self._engine.close()

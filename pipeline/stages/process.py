@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -17,9 +18,23 @@ from multiprocessing.connection import wait
 from multiprocessing.context import SpawnContext, SpawnProcess
 from typing import Any, TypeVar
 
-from pipeline.channels import FROM_WORKER, TO_WORKER, Channel, ChannelClosed, Crashed, Done, Ready, Stop, Task
+from pipeline.channels import (
+    FROM_WORKER,
+    TO_WORKER,
+    Channel,
+    ChannelClosed,
+    Crashed,
+    Done,
+    Rates,
+    Ready,
+    Stop,
+    Task,
+    TellTrace,
+    Traced,
+)
 from pipeline.stages.base import Stage, StageFailure
 from pipeline.stages.worker import Resident, serve
+from pipeline.trace import Records
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -37,10 +52,11 @@ class _Handle:
     number: int
     ready: bool = False
     note: str = ""
-    rate: float = 0.0
+    rates: Rates = field(default_factory=Rates)
     last_heard: float = 0.0
     done: int = 0
     tasks: dict[int, Task[Any]] = field(default_factory=dict)
+    trace: Records | None = None
 
     @property
     def label(self) -> str:
@@ -89,9 +105,14 @@ class ProcessStage(Stage[T, R]):
         return tuple(h.note for h in self._handles)
 
     @property
+    def rates(self) -> tuple[Rates, ...]:
+        """What each worker has measured of itself, once the stage is up."""
+        return tuple(h.rates for h in self._handles)
+
+    @property
     def expected_rate(self) -> float:
         """Samples/s that the workers together expect to do, once the stage is up; 0 when they cannot know."""
-        return sum(h.rate for h in self._handles)
+        return sum(h.rates.expected for h in self._handles)
 
     @property
     def done_by_worker(self) -> tuple[int, ...]:
@@ -141,6 +162,21 @@ class ProcessStage(Stage[T, R]):
         with self._changed:
             self._changed.wait_for(lambda: self._failure is not None or all(h.ready for h in self._handles))
             self._raise_failure()
+
+    def traces(self) -> tuple[Records, ...]:
+        """The spans of every worker so far; to be called once, when all tasks are finished. Raises StageFailure."""
+        for handle in self._handles:
+            with contextlib.suppress(ChannelClosed):  # the watcher finds out why
+                handle.channel.send(TellTrace())
+        with self._changed:
+            self._changed.wait_for(
+                lambda: self._failure is not None or all(h.trace for h in self._handles), timeout=self._timeout_s
+            )
+            self._raise_failure()
+            silent = [h.label for h in self._handles if h.trace is None]
+            if silent:
+                raise StageFailure(self.name, f"{', '.join(silent)} did not tell its trace in {self._timeout_s:g} s")
+            return tuple(h.trace for h in self._handles if h.trace is not None)
 
     def stop(self) -> None:
         with self._changed:
@@ -209,14 +245,19 @@ class ProcessStage(Stage[T, R]):
             handle.process.join(STOP_GRACE_S)
             raise StageFailure(self.name, f"{handle.label} {_ending(handle.process.exitcode)}") from None
 
-    def _take(self, handle: _Handle, message: Ready | Done[R] | Crashed) -> None:
+    def _take(self, handle: _Handle, message: Ready | Done[R] | Traced | Crashed) -> None:
         if isinstance(message, Crashed):
             raise StageFailure(self.name, f"{handle.label} failed: {message.message}", message.traceback)
         handle.last_heard = time.monotonic()
         if isinstance(message, Ready):
             with self._changed:
-                handle.ready, handle.note, handle.rate = True, message.note, message.rate
+                handle.ready, handle.note, handle.rates = True, message.note, message.rates
                 self._dispatch()
+                self._changed.notify_all()
+            return
+        if isinstance(message, Traced):
+            with self._changed:
+                handle.trace = message.records
                 self._changed.notify_all()
             return
         with self._changed:

@@ -15,19 +15,38 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeVar
 
 from int4core.errors import Int4CoreError
-from pipeline.channels import FROM_WORKER, TO_WORKER, Channel, ChannelClosed, Crashed, Done, Ready, Stop, Task
+from pipeline.channels import (
+    FROM_WORKER,
+    TO_WORKER,
+    Channel,
+    ChannelClosed,
+    Crashed,
+    Done,
+    Rates,
+    Ready,
+    Stop,
+    Task,
+    TellTrace,
+    Traced,
+)
 from pipeline.errors import PipelineError
+from pipeline.trace import AnyTracer
 
 W = TypeVar("W", bound="Resident")
+
 
 class Resident(Protocol):
     """What both kinds have; built inside its process, so that it may hold a GPU context or a mapping."""
 
+    @property
+    def tracer(self) -> AnyTracer:
+        """Where its spans go."""
+
     def note(self) -> str:
         """What it runs on, in a few words."""
 
-    def rate(self) -> float:
-        """Samples/s it expects to do, 0 when it cannot know."""
+    def rates(self) -> Rates:
+        """What it has measured of itself."""
 
     def close(self) -> None:
         """Give everything back."""
@@ -74,6 +93,9 @@ def serve_overlapped(pipe: Any, make_worker: Callable[[], OverlappedWorker]) -> 
 
 def _one_at_a_time(channel: Channel, worker: Worker) -> None:
     while not isinstance(task := channel.receive(), Stop):
+        if isinstance(task, TellTrace):
+            channel.send(Traced(worker.tracer.to_records()))
+            continue
         began = time.perf_counter()
         body = worker.work(task)
         channel.send(Done(task.ticket, body, time.perf_counter() - began))
@@ -90,7 +112,10 @@ def _several_at_a_time(channel: Channel, worker: OverlappedWorker) -> None:
             task = channel.receive()
             if isinstance(task, Stop):
                 return
-            worker.begin(task)
+            if isinstance(task, TellTrace):
+                channel.send(Traced(worker.tracer.to_records()))
+            else:
+                worker.begin(task)
 
 
 def _serve(pipe: Any, make_worker: Callable[[], W], loop: Callable[[Channel, W], None]) -> None:
@@ -100,7 +125,7 @@ def _serve(pipe: Any, make_worker: Callable[[], W], loop: Callable[[Channel, W],
     worker: W | None = None
     try:
         worker = make_worker()
-        channel.send(Ready(worker.note(), worker.rate()))
+        channel.send(Ready(worker.note(), worker.rates()))
         loop(channel, worker)
     except ChannelClosed:
         pass

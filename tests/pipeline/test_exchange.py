@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.channels import Crashed, Done, Ready, Stop, Task, decode, encode
+from pipeline.channels import Crashed, Done, Rates, Ready, Stop, Task, TellTrace, Traced, decode, encode
 from pipeline.errors import PipelineError
 from pipeline.exchange import Exchange, ExchangeSpec
 
@@ -75,6 +75,17 @@ def test_messages_about_records_are_a_few_bytes_and_no_pickle() -> None:
     assert len(encode(Task(1, 1, 1))) == len(encode(task))
 
 
-@pytest.mark.parametrize("message", [Task(1, 2, "x"), Done(1, [2], 0.5), Ready("GPU", 3.0), Crashed("a", "b"), Stop()])
+@pytest.mark.parametrize(
+    "message",
+    [
+        Task(1, 2, "x"),
+        Done(1, [2], 0.5),
+        Ready("GPU", Rates(3.0, None, 1.0)),
+        TellTrace(),
+        Traced((1, "a", 0, (("decode", "main", 0.5, 1.0, (("files", 8),)),))),
+        Crashed("a", "b"),
+        Stop(),
+    ],
+)
 def test_other_messages_travel_too(message: object) -> None:
     assert decode(encode(message)) == message

@@ -141,6 +141,31 @@ def test_performance_mode_ends_valid(model_dir: Path, images: Path, tmp_path: Pa
 
 
 @pytest.mark.usefixtures("clean")
+def test_a_run_ends_with_a_verdict_and_a_timeline(model_dir: Path, images: Path, tmp_path: Path) -> None:
+    out, file = tmp_path / "out", tmp_path / "trace.json"
+    done = offline(
+        "--model", model_dir, "--images", images, "-b", 8, "--output-dir", out, "--trace", file, "--loaders", 2,
+        "--lgts_min_duration_ms", 300, "--lgts_offline_expected_qps", 3000, "--engines", 2,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    verdict = json.loads((out / "summary.json").read_text())["verdict"]
+    assert set(verdict["ceilings"]) == {"engine", "loadgen"}
+    assert verdict["measured"]["decode_per_loader"] > 0
+    assert 0 < verdict["share_of_ceiling"] < 1.05
+    assert all(sentence in done.stdout for sentence in verdict["sentences"])
+    assert "Decoding was over before the clock started" in done.stdout
+    events = json.loads(file.read_text())["traceEvents"]
+    processes = {e["pid"]: e["args"]["name"] for e in events if e["name"] == "process_name"}
+    assert sorted(processes.values()) == ["engine 0", "engine 1", "loader 0", "loader 1", "pipeline"]
+    seen = {(processes[e["pid"]].split()[0], e["name"]) for e in events if e["ph"] == "X"}
+    parts = {("pipeline", "issue"), ("pipeline", "batch"), ("pipeline", "deliver")}
+    assert seen == parts | {("engine", "network"), ("loader", "decode")}
+    tickets = [sorted(e["args"]["ticket"] for e in events if e["name"] == name) for name in ("batch", "network")]
+    assert tickets[0] == tickets[1] == list(range(len(tickets[0])))
+    assert len(tickets[0]) > 10
+
+
+@pytest.mark.usefixtures("clean")
 def test_bad_images_fail_the_run_before_the_timed_part_and_all_are_named(
     model_dir: Path, images: Path, tmp_path: Path
 ) -> None:
@@ -299,6 +324,7 @@ MISTAKES: list[tuple[str, Callable[[Path], list[object]], str]] = [
     ("no such map", lambda p: ["-m", p / "none.txt"], "none.txt"),
     ("a GPU that is not there", lambda p: ["--gpu", "t4"], "t4"),
     ("no such autoconfig", lambda p: ["-a", p / "none"], "none"),
+    ("no folder for the trace", lambda p: ["--trace", p / "none" / "trace.json"], "trace.json"),
 ]
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +17,7 @@ from pipeline.device.scheduler import Scheduler, Sizes
 from pipeline.device.transfer import merge_runs
 from pipeline.exchange import Exchange
 from pipeline.stages.device import choose_transfer, typical_slots
-from tests.pipeline.fake_device import FakeBatch, FakeDevice
+from tests.pipeline.fake_device import FakeBatch, FakeDevice, FakeStream
 
 SLOTS = 40
 SHAPE = (3, 8, 8)
@@ -131,10 +133,55 @@ def test_copies_run_under_kernels(tmp_path: Path) -> None:
 
 def test_the_faster_copies_are_chosen(tmp_path: Path) -> None:
     with device(tmp_path, 3, 4, kernel_s=0.0, copy_s=0.01) as (fake, exchange):
-        rate, rates = choose_transfer(fake, Scheduler(fake, Sizes.full(4), 3), exchange, [0, 1, 2], SLOTS)
-        assert set(rates) == {"slow", "fast"}
-        assert rate == rates["fast"] > rates["slow"]
+        rates, by_transfer = choose_transfer(fake, Scheduler(fake, Sizes.full(4), 3), exchange, [0, 1, 2], SLOTS)
+        assert set(by_transfer) == {"slow", "fast"}
+        assert rates.expected == by_transfer["fast"] > by_transfer["slow"]
         assert fake.transfer == 0.0
+
+
+@pytest.mark.parametrize(("kernel_s", "copy_s"), [(0.02, 0.0), (0.0, 0.02)], ids=["slow network", "slow copies"])
+def test_each_part_is_timed_without_the_other(tmp_path: Path, kernel_s: float, copy_s: float) -> None:
+    jobs = [(i % 3, 4) for i in range(12)]
+    with device(tmp_path, 3, 4, kernel_s=kernel_s, copy_s=copy_s) as (fake, exchange):
+        for record in range(3):
+            exchange.slots(record, 4)[:] = record
+        scheduler = Scheduler(fake, Sizes.full(4), 3)
+        uploads_s, networks_s = scheduler.time_parts(jobs)
+        assert fake.uploads == 48
+        assert sum(batch.runs for batch in fake.batches) == 12
+        slow, quick = (networks_s, uploads_s) if kernel_s else (uploads_s, networks_s)
+        assert quick < slow / 2
+        # What timing left behind is nobody's.
+        assert serve(scheduler, exchange, 20, 4)[1] == 0
+
+
+class HostSpans:
+    """Marks are the times at which a fake stream gets to them."""
+
+    def __init__(self) -> None:
+        self.completed: list[tuple[int, int, int, list[float]]] = []
+
+    def mark(self, stream: FakeStream) -> list[float]:
+        times: list[float] = []
+        stream.put(lambda: times.append(time.perf_counter()))
+        return times
+
+    def complete(self, lane: int, ticket: int, samples: int, marks: Any) -> None:
+        self.completed.append((lane, ticket, samples, [mark[0] for mark in marks]))
+
+
+def test_spans_of_a_batch_are_in_order_and_of_its_lane(tmp_path: Path) -> None:
+    with device(tmp_path, 2, 4) as (fake, exchange):
+        scheduler = Scheduler(fake, Sizes.full(4), 2)
+        scheduler.spans = spans = HostSpans()
+        assert serve(scheduler, exchange, 12, 4)[1] == 0
+    assert sorted(ticket for _, ticket, _, _ in spans.completed) == list(range(12))
+    assert {lane for lane, _, _, _ in spans.completed} == {0, 1}
+    assert all(1 <= samples <= 4 for _, _, samples, _ in spans.completed)
+    for _, _, _, marks in spans.completed:
+        assert marks == sorted(marks), "upload begins, ends, network begins, ends"
+    uploads = sorted(marks[:2] for _, _, _, marks in spans.completed)
+    assert all(a[1] <= b[0] for a, b in itertools.pairwise(uploads)), "uploads take turns"
 
 
 def test_busy_time_does_not_count_a_moment_twice(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import threading
@@ -18,7 +19,7 @@ import pytest
 
 from pipeline import serving as serving_module
 from pipeline.arena import Arena
-from pipeline.channels import Done, Task
+from pipeline.channels import Done, Rates, Task
 from pipeline.device.scheduler import Scheduler, Sizes
 from pipeline.errors import PipelineError
 from pipeline.exchange import Exchange
@@ -28,6 +29,7 @@ from pipeline.stages.base import StageFailure
 from pipeline.stages.infer import EngineSpec, records_for
 from pipeline.stages.process import ProcessStage
 from pipeline.stages.worker import serve_overlapped
+from pipeline.trace import Tracer
 from pipeline.waiting import Batching
 from tests.pipeline.fake_device import FakeBatch, FakeDevice
 
@@ -45,14 +47,15 @@ class FakeInferrer:
             raise PipelineError(f"no memory for batches of {spec.batch_size}: choose a smaller --batch_size")
         arena, exchange = Arena.attach(spec.arena), Exchange.attach(spec.exchange)
         self._number = number
+        self.tracer = Tracer(f"fake {number}")
         self._device = FakeDevice(arena, exchange, kernel_s=0.004, copy_s=0.001)
         self._scheduler: Scheduler[FakeBatch] = Scheduler(self._device, spec.sizes, spec.inflight)
 
     def note(self) -> str:
         return f"fake {self._number}"
 
-    def rate(self) -> float:
-        return 100.0
+    def rates(self) -> Rates:
+        return Rates(expected=100.0)
 
     @property
     def room(self) -> bool:
@@ -63,7 +66,8 @@ class FakeInferrer:
         return self._scheduler.idle
 
     def begin(self, task: Task[int]) -> None:
-        self._scheduler.begin(task.ticket, task.body, task.samples)
+        with self.tracer.span("launch", ticket=task.ticket):
+            self._scheduler.begin(task.ticket, task.body, task.samples)
 
     def finished(self) -> list[Done[None]]:
         return [Done(answer.ticket, None, answer.busy_s) for answer in self._scheduler.finished()]
@@ -108,7 +112,14 @@ class Answers:
 
 @contextmanager
 def serving(
-    monkeypatch: pytest.MonkeyPatch, folder: Path, sizes: Sizes, *, engines: int = 1, hold_s: float = 0.0, **spec: Any
+    monkeypatch: pytest.MonkeyPatch,
+    folder: Path,
+    sizes: Sizes,
+    *,
+    engines: int = 1,
+    hold_s: float = 0.0,
+    tracer: Tracer | None = None,
+    **spec: Any,
 ) -> Iterator[tuple[Serving, Answers]]:
     def stage(spec: EngineSpec, **options: Any) -> ProcessStage[int, None]:
         return ProcessStage(
@@ -139,6 +150,7 @@ def serving(
             timeout_s=20.0,
             deliver=answers.deliver,
             on_failure=answers.fail,
+            tracer=tracer,
         )
         try:
             under_test.start()
@@ -158,7 +170,8 @@ def classes_of(indices: np.ndarray) -> dict[int, int]:
 def test_a_long_query_with_repeats_is_answered_sample_by_sample(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, engines: int
 ) -> None:
-    with serving(monkeypatch, tmp_path, Sizes.full(16), engines=engines) as (under_test, answers):
+    tracer = Tracer("pipeline")
+    with serving(monkeypatch, tmp_path, Sizes.full(16), tracer=tracer, engines=engines) as (under_test, answers):
         under_test.infer.start()
         assert under_test.infer.notes == tuple(f"fake {i}" for i in range(engines))
         indices = np.random.default_rng(0).integers(0, 200, 3000)
@@ -174,6 +187,20 @@ def test_a_long_query_with_repeats_is_answered_sample_by_sample(
         assert min(infer.worker_rates) > 0, "every engine has had a part of it"
         assert sum(infer.worker_rates) == pytest.approx(infer.rate)
         assert set(seen.latency_ms) == {"p50", "p90", "p99"}
+        assert under_test.snapshot().rate_mean == seen.rate_mean, "the clock stops with the last answer"
+        assert (under_test.delivery_rate or 0) > seen.rate_mean
+        # Every process tells what it saw: each batch once here, and once where it was computed.
+        engines_spans = [spans for _, _, _, spans in under_test.infer.traces()]
+        assert len(engines_spans) == engines
+        launched = sorted(dict(span[4])["ticket"] for spans in engines_spans for span in spans)
+        batches = [span for span in tracer.to_records()[3] if span[0] == "batch"]
+        assert launched == sorted(dict(span[4])["ticket"] for span in batches) == list(range(len(batches)))
+        lanes: dict[str, list[tuple[float, float]]] = {}
+        for _, lane, begin_s, end_s, _ in batches:
+            lanes.setdefault(lane, []).append((begin_s, end_s))
+        for spans in lanes.values():
+            spans.sort()
+            assert all(a[1] <= b[0] for a, b in itertools.pairwise(spans)), "a record has a batch at a time"
 
 
 def test_queries_of_one_sample_go_together_while_the_engine_is_busy(

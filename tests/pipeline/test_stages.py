@@ -12,24 +12,26 @@ from typing import Any
 import psutil
 import pytest
 
-from pipeline.channels import Channel, ChannelClosed, Done, Ready, Task
+from pipeline.channels import Channel, ChannelClosed, Done, Rates, Ready, Task
 from pipeline.stages.base import Stage, StageFailure
 from pipeline.stages.process import ProcessStage
 from pipeline.stages.thread import ThreadStage
+from pipeline.trace import Untraced
 
 
 class Doubler:
     """Doubles numbers; a negative one makes it raise, a huge one makes it hang."""
 
     def __init__(self, number: int = 0, *, fail_at_start: bool = False) -> None:
+        self.tracer = Untraced()
         if fail_at_start:
             raise RuntimeError("cannot set up")
 
     def note(self) -> str:
         return f"pid {os.getpid()}"
 
-    def rate(self) -> float:
-        return 50.0
+    def rates(self) -> Rates:
+        return Rates(expected=50.0)
 
     def work(self, task: Task[int]) -> int:
         body = task.body

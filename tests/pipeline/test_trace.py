@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 
+from int4core.ranges import Ranges, captured
+from pipeline.device.spans import CudaSpans
 from pipeline.errors import PipelineError
-from pipeline.ranges import Ranges, captured
-from pipeline.trace import DeviceClock, Records, Tracer, trace_events, write_trace
+from pipeline.trace import DeviceClock, Records, Tracer, make_tracer, trace_events, write_trace
 
 
 def spans(trace: dict[str, Any]) -> list[dict[str, Any]]:
@@ -140,12 +141,16 @@ class FakeEvent:
 class FakeStream:
     now_ms = 5_000.0
 
+    def __init__(self, **_options: object) -> None:
+        pass
+
     def synchronize(self) -> None:
         pass
 
 
 class FakeCuda:
     Event = FakeEvent
+    Stream = FakeStream
 
     @staticmethod
     def get_elapsed_time(begin: FakeEvent, end: FakeEvent) -> float:
@@ -168,6 +173,26 @@ def test_device_times_come_onto_the_hosts_clock() -> None:
     assert end_s - clock.reference_s == pytest.approx(0.0035)
 
 
+def test_a_lanes_marks_become_its_upload_and_its_network() -> None:
+    tracer = Tracer("gpu")
+    spans = CudaSpans(tracer, FakeCupy)
+    began = time.perf_counter()
+    for ticket, ms in enumerate((5_000.0, 20_000.0, 30_000.0)):
+        stream = FakeStream()
+        marks = []
+        for after in (1.0, 3.0, 4.0, 12.0):
+            stream.now_ms = ms + after
+            marks.append(spans.mark(stream))
+        spans.complete(1, ticket, 1024, tuple(marks))
+    seen = tracer.to_records()[3]
+    assert [span[:2] for span in seen] == 3 * [("upload", "copy 1"), ("network", "compute 1")]
+    assert [span[4] for span in seen[:2]] == 2 * [(("ticket", 0), ("samples", 1024))]
+    assert [span[3] - span[2] for span in seen] == pytest.approx(3 * [0.002, 0.008])
+    # On the host's clock, whichever event it is told by.
+    assert [span[2] - seen[0][2] for span in seen[::2]] == pytest.approx([0.0, 15.0, 25.0])
+    assert seen[0][2] == pytest.approx(began + 0.001, abs=0.01)
+
+
 def test_a_moved_clock_tells_the_same_time() -> None:
     clock = DeviceClock(FakeEvent(100), 7.0, FakeCupy)
     moved = clock.moved_to(FakeEvent(60_100))
@@ -184,6 +209,36 @@ def test_the_file_is_json_and_a_bad_place_is_an_error(tmp_path: Path) -> None:
     assert json.loads(file.read_text()) == trace_events([tracer.to_records()])
     with pytest.raises(PipelineError, match=r"trace cannot be written: .*--trace"):
         write_trace(file / "below a file", [tracer.to_records()])
+
+
+def test_who_wants_no_trace_has_none() -> None:
+    said: list[str] = []
+    ranges = Ranges(said.append, lambda: said.append("end"), True)
+    tracer = make_tracer("gpu", False, ranges)
+    with tracer.span("launch", samples=3):
+        tracer.complete("batch", "record 0", 0.0, 1.0)
+    assert said == ["launch", "end"], "profilers see the range all the same"
+    assert trace_events([tracer.to_records()])["traceEvents"] == []
+
+
+def test_a_lane_is_the_thread_unless_it_is_named() -> None:
+    tracer = make_tracer("main", True)
+
+    def deliver() -> None:
+        with tracer.span("deliver"), tracer.span("copy", "another lane"):
+            pass
+
+    thread = threading.Thread(target=deliver, name="a thread")
+    thread.start()
+    thread.join()
+    assert [span[:2] for span in tracer.to_records()[3]] == [("copy", "another lane"), ("deliver", "a thread")]
+
+
+def test_ranges_are_loaded_where_a_profiler_listens(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NSYS_PROFILING_SESSION_ID", raising=False)
+    assert not Ranges.when_profiled().listening
+    monkeypatch.setenv("NSYS_PROFILING_SESSION_ID", "1")
+    assert Ranges.when_profiled().listening == Ranges.load().listening
 
 
 def test_no_spans_make_an_empty_trace() -> None:

@@ -8,7 +8,14 @@ import pytest
 from pipeline.verdict import MEASURED_BY, Ceilings, judge
 
 FULL = Ceilings(
-    rate=9_500, decode_per_loader=500, loaders=20, cores=20, h2d=60_000, engine=27_000, loadgen=2_000_000
+    rate=9_500,
+    decode_per_loader=500,
+    decode_timed=True,
+    loaders=20,
+    cores=20,
+    h2d=60_000,
+    engine=27_000,
+    loadgen=2_000_000,
 )
 
 
@@ -16,7 +23,7 @@ def test_decode_says_how_many_cores_it_lacks() -> None:
     verdict = judge(FULL)
     assert verdict.bound == "decode"
     assert verdict.share == pytest.approx(0.95)
-    assert "Decoding bounds this run: 9,500 samples/s is 95% of its ceiling, 10,000." in verdict.sentences
+    assert "Decoding bounds this run: 9,500 samples/s is 95% of its ceiling, 10,000 samples/s." in verdict.sentences
     assert "54 loaders in place of 20: 34 more cores than the 20 here." in verdict.sentences[1]
 
 
@@ -28,7 +35,7 @@ def test_idle_cores_are_used_before_more_are_asked_for() -> None:
 
 
 def test_one_core_is_one_core() -> None:
-    verdict = judge(Ceilings(rate=98, decode_per_loader=100, loaders=1, cores=1, engine=150))
+    verdict = judge(Ceilings(rate=98, decode_per_loader=100, decode_timed=True, loaders=1, cores=1, engine=150))
     assert "2 loaders in place of 1: 1 more core than the 1 here." in verdict.sentences[1]
 
 
@@ -38,10 +45,10 @@ def test_copies_say_the_bandwidth_they_need() -> None:
     assert verdict.sentences[1] == "For engine's 150,000, copies need 22.5 GB/s and have 15.0."
 
 
-def test_the_engine_bounds_a_good_run_and_counts_gpus() -> None:
-    verdict = judge(Ceilings(rate=194_000, h2d=700_000, engine=200_000, loadgen=650_000, gpus=2))
+def test_the_engine_bounds_a_good_run() -> None:
+    verdict = judge(Ceilings(rate=194_000, h2d=700_000, engine=200_000, loadgen=650_000, engines=2))
     assert verdict.bound == "engine"
-    assert "loadgen would allow 650,000: the engine needs 5 more GPUs for it" in verdict.sentences[1]
+    assert "LoadGen would allow 3.2 times the rate" in verdict.sentences[1]
 
 
 def test_loadgen_can_bound_a_run() -> None:
@@ -53,7 +60,7 @@ def test_loadgen_can_bound_a_run() -> None:
 def test_a_run_below_every_ceiling_is_bounded_by_none() -> None:
     verdict = judge(Ceilings(rate=70_000, engine=100_000, loadgen=1_000_000))
     assert verdict.bound == "overheads"
-    assert "70% of the lowest ceiling, engine's 100,000" in verdict.sentences[0]
+    assert "70% of the lowest ceiling, engine's 100,000 samples/s" in verdict.sentences[0]
 
 
 def test_a_run_above_a_ceiling_has_no_verdict() -> None:
@@ -70,9 +77,17 @@ def test_without_ceilings_nothing_is_claimed() -> None:
 
 
 def test_samples_decoded_before_the_run_do_not_bound_it() -> None:
-    verdict = judge(replace(FULL, rate=26_500, decode_per_loader=None))
+    before = replace(FULL, rate=26_500, decode_timed=False)
+    verdict = judge(before)
     assert verdict.bound == "engine"
-    assert not any("decode" in line for line in verdict.sentences)
+    assert verdict.sentences[-1] == (
+        "Decoding was over before the clock started: 10,000 samples/s with 20 loaders; to keep up with this run, "
+        "decode needs 33 more cores."
+    )
+    assert "needs 4 cores that no loader uses and 29 more cores." in judge(replace(before, cores=24)).sentences[-1]
+    assert judge(replace(before, rate=9_000)).sentences[-1].endswith("with 20 loaders, which keeps up with this run.")
+    assert "1 loader, which" in judge(replace(before, rate=400, loaders=1)).sentences[-1]
+    assert not any("ecod" in line for line in judge(replace(before, decode_per_loader=None)).sentences)
 
 
 def test_the_dict_is_json_and_names_every_measurement() -> None:

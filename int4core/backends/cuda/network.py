@@ -22,6 +22,7 @@ from int4core.tuning.files import Tuning, load_tuning
 
 if TYPE_CHECKING:
     from int4core.model import Model
+from int4core.ranges import Ranges
 
 
 class DeviceNetwork:
@@ -140,6 +141,7 @@ class DeviceBatch:
         cupy = network.cupy
         self.plan = plan
         self.n = plan.n
+        self._ranges = Ranges.load()
         with memory_errors(f"{plan.arena.bytes / 2**20:,.0f} MiB of activations", plan.n):
             self._memory = cupy.empty(plan.arena.bytes, cupy.uint8)
         base = self._memory.data.ptr
@@ -166,10 +168,11 @@ class DeviceBatch:
         self._graph.launch(stream)
 
     def run_layers(self, stream: Any) -> None:
-        """The same without the graph, a launch an operation: for profilers."""
+        """The same without the graph, a launch an operation, each in a range of its name: for profilers."""
         with stream:
             for launch in self.launches:
-                launch()
+                with self._ranges.span(launch.name):
+                    launch()
 
     def _capture(self, cupy: Any) -> Any:
         stream = cupy.cuda.Stream(non_blocking=True)

@@ -1,14 +1,15 @@
-"""Named ranges for NVIDIA's profilers: NVTX through CuPy where it is installed, nothing where it is not.
-
-The names are those of the trace (`pipeline.trace`), so that a timeline of Nsight Systems and one of our own read alike.
-"""
+"""Named ranges for NVIDIA's profilers: NVTX through CuPy where it is installed, nothing where it is not."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
+
+# Nsight Systems sets it in the processes that it follows.
+_NSYS_SESSION = "NSYS_PROFILING_SESSION_ID"
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,11 @@ class Ranges:
         if not nvtx.available:
             return cls.silent()
         return cls(nvtx.RangePush, nvtx.RangePop, True)
+
+    @classmethod
+    def when_profiled(cls) -> Ranges:
+        """NVTX under Nsight Systems, else nothing: for processes that would import CuPy for this alone."""
+        return cls.load() if _NSYS_SESSION in os.environ else cls.silent()
 
     @classmethod
     def silent(cls) -> Ranges:
