@@ -42,6 +42,7 @@ from pipeline.hardware import available_cores
 from pipeline.library import SampleLibrary
 from pipeline.run import Run, RunSpec
 from pipeline.scenarios import SERVER_LATENCY_NS
+from pipeline.verdict import Verdict, judge
 
 ROOT = Path(__file__).resolve().parents[1]
 SECTIONS = "device,offline,jpeg,latency,server,accuracy"
@@ -128,6 +129,8 @@ def offline_part(options: argparse.Namespace, folder: Path, common: list[object]
     figures.offline = float(summary["loadgen"]["samples_per_second"])
     valid = "VALID" if summary["loadgen"]["valid"] else "INVALID"
     line(f"LoadGen Offline, {valid}", images_s(figures.offline), figures.share(figures.offline))
+    for sentence in summary["verdict"]["sentences"]:
+        print(f"    {sentence}")
     for stage in summary["stages"]:
         if stage["busy"] is not None:
             line(f"  stage {stage['name']}", f"{stage['busy']:.1%} busy")
@@ -191,15 +194,20 @@ def jpeg_part(options: argparse.Namespace, target: Target, figures: Figures) -> 
         inflight=options.inflight,
         bus_ids=target.bus_ids[:1],
     )
-    rate = jpeg_rate(spec, chunks)
+    rate, verdict = jpeg_rate(spec, chunks)
     line(
         f"JPEG to prediction, {loaders} loaders", images_s(rate),
         f"{rate / loaders:,.0f} a loader; files of {size / 1024:,.0f} KiB; {figures.share(rate)}",
     )  # fmt: skip
+    for sentence in verdict.sentences:
+        print(f"    {sentence}")
 
 
-def jpeg_rate(spec: RunSpec, chunks: int) -> float:
-    """Images/s from the first file read to the last answer; the first chunk is a warm-up and not counted."""
+def jpeg_rate(spec: RunSpec, chunks: int) -> tuple[float, Verdict]:
+    """Images/s from the first file read to the last answer, and what bounds it.
+
+    The first chunk is a warm-up and not counted.
+    """
     answered, failed = threading.Semaphore(0), []
 
     def fail(error: BaseException) -> None:
@@ -232,10 +240,10 @@ def jpeg_rate(spec: RunSpec, chunks: int) -> float:
             if number == 0:
                 began = time.perf_counter()
         answered.acquire()
-        seconds = time.perf_counter() - began
-    if failed:
-        raise failed[0]
-    return (chunks - 1) * JPEG_CHUNK / seconds
+        rate = (chunks - 1) * JPEG_CHUNK / (time.perf_counter() - began)
+        if failed:
+            raise failed[0]
+        return rate, judge(run.ceilings(rate, decode_timed=True))
 
 
 def accuracy_part(options: argparse.Namespace, folder: Path, figures: Figures) -> None:

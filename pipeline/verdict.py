@@ -158,7 +158,8 @@ def _mend(bound: str, parts: dict[str, float], ceilings: Ceilings) -> str:
         return f"For {following}'s {target:,.0f}, copies need {needed:.1f} GB/s and have {given:.1f}."
     if bound == "engine":
         times = target / parts["engine"] if parts["engine"] else math.inf
-        return f"That is how it should be. {_TITLES[following]} would allow {times:,.1f} times the rate."
+        shown = f"{times:,.1f}" if times < 10 else f"{times:,.0f}"
+        return f"That is how it should be. {_TITLES[following]} would allow {shown} times the rate."
     return f"For {following}'s {target:,.0f}, LoadGen needs more samples a query, or a second process that issues."
 
 

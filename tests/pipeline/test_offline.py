@@ -4,93 +4,19 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import psutil
 import pytest
-from PIL import Image
 
-from int4core import Engine, Model
-from int4core.random_model import random_model
+from int4core import Model
 from pipeline.arena import segment_folder
-from pipeline.preprocess import Preprocessor
-from tests.paths import ROOT, SHARED, needs_shared
-
-COMMAND = [sys.executable, "-m", "pipeline.offline", "--gpu", "cpu", "--loaders", "2"]
-IMAGES = 24
-SIZE = 64
-
-
-@pytest.fixture(scope="module")
-def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("model") / "model"
-    random_model(blocks=(1, 1, 1, 1), width=16, classes=10, pool=2, seed=3).save(path)
-    return path
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("images")
-    rng = np.random.default_rng(5)
-    lines = []
-    for number in range(IMAGES):
-        small = rng.integers(0, 256, (7, 9, 3), dtype=np.uint8)
-        size = (80 + 5 * number, 200 - 3 * number)
-        image = Image.fromarray(small).resize(size, Image.Resampling.BICUBIC)
-        image.save(folder / f"{number}.jpg", quality=92)
-        lines.append(f"{number}.jpg\t{number % 10}\n")
-    (folder / "map.txt").write_text("".join(lines))
-    return folder
-
-
-@pytest.fixture(scope="module")
-def expected(model_dir: Path, images: Path) -> np.ndarray:
-    """The classes of the images, computed in this process without any of the pipeline's stages."""
-    preprocessor = Preprocessor(size=SIZE, resize=round(SIZE * 256 / 224))
-    x = np.empty((IMAGES, 3, SIZE, SIZE), dtype=np.int8)
-    for number in range(IMAGES):
-        preprocessor.decode_into(images / f"{number}.jpg", x[number])
-    return Engine(Model.load(model_dir)).top1(x)
-
-
-@pytest.fixture
-def clean() -> Iterator[None]:
-    """No segment and no child process of ours may be left behind."""
-    segments, children = ours(), set(psutil.Process().children(recursive=True))
-    yield
-    assert ours() <= segments
-    assert set(psutil.Process().children(recursive=True)) <= children
-
-
-def ours() -> set[Path]:
-    """Segments whose process is gone: other runs on this machine may have theirs."""
-    found = segment_folder().glob("int4-resnet50-*")
-    return {path for path in found if not psutil.pid_exists(int(path.name.split("-")[2]))}
-
-
-def offline(*options: object, **kwargs: Any) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*COMMAND, *map(str, options)],
-        cwd=ROOT, capture_output=True, text=True, timeout=240, check=False, **kwargs,
-    )  # fmt: skip
-
-
-def predictions(output_dir: Path) -> dict[int, int]:
-    """What LoadGen logged: sample index -> class."""
-    records = json.loads((output_dir / "mlperf_log_accuracy.json").read_text())
-    return {r["qsl_idx"]: int.from_bytes(bytes.fromhex(r["data"]), "little", signed=True) for r in records}
-
-
-def labels_of(folder: Path) -> list[int]:
-    return [int(line.split()[1]) for line in (folder / "map.txt").read_text().splitlines()]
+from tests.paths import SHARED, needs_shared
+from tests.pipeline.application import LongRun, labels_of, offline, predictions
 
 
 @pytest.mark.usefixtures("clean")
@@ -106,8 +32,8 @@ def test_accuracy_mode_answers_every_sample_exactly(
     summary = json.loads((out / "summary.json").read_text())
     correct = int((expected == labels_of(images)).sum())
     assert summary["accuracy"]["correct"] == correct
-    assert summary["accuracy"]["total"] == IMAGES
-    assert f"{correct}/{IMAGES}" in done.stdout + done.stderr
+    assert summary["accuracy"]["total"] == len(expected)
+    assert f"{correct}/{len(expected)}" in done.stdout + done.stderr
 
 
 @pytest.mark.usefixtures("clean")
@@ -144,7 +70,7 @@ def test_performance_mode_ends_valid(model_dir: Path, images: Path, tmp_path: Pa
 def test_a_run_ends_with_a_verdict_and_a_timeline(model_dir: Path, images: Path, tmp_path: Path) -> None:
     out, file = tmp_path / "out", tmp_path / "trace.json"
     done = offline(
-        "--model", model_dir, "--images", images, "-b", 8, "--output-dir", out, "--trace", file, "--loaders", 2,
+        "--model", model_dir, "--images", images, "-b", 8, "--output-dir", out, "--trace", file,
         "--lgts_min_duration_ms", 300, "--lgts_offline_expected_qps", 3000, "--engines", 2,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -188,11 +114,11 @@ def test_bad_images_are_dropped_when_asked(
         "--skip-bad-images",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    good = [n for n in range(IMAGES) if n not in (3, 11)]
+    good = [n for n in range(len(expected)) if n not in (3, 11)]
     assert predictions(out) == dict(enumerate(expected[good].tolist()))
     summary = json.loads((out / "summary.json").read_text())
     assert [Path(b["path"]).name for b in summary["bad_images"]] == ["3.jpg", "11.jpg"]
-    assert summary["accuracy"]["total"] == IMAGES - 2
+    assert summary["accuracy"]["total"] == len(good)
 
 
 def spoil(images: Path, folder: Path) -> Path:
@@ -203,61 +129,13 @@ def spoil(images: Path, folder: Path) -> Path:
     return folder
 
 
-class LongRun:
-    """A performance run that would take minutes, caught in the middle of its timed part."""
-
-    def __init__(self, model: Path, images: Path, out: Path) -> None:
-        self.process = subprocess.Popen(
-            [
-                *COMMAND, "--model", str(model), "--images", str(images), "--output-dir", str(out), "-b", "4",
-                "--no-dashboard", "--lgts_offline_expected_qps", "5000", "--lgts_min_duration_ms", "60000",
-            ],
-            cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
-        )  # fmt: skip
-        self.children: list[psutil.Process] = []
-        self.output = ""
-
-    def read_until(self, pattern: str) -> re.Match[str]:
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            self.output += line
-            if match := re.search(pattern, line):
-                self.children = psutil.Process(self.process.pid).children(recursive=True)
-                return match
-        raise AssertionError(f"{pattern!r} never came:\n{self.output}")
-
-    def wait_running(self) -> dict[str, list[int]]:
-        """Worker pids by stage, once LoadGen's timed part is under way."""
-        pids = {}
-        for stage in ("decode", "infer"):
-            pids[stage] = [int(p) for p in self.read_until(rf"{stage}.*pids? ([\d, ]+)")[1].split(",")]
-        self.read_until(r"running.*img/s")
-        return pids
-
-    def finish(self) -> int:
-        self.output += self.process.communicate(timeout=60)[0]
-        return self.process.returncode
-
-    def assert_nothing_left(self) -> None:
-        deadline = time.monotonic() + 5
-        while time.monotonic() < deadline and any(c.is_running() for c in self.children):
-            time.sleep(0.05)
-        assert not [c for c in self.children if c.is_running()], "processes were left behind"
-        assert not list(segment_folder().glob(f"int4-resnet50-{self.process.pid}-*"))
-
-
 @pytest.fixture
 def long_run(model_dir: Path, images: Path, tmp_path: Path) -> Iterator[LongRun]:
-    run = LongRun(model_dir, images, tmp_path / "out")
+    run = LongRun(model_dir, images, tmp_path / "out", "-b", 4, "--lgts_offline_expected_qps", 5000)
     try:
         yield run
     finally:
-        if run.process.poll() is None:
-            run.process.kill()
-        run.process.wait()
-        for child in run.children:
-            if child.is_running():
-                child.kill()
+        run.end()
 
 
 @pytest.mark.parametrize("stage", ["decode", "infer"])

@@ -5,35 +5,19 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import psutil
 import pytest
-from PIL import Image
 
-from int4core.random_model import random_model
-from pipeline.arena import segment_folder
 from pipeline.scenarios import SERVER_SHARE, Scenario, batch_plan, expectations
-from tests.paths import ROOT
-from tests.pipeline.test_offline import COMMAND, offline, ours
-
-IMAGES = 12
+from tests.pipeline.application import LongRun, offline
+from tests.pipeline.conftest import ours
 
 
-@pytest.fixture(scope="module")
-def inputs(tmp_path_factory: pytest.TempPathFactory) -> list[object]:
-    folder = tmp_path_factory.mktemp("inputs")
-    random_model(blocks=(1, 1, 1, 1), width=16, classes=10, pool=2, seed=3).save(folder / "model")
-    (folder / "images").mkdir()
-    rng = np.random.default_rng(5)
-    for number in range(IMAGES):
-        pixels = rng.integers(0, 256, (80, 90, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(folder / "images" / f"{number}.png")
-    return ["--model", folder / "model", "--images", folder / "images", "--no-dashboard"]
+@pytest.fixture
+def inputs(model_dir: Path, images: Path) -> list[object]:
+    return ["--model", model_dir, "--images", images, "--no-dashboard"]
 
 
 def summary_of(out: Path) -> dict[str, Any]:
@@ -99,37 +83,19 @@ def test_two_engines_share_the_work(inputs: list[object], tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("victim", [0, 1])
 def test_either_engine_killed_ends_the_run_and_leaves_nothing(
-    inputs: list[object], tmp_path: Path, victim: int
+    model_dir: Path, images: Path, tmp_path: Path, victim: int
 ) -> None:
-    arguments = [
-        *COMMAND, *map(str, inputs), "--engines", "2", "-b", "2", "--lgts_offline_expected_qps", "5000",
-        "--lgts_min_duration_ms", "60000", "--output-dir", str(tmp_path),
-    ]  # fmt: skip
-    process = subprocess.Popen(
-        arguments, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    run = LongRun(
+        model_dir, images, tmp_path, "--engines", 2, "-b", 2, "--lgts_offline_expected_qps", 5000
     )
-    assert process.stdout is not None
-    output, pids, children = "", [], []
     try:
-        for text in process.stdout:
-            output += text
-            if "stage infer is up" in text:
-                pids = [int(pid) for pid in text.rsplit("pids ", 1)[1].split(",")]
-            if "running" in text and "img/s" in text:
-                children = psutil.Process(process.pid).children(recursive=True)
-                os.kill(pids[victim], signal.SIGKILL)
-                break
-        output += process.communicate(timeout=30)[0]
+        pid = run.wait_running()["infer"][victim]
+        os.kill(pid, signal.SIGKILL)
+        assert run.finish() == 1
+        assert f"worker {victim} (pid {pid}) was killed by SIGKILL" in run.output
+        run.assert_nothing_left()
     finally:
-        if process.poll() is None:
-            process.kill()
-    assert process.returncode == 1
-    assert f"worker {victim} (pid {pids[victim]}) was killed by SIGKILL" in output
-    deadline = time.monotonic() + 5
-    while any(child.is_running() for child in children) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert not [child for child in children if child.is_running()]
-    assert not list(segment_folder().glob(f"int4-resnet50-{process.pid}-*"))
+        run.end()
 
 
 def plan(scenario: Scenario, **given: Any) -> Any:
