@@ -278,7 +278,6 @@ def main() -> int:
     parser.add_argument("--batch", type=int, default=1024)
     parser.add_argument("--inflight", type=int, default=3)
     parser.add_argument("--h2d", default="auto", help="as the command's")
-    parser.add_argument("--ordered", action="store_true", help="as the command's")
     parser.add_argument("--seconds", type=float, default=3.0, help="of each rate of the device section")
     parser.add_argument("--min-duration", type=float, default=60.0, help="seconds of LoadGen Offline")
     parser.add_argument("--jpeg-chunks", type=int, default=10, help=f"chunks of {JPEG_CHUNK} files")
@@ -305,7 +304,7 @@ def run(options: argparse.Namespace, target: Target) -> int:
         folder = Path(name)
         tensors = make_tensors(folder, (3, *default_input_size(Model.load(options.model).network)))
         common: list[object] = ["--gpu", options.gpu, "--model", options.model, "-p", tensors]
-        common += ["--inflight", options.inflight, "--h2d", options.h2d, *(["--ordered"] if options.ordered else [])]
+        common += ["--inflight", options.inflight, "--h2d", options.h2d]
         parts: dict[str, Callable[[], None]] = {
             "device": lambda: device_part(options, target, figures),
             "offline": lambda: offline_part(options, folder, common, figures),

@@ -11,6 +11,7 @@ that come at the rate of the engine. The others, of loaders and of starting and 
 from __future__ import annotations
 
 import pickle
+import select
 import struct
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -128,6 +129,9 @@ class Channel:
         self, pipe: Connection[Any, Any], sends: tuple[type, ...], receives: tuple[type, ...]
     ) -> None:
         self.pipe = pipe
+        # Connection.poll makes a selector at every call, which costs more than a small message.
+        self._poll = select.poll()
+        self._poll.register(pipe.fileno(), select.POLLIN)
         self._sends = sends
         self._receives = receives
 
@@ -152,10 +156,10 @@ class Channel:
 
     def pending(self, wait_s: float = 0.0) -> bool:
         """Whether a message, or the end of the pipe, is there to be received, now or within `wait_s` seconds."""
-        try:
-            return self.pipe.poll(wait_s)
-        except (BrokenPipeError, ConnectionResetError):
-            return True
+        if not wait_s:
+            return bool(self._poll.poll(0))
+        # The other calls of the system wait for whole milliseconds.
+        return bool(select.select([self.pipe], [], [], wait_s)[0])
 
     def close(self) -> None:
         self.pipe.close()

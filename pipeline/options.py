@@ -23,7 +23,7 @@ from pipeline.loadgen import (
     load_module,
     plain,
 )
-from pipeline.scenarios import SCENARIOS, SERVER_LATENCY_NS, Scenario
+from pipeline.scenarios import SCENARIOS, Scenario, settings_defaults
 
 PROG = "python -m pipeline.offline"
 DEFAULT_MODE = "PerformanceOnly"
@@ -93,7 +93,7 @@ class Options:
             test_mode=self.test_mode,
             output_dir=self.output_dir,
             scenario=self.scenario,
-            defaults={"server_target_latency_ns": SERVER_LATENCY_NS} if self.scenario == "Server" else {},
+            defaults=settings_defaults(self.scenario),
         )
 
     def as_dict(self) -> dict[str, Any]:
@@ -209,7 +209,9 @@ def _add_running(group: argparse._ArgumentGroup) -> None:
         help="how samples come to a GPU: by a kernel, by copies, or the faster of both (default: %(default)s)",
     )
     group.add_argument(
-        "--ordered", action="store_true", help="batches in flight take turns on the GPU instead of sharing it"
+        "--ordered",
+        action=argparse.BooleanOptionalAction,
+        help="whether batches in flight take turns on the GPU instead of sharing it (default: in the Offline scenario)",
     )
     group.add_argument(
         "-a", "--autoconfig", type=Path, metavar="FILE", help="which kernel each layer uses (CUDA backend)"
@@ -366,7 +368,7 @@ def _check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Options
         engines=args.engines,
         inflight=args.inflight,
         h2d=args.h2d,
-        ordered=args.ordered,
+        ordered=scenario == "Offline" if args.ordered is None else args.ordered,
         max_batch=args.max_batch,
         batch_timeout_us=args.batch_timeout_us,
         model=args.model,

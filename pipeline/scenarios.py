@@ -25,6 +25,12 @@ BATCH_TIMEOUT_US = 2000
 
 SERVER_LATENCY_NS = 15_000_000
 
+# LoadGen's settings where ours differ from its own. A Server query is one sample; those whose time has come while the
+# one before was handed over are handed over together: a call of Python for each would be the limit.
+_SETTINGS: Mapping[Scenario, Mapping[str, int | bool]] = {
+    "Server": {"server_target_latency_ns": SERVER_LATENCY_NS, "server_coalesce_queries": True},
+}
+
 # LoadGen issues as many samples as last its minimum duration at the expected rate; an engine that turns out faster
 # than its warm-up, beside loaders still starting, would end too soon.
 RATE_MARGIN = 1.3
@@ -65,6 +71,11 @@ def batch_plan(
         return BatchPlan(Sizes.graded(largest), hold_us / 1e6, inflight)
     # One query at a time: LoadGen sends the next one when it has the answer.
     return BatchPlan(Sizes.full(1 if scenario == "SingleStream" else samples_per_query), 0.0, 1)
+
+
+def settings_defaults(scenario: Scenario) -> Mapping[str, int | bool]:
+    """TestSettings fields that hold unless a configuration file or an option says otherwise."""
+    return _SETTINGS.get(scenario, {})
 
 
 def samples_per_query(scenario: Scenario, test_settings: Any) -> int:

@@ -14,7 +14,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -89,14 +89,17 @@ class Tracer:
         return tracer
 
 
+_NOTHING = nullcontext()
+
+
 class Untraced:
     """In place of a Tracer where nobody wants a trace: ranges for profilers, and no more."""
 
     def __init__(self, ranges: Ranges | None = None) -> None:
-        self._ranges = Ranges.silent() if ranges is None else ranges
+        self._ranges = ranges if ranges is not None and ranges.listening else None
 
     def span(self, name: str, lane: str | None = None, **arguments: Scalar) -> AbstractContextManager[None]:
-        return self._ranges.span(name)
+        return _NOTHING if self._ranges is None else self._ranges.span(name)
 
     def complete(self, name: str, lane: str, begin_s: float, end_s: float, **arguments: Scalar) -> None:
         pass

@@ -176,7 +176,7 @@ class Scheduler(Generic[B]):
     def time_parts(self, jobs: Sequence[tuple[int, int]]) -> tuple[float, float]:
         """Seconds that the uploads of these (record, count) take with no network running, and the networks alone.
 
-        Nothing may be under way.
+        Networks take turns or run side by side as in a run. Nothing may be under way.
         """
         lanes = list(self._free)
         turns = [(lanes[i % len(lanes)], *job) for i, job in enumerate(jobs)]
@@ -193,8 +193,10 @@ class Scheduler(Generic[B]):
 
         # Uploads go through one stream: the link is one, and in a run they take turns.
         copy = lanes[0].copy
+        compute = [lanes[0 if self._ordered else i].compute for i in range(len(lanes))]
+        stream_of = dict(zip(lanes, compute, strict=True))
         uploads = seconds([copy] * len(lanes), lambda _, b, r, n: self._device.upload(b, r, n, copy))
-        networks = seconds([lane.compute for lane in lanes], lambda lane, b, _r, _n: b.run(lane.compute))
+        networks = seconds(compute, lambda lane, b, _r, _n: b.run(stream_of[lane]))
         return uploads, networks
 
     def _mark(self, stream: Any) -> Any:

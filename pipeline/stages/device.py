@@ -30,6 +30,9 @@ PATIENCE_S = 50e-6
 TRIAL_BATCHES = 12
 WARM_UP_BATCHES = 4
 
+# How long each part of the device's work is measured alone.
+PARTS_S = 0.5
+
 
 class DeviceInferrer:
     """A network on one GPU over the arena, with several batches under way (see `pipeline.device.scheduler`)."""
@@ -119,8 +122,10 @@ def choose_transfer(
         rates[name] = len(jobs) * size / scheduler.run_through(jobs)
     best = max(rates, key=lambda name: rates[name])
     device.transfer = device.transfers[best]
-    uploads_s, networks_s = scheduler.time_parts(jobs)
-    samples = len(jobs) * size
+    # Long enough for the clocks of a GPU that is limited by its power to come down to what they are in a run.
+    count = max(len(jobs), round(PARTS_S * rates[best] / size))
+    uploads_s, networks_s = scheduler.time_parts([jobs[i % len(jobs)] for i in range(count)])
+    samples = count * size
     return Rates(expected=rates[best], engine=samples / networks_s, h2d=samples / uploads_s), rates
 
 

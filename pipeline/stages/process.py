@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+import selectors
 import signal
 import threading
 import time
@@ -14,7 +15,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing import resource_tracker
-from multiprocessing.connection import wait
 from multiprocessing.context import SpawnContext, SpawnProcess
 from typing import Any, TypeVar
 
@@ -219,16 +219,23 @@ class ProcessStage(Stage[T, R]):
                 return  # the watcher finds out why
 
     def _watch(self) -> None:
+        with selectors.DefaultSelector() as selector:
+            for handle in self._handles:
+                selector.register(handle.channel.pipe, selectors.EVENT_READ, handle)
+                selector.register(handle.process.sentinel, selectors.EVENT_READ, handle)
+            self._listen(selector)
+
+    def _listen(self, selector: selectors.BaseSelector) -> None:
+        silence_checked = time.monotonic()
         try:
             while not self._stopping.is_set() and self._failure is None:
-                pipes = {handle.channel.pipe: handle for handle in self._handles}
-                ends = {handle.process.sentinel: handle for handle in self._handles}
-                for source in wait([*pipes, *ends], timeout=POLL_S):
-                    handle = pipes[source] if source in pipes else ends[source]  # type: ignore[index]
-                    self._hear(handle)
+                for key, _events in selector.select(POLL_S):
+                    self._hear(key.data)
                     if self._stopping.is_set():
                         return
-                self._check_silence()
+                if time.monotonic() > silence_checked + POLL_S:
+                    self._check_silence()
+                    silence_checked = time.monotonic()
         except StageFailure as failure:
             if not self._stopping.is_set():
                 self._fail(failure)

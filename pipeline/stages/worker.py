@@ -34,6 +34,9 @@ from pipeline.trace import AnyTracer
 
 W = TypeVar("W", bound="Resident")
 
+# How long a worker without patience looks for the next task before it sleeps.
+ALERT_S = 2e-3
+
 
 class Resident(Protocol):
     """What both kinds have; built inside its process, so that it may hold a GPU context or a mapping."""
@@ -103,19 +106,28 @@ def _one_at_a_time(channel: Channel, worker: Worker) -> None:
 
 def _several_at_a_time(channel: Channel, worker: OverlappedWorker) -> None:
     """One thread does it all: nothing has to be locked, and no answer waits for a thread to wake up."""
+    answered_s = 0.0
     while True:
         for done in worker.finished():
             channel.send(done)
-        if not worker.room:
+            answered_s = time.perf_counter()
+        if worker.idle:
+            # Who answers short queries looks for the next one: it comes sooner than a process wakes up.
+            alert = not worker.patience_s and time.perf_counter() < answered_s + ALERT_S
+            if alert and not channel.pending():
+                continue
+        elif not worker.room:
             time.sleep(worker.patience_s)
-        elif worker.idle or channel.pending(worker.patience_s):
-            task = channel.receive()
-            if isinstance(task, Stop):
-                return
-            if isinstance(task, TellTrace):
-                channel.send(Traced(worker.tracer.to_records()))
-            else:
-                worker.begin(task)
+            continue
+        elif not channel.pending(worker.patience_s):
+            continue
+        task = channel.receive()
+        if isinstance(task, Stop):
+            return
+        if isinstance(task, TellTrace):
+            channel.send(Traced(worker.tracer.to_records()))
+        else:
+            worker.begin(task)
 
 
 def _serve(pipe: Any, make_worker: Callable[[], W], loop: Callable[[Channel, W], None]) -> None:

@@ -22,20 +22,9 @@ from int4core.tuning.measure import tensor_bytes
 from tests.int4core.networks import as_model, random_input, random_network
 from tests.paths import SHARED, needs_shared
 
-pytestmark = pytest.mark.gpu
+pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("cupy")]
 
 DEFAULT_MODEL = Path(__file__).resolve().parents[2] / "model"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cupy() -> Any:
-    module = pytest.importorskip("cupy")
-    try:
-        if module.cuda.runtime.getDeviceCount() == 0:
-            pytest.skip("no GPU")
-    except module.cuda.runtime.CUDARuntimeError:
-        pytest.skip("no GPU")
-    return module
 
 
 @pytest.fixture(scope="module")

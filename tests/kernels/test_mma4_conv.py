@@ -126,17 +126,6 @@ def test_chips_take_what_they_have() -> None:
     assert not any(is_native(FIRST_NUMBER + i, CHIPS["h200"]) for i in range(len(CONFIGS)))
 
 
-@pytest.fixture(scope="module")
-def cupy() -> Any:
-    module = pytest.importorskip("cupy")
-    try:
-        if module.cuda.runtime.getDeviceCount() == 0:
-            pytest.skip("no GPU")
-    except module.cuda.runtime.CUDARuntimeError:
-        pytest.skip("no GPU")
-    return module
-
-
 @pytest.mark.gpu
 @pytest.mark.parametrize("conv", resnet50_convolutions(), ids=str)
 def test_every_configuration_equal_to_integers(cupy: Any, conv: Convolution) -> None:

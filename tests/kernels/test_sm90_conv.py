@@ -139,22 +139,18 @@ def run_conv(cupy: Any, folder: Path, problem: Problem, plan: Plan) -> Any:
     return output.get()
 
 
-@pytest.fixture(scope="module")
-def cupy() -> Any:
-    module = pytest.importorskip("cupy")
-    try:
-        capability = module.cuda.Device().compute_capability
-    except module.cuda.runtime.CUDARuntimeError:
-        pytest.skip("no GPU")
+@pytest.fixture
+def cupy_sm90(cupy: Any) -> Any:
+    capability = cupy.cuda.Device().compute_capability
     if capability != "90":
         pytest.skip(f"needs compute capability 9.0, this GPU has {capability}")
-    return module
+    return cupy
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("n", [1, 3])
 @pytest.mark.parametrize("shape", list(SHAPES))
-def test_equal_to_integers(cupy: Any, tmp_path: Path, shape: str, n: int) -> None:
+def test_equal_to_integers(cupy_sm90: Any, tmp_path: Path, shape: str, n: int) -> None:
     problem = Problem(replace(SHAPES[shape], n=n), np.random.default_rng())
     expected = problem.expected()
     tried = 0
@@ -164,7 +160,7 @@ def test_equal_to_integers(cupy: Any, tmp_path: Path, shape: str, n: int) -> Non
         except EngineError:
             continue
         tried += 1
-        result = run_conv(cupy, tmp_path, problem, plan)
+        result = run_conv(cupy_sm90, tmp_path, problem, plan)
         np.testing.assert_array_equal(result, expected, f"{number}: {plan.config}")
     assert tried > 1
 
@@ -174,17 +170,17 @@ def test_equal_to_integers(cupy: Any, tmp_path: Path, shape: str, n: int) -> Non
     ("size", "channels", "rows", "teams"), [(56, 64, 8, 4), (30, 64, 8, 3), (28, 128, 4, 2)]
 )
 def test_tiles_of_rows_equal_to_integers(
-    cupy: Any, tmp_path: Path, size: int, channels: int, rows: int, teams: int
+    cupy_sm90: Any, tmp_path: Path, size: int, channels: int, rows: int, teams: int
 ) -> None:
     conv = Convolution(3, size, size, channels, channels, 3, 1, 1)
     problem, plan = Problem(conv, np.random.default_rng()), RowsPlan(conv, rows, teams)
-    kernel = load(cupy, tmp_path, "sm90_conv3x3_rows_u4s8.cu", plan.defines, "conv3x3_rows_u4s8")
+    kernel = load(cupy_sm90, tmp_path, "sm90_conv3x3_rows_u4s8.cu", plan.defines, "conv3x3_rows_u4s8")
     kernel.max_dynamic_shared_size_bytes = plan.shared_bytes
     weights = arrange_weights(problem.weight, plan.tile_n, plan.k_bytes)
     constants = channel_constants(problem.bias, problem.rescale, plan.tile_n)
-    device = [cupy.asarray(a.view(np.uint8).ravel()) for a in (weights, constants)]
-    source = cupy.asarray(problem.input)
-    output = cupy.full((conv.n, size, size, channels // 2), POISON, np.uint8)
+    device = [cupy_sm90.asarray(a.view(np.uint8).ravel()) for a in (weights, constants)]
+    source = cupy_sm90.asarray(problem.input)
+    output = cupy_sm90.full((conv.n, size, size, channels // 2), POISON, np.uint8)
     arguments = (plan.tensor_map(source.data.ptr), *device, output, plan.shape_argument())
     kernel((*plan.grid, 1), (plan.threads, 1, 1), arguments, shared_mem=plan.shared_bytes)
     np.testing.assert_array_equal(output.get(), problem.expected())

@@ -17,7 +17,7 @@ import pytest
 from pipeline.defaults import DEFAULT_MODEL, DEMO_IMAGES
 from tests.pipeline.application import LongRun, offline, predictions
 
-pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("clean")]
+pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("cupy", "clean")]
 
 
 @pytest.mark.parametrize("h2d", ["runs", "gather", "staged"])
@@ -68,7 +68,7 @@ def test_more_batches_than_the_gpu_has_memory_for_is_one_clear_error(tmp_path: P
 
 
 @pytest.fixture
-def long_run(tmp_path: Path) -> Iterator[LongRun]:
+def long_run(cupy: object, tmp_path: Path) -> Iterator[LongRun]:
     run = LongRun(
         DEFAULT_MODEL, DEMO_IMAGES, tmp_path / "out", "-b", 256, "--lgts_offline_expected_qps", 50_000, gpu="auto"
     )

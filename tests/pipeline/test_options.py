@@ -56,6 +56,18 @@ def test_the_submission_s_options_keep_their_names() -> None:
     assert (long.batch_size, long.tensors, long.map_path) == (96, options.tensors, options.map_path)
 
 
+def test_what_depends_on_the_scenario() -> None:
+    assert parse([]).ordered
+    assert not parse_line("--scenario Server").ordered
+    assert parse_line("--scenario Server --ordered").ordered
+    assert not parse_line("--no-ordered").ordered
+    assert parse([]).settings_spec.defaults == {}
+    assert parse_line("--scenario Server").settings_spec.defaults == {
+        "server_target_latency_ns": 15_000_000,
+        "server_coalesce_queries": True,
+    }
+
+
 def test_ours() -> None:
     options = parse_line(
         "--gpu cpu --model m --images i --count 7 --no-resize --loaders 3 --output-dir out --no-dashboard "

@@ -40,13 +40,12 @@ SHAPE = (3, 8, 8)
 class FakeInferrer:
     """What the process of a GPU does, on a device of threads."""
 
-    patience_s = 1e-4
-
     def __init__(self, spec: EngineSpec, number: int) -> None:
         if spec.h2d == "staged":
             raise PipelineError(f"no memory for batches of {spec.batch_size}: choose a smaller --batch_size")
         arena, exchange = Arena.attach(spec.arena), Exchange.attach(spec.exchange)
         self._number = number
+        self.patience_s = 0.0 if spec.batch_size == 1 else 1e-4
         self.tracer = Tracer(f"fake {number}")
         self._device = FakeDevice(arena, exchange, kernel_s=0.004, copy_s=0.001)
         self._scheduler: Scheduler[FakeBatch] = Scheduler(self._device, spec.sizes, spec.inflight)
@@ -222,6 +221,18 @@ def test_queries_of_one_sample_go_together_while_the_engine_is_busy(
         assert sizes[0] == 1, "an idle engine gets the first sample at once"
         assert sum(sizes) == 400
         assert 1 < 400 / len(sizes) <= 16
+
+
+def test_one_query_after_another(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with serving(monkeypatch, tmp_path, Sizes.full(1)) as (under_test, answers):
+        under_test.infer.start()
+        for i in range(60):
+            under_test.issue(np.array([i], np.uint64), np.array([i % 9], np.int64))
+            answers.wait(i + 1)
+            if i % 20 == 0:
+                time.sleep(0.01)  # long enough for the engine's process to go to sleep
+        assert answers.classes == classes_of(np.arange(60) % 9)
+        assert not answers.failures
 
 
 def test_a_last_sample_is_not_held_back_for_ever(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
