@@ -83,6 +83,7 @@ def device_part(options: argparse.Namespace, target: Target, figures: Figures) -
     print(f"  {rates.notice}")
     line("engine, inputs on the device, median", images_s(rates.engine_median))
     line(f"engine, inputs on the device, {options.seconds:g} s on end", images_s(rates.engine), "the engine below")
+    line("  clock and power meanwhile", f"{rates.clock_mhz:,.0f} MHz, {rates.power_w:,.0f} W")
     plain = next(iter(rates.copies.values()))
     for name, gbs in rates.copies.items():
         line(f"H2D alone: {name}", f"{gbs:.1f} GB/s", f"{gbs / plain:6.1%} of a plain copy")

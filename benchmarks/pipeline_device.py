@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import statistics
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pynvml
 
 from int4core.backends.cuda.device import load_cupy
 from int4core.backends.cuda.network import DeviceBatch, DeviceNetwork
@@ -42,6 +44,7 @@ class DeviceRates:
     Attributes:
         engine_median: images/s of single replays, inputs in device memory, the median of some.
         engine: the same sustained over seconds, as any long run has it.
+        clock_mhz, power_w: of the multiprocessors and the GPU, the mean of those seconds.
         copies: name -> GB/s, each alone.
         together: (way of copying, whether networks take turns) -> images/s with copies, batches in flight.
     """
@@ -49,6 +52,8 @@ class DeviceRates:
     notice: str
     engine_median: float
     engine: float
+    clock_mhz: float
+    power_w: float
     copies: dict[str, float]
     together: dict[tuple[str, bool], float]
 
@@ -65,17 +70,39 @@ def measure(spec: DeviceSpec) -> DeviceRates:
         device = CudaDevice(network, arena, exchange)
         try:
             batch = network.batch(spec.batch)
-            median, sustained = _engine(cupy, batch, spec.seconds)
+            meter = Meter(network.device.pci_bus_id)
+            median, sustained = _engine(cupy, batch, spec.seconds, meter)
             copies = dict(_copies(cupy, device, batch, arena, exchange, rng))
             del batch
             together = dict(_together(device, exchange, spec, sustained, rng))
-            return DeviceRates(device.notice, median, sustained, copies, together)
+            clock_mhz, power_w = meter.means()
+            return DeviceRates(device.notice, median, sustained, clock_mhz, power_w, copies, together)
         finally:
             device.close()
             network.close()
 
 
-def _engine(cupy: Any, batch: DeviceBatch, seconds: float) -> tuple[float, float]:
+class Meter:
+    """Reads a GPU's clock and power while it works."""
+
+    def __init__(self, bus_id: str) -> None:
+        pynvml.nvmlInit()
+        self._gpu = pynvml.nvmlDeviceGetHandleByPciBusId(bus_id)
+        self._readings: list[tuple[float, float]] = []
+
+    def read_until(self, event: Any) -> None:
+        while not event.done:
+            clock = float(pynvml.nvmlDeviceGetClockInfo(self._gpu, pynvml.NVML_CLOCK_SM))
+            self._readings.append((clock, pynvml.nvmlDeviceGetPowerUsage(self._gpu) / 1e3))
+            time.sleep(0.05)
+
+    def means(self) -> tuple[float, float]:
+        """(MHz, W)"""
+        clock, power = np.mean(self._readings, axis=0)
+        return float(clock), float(power)
+
+
+def _engine(cupy: Any, batch: DeviceBatch, seconds: float, meter: Meter) -> tuple[float, float]:
     """Images/s of replays: (median of a few, over `seconds`). The input is fresh before every one, and not timed."""
     stream = cupy.cuda.Stream(non_blocking=True)
     with stream:
@@ -96,7 +123,9 @@ def _engine(cupy: Any, batch: DeviceBatch, seconds: float) -> tuple[float, float
 
     times_s([replay() for _ in range(5)])
     median_s = statistics.median(times_s([replay() for _ in range(MEDIAN_OF)]))
-    long = times_s([replay() for _ in range(max(MEDIAN_OF, round(seconds / median_s)))])
+    replays = [replay() for _ in range(max(MEDIAN_OF, round(seconds / median_s)))]
+    meter.read_until(replays[-1][1])
+    long = times_s(replays)
     return batch.n / median_s, batch.n * len(long) / sum(long)
 
 
