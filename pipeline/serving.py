@@ -184,10 +184,12 @@ class Serving:
         since = self._waiting.since
         ids, indices = self._waiting.take(self._batching.largest)
         slots = self._store.slots_of(indices)
-        # In the order of slots, a batch is fewer and longer copies. LoadGen takes answers in any order.
-        order = np.argsort(slots, kind="stable")
-        record = self._exchange.take(slots[order])
-        self._underway[self._tickets] = _Batch(ids[order], indices[order], record, since, time.perf_counter())
+        if len(slots) > 1:
+            # In the order of slots, a batch is fewer and longer copies. LoadGen takes answers in any order.
+            order = np.argsort(slots, kind="stable")
+            slots, ids, indices = slots[order], ids[order], indices[order]
+        record = self._exchange.take(slots)
+        self._underway[self._tickets] = _Batch(ids, indices, record, since, time.perf_counter())
         # There is a record for every batch that the stage admits.
         admitted = self.infer.try_submit(Task(self._tickets, len(slots), record))
         assert admitted, "a free record, and no room in the stage"

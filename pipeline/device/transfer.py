@@ -58,10 +58,11 @@ def merge_runs(slots: Slots, contiguous: bool = True) -> tuple[Int64Array, Int64
 
     With `contiguous` False, where samples are not back to back in the arena, every sample is a run of its own.
     """
-    if not contiguous:
-        return np.arange(len(slots), dtype=np.int64), np.ones(len(slots), dtype=np.int64)
-    begins = np.flatnonzero(np.diff(slots, prepend=slots[:1] - 2) != 1)
-    return begins, np.diff(begins, append=len(slots))
+    count = len(slots)
+    if not contiguous or count == 1:
+        return np.arange(count, dtype=np.int64), np.ones(count, dtype=np.int64)
+    bounds = np.concatenate(([0], np.flatnonzero(slots[1:] != slots[:-1] + 1) + 1, [count]))
+    return bounds[:-1], bounds[1:] - bounds[:-1]
 
 
 @dataclass(frozen=True)
@@ -111,14 +112,18 @@ class Runs:
     def __call__(self, slots: Slots, slots_address: int, batch: Any, stream: Any) -> None:
         spec = self.arena.spec
         begins, lengths = merge_runs(slots, spec.slot_bytes == spec.sample_bytes)
+        runtime = self.cupy.cuda.runtime
+        if len(begins) == 1:  # a batch of one sample, most often, where every microsecond shows
+            source, size = self.base + int(slots[0]) * spec.slot_bytes, len(slots) * spec.sample_bytes
+            runtime.memcpyAsync(batch.input.data.ptr, source, size, runtime.memcpyHostToDevice, stream.ptr)
+            return
         sources = self.base + slots[begins].astype(np.uint64) * np.uint64(spec.slot_bytes)
         targets = batch.input.data.ptr + begins.astype(np.uint64) * np.uint64(spec.sample_bytes)
         sizes = lengths.astype(np.uint64) * np.uint64(spec.sample_bytes)
         copy_many = _copy_many()
-        if len(begins) > 1 and copy_many is not None:
+        if copy_many is not None:
             copy_many(targets, sources, sizes, stream.ptr)
             return
-        runtime = self.cupy.cuda.runtime
         for target, source, size in zip(targets.tolist(), sources.tolist(), sizes.tolist(), strict=True):
             runtime.memcpyAsync(target, source, size, runtime.memcpyHostToDevice, stream.ptr)
 

@@ -219,6 +219,9 @@ def test_runs_of_neighbouring_slots() -> None:
     assert lengths.tolist() == [3, 2, 1, 2]
     begins, lengths = merge_runs(np.array([3, 4], dtype=np.int32), contiguous=False)
     assert (begins.tolist(), lengths.tolist()) == ([0, 1], [1, 1])
+    for slots in ([7], [7, 8, 9]):
+        begins, lengths = merge_runs(np.array(slots, dtype=np.int32))
+        assert (begins.tolist(), lengths.tolist()) == ([0], [len(slots)])
     slots = typical_slots(np.random.default_rng(0), 500, 100)
     begins, lengths = merge_runs(slots)
     rebuilt = [slots[b] + i for b, n in zip(begins, lengths, strict=True) for i in range(n)]
