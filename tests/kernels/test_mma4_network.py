@@ -1,4 +1,8 @@
-"""Whole networks on chips with 4-bit tensor cores: emulated on a CPU, every layer equal to the NumPy engine."""
+"""Whole networks with the kernels of chips that have 4-bit tensor cores, emulated.
+
+On a CPU, every layer equal to the NumPy engine; on a Hopper, for which the compiler spells the instructions out, the
+published model equal to the golden logits.
+"""
 
 from __future__ import annotations
 
@@ -12,13 +16,17 @@ from int4core.backends.cuda.chips import CHIPS, Chip
 from int4core.backends.cuda.fuse import fuse
 from int4core.backends.cuda.head import Linear, Mean, Top1
 from int4core.backends.cuda.kernel import Kernel
+from int4core.backends.cuda.network import DeviceNetwork
 from int4core.backends.cuda.ops import CLASSES, INPUT, TOP1, ConvOp, LinearOp, Op, PoolOp, StemOp
+from int4core.backends.cuda.planner import NetworkPlan, make_plan
 from int4core.backends.cuda.sm90 import Output
 from int4core.engine import Engine
 from int4core.model import Model
 from int4core.random_model import random_model
+from int4core.tuning.files import load_tuning
 from tests.kernels.emulator.driver import Emulated, needs_compiler
 from tests.kernels.problems import unpack
+from tests.paths import SHARED, needs_shared
 
 
 def kernel_of(op: Op, chip: Chip) -> Kernel:
@@ -70,3 +78,30 @@ def test_every_layer_equal_to_numpy(name: str, tmp_path_factory: pytest.TempPath
     np.testing.assert_array_equal(tensors[CLASSES].view(np.int32).reshape(len(x), -1), sums)
     np.testing.assert_array_equal(tensors[TOP1].view(np.int32), top1)
     assert sums.any()
+
+
+@needs_shared
+@pytest.mark.gpu
+@pytest.mark.usefixtures("cupy")
+@pytest.mark.parametrize("name", ["t4", "titan_rtx", "a100", "l4"])
+def test_golden_logits_with_the_kernels_of_another_chip(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernels that the chip's tuned file chooses."""
+    published = Model.load(SHARED / "model-v0.5" / "model")
+    tuning = load_tuning(name, published.network, None)
+    golden = np.load(SHARED / "golden" / "inputs8.npz")
+    network = DeviceNetwork(published)
+
+    def plan(n: int, keep_all: bool = False) -> NetworkPlan:
+        return make_plan(published.network, CHIPS[name], n, numbers=tuning.numbers_for(n), keep_all=keep_all)
+
+    monkeypatch.setattr(network, "plan", plan)
+    batch = network.batch(len(golden["x"]))
+    convolutions = [step.kernel for step in batch.plan.steps if isinstance(step.op, ConvOp)]
+    assert len(convolutions) > 40
+    assert all(isinstance(kernel, mma4.Mma4Conv) for kernel in convolutions)
+    batch.input.set(golden["x"])
+    stream = network.cupy.cuda.Stream(non_blocking=True)
+    network.device.synchronize()
+    batch.run(stream)
+    np.testing.assert_array_equal(batch.sums.get(stream=stream), golden["logits"])
+    network.close()

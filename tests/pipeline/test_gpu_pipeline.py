@@ -67,6 +67,13 @@ def test_more_batches_than_the_gpu_has_memory_for_is_one_clear_error(tmp_path: P
     assert "Traceback" not in done.stderr
 
 
+def test_more_than_the_shared_memory_holds_is_one_clear_error(tmp_path: Path) -> None:
+    done = offline("-b", 10**12, "--output-dir", tmp_path / "out", gpu="auto")
+    assert done.returncode == 1
+    assert "of shared memory" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 @pytest.fixture
 def long_run(cupy: object, tmp_path: Path) -> Iterator[LongRun]:
     run = LongRun(

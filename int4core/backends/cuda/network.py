@@ -17,12 +17,12 @@ from int4core.backends.cuda.source import KernelSource
 from int4core.errors import EngineError
 from int4core.layers import Pair
 from int4core.network import default_input_size
+from int4core.ranges import Ranges
 from int4core.tuning.autoconfig import Autoconfig
 from int4core.tuning.files import Tuning, load_tuning
 
 if TYPE_CHECKING:
     from int4core.model import Model
-from int4core.ranges import Ranges
 
 
 class DeviceNetwork:
