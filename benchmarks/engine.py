@@ -76,8 +76,8 @@ def _golden(gpu: Engine, golden: Path, images: Path) -> Iterator[tuple[str, bool
     different = [name for name in common if not np.array_equal(trace[name].reshape(layers[name].shape), layers[name])]
     yield f"{len(common)} golden layers {different or ''}", not different and len(common) > 40
     if images.is_dir():
-        from pipeline.library import SampleLibrary
-        from pipeline.preprocess import Preprocessor
+        from pipeline.samples.library import SampleLibrary
+        from pipeline.samples.preprocess import Preprocessor
 
         paths = SampleLibrary.from_images(images).paths
         x, preprocessor = np.empty((len(paths), 3, 224, 224), np.int8), Preprocessor()

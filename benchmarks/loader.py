@@ -31,8 +31,8 @@ from rich.table import Table
 
 import pipeline
 from pipeline.errors import PipelineError
-from pipeline.library import SampleLibrary
-from pipeline.preprocess import Preprocessor, quantize_table
+from pipeline.samples.library import SampleLibrary
+from pipeline.samples.preprocess import Preprocessor, quantize_table
 
 SIZE = 224
 RESIZE = 256
@@ -42,7 +42,7 @@ DECODE = "Pillow, decoding alone"
 REFERENCE = "torchvision's, CHW float32"
 PLAIN = "plain NumPy, HWC float64"
 TABLE = "whole resize, then a table"
-OURS = "pipeline.preprocess"
+OURS = "pipeline.samples.preprocess"
 
 
 def reference_crop(path: Path, size: int = SIZE, resize: int | None = RESIZE) -> Image.Image:

@@ -37,12 +37,12 @@ from int4core.network import default_input_size
 from pipeline.defaults import DEMO_IMAGES, default_model
 from pipeline.device.scheduler import Sizes
 from pipeline.errors import PipelineError
-from pipeline.gpus import Target, choose
-from pipeline.hardware import available_cores
-from pipeline.library import SampleLibrary
-from pipeline.run import Run, RunSpec
-from pipeline.scenarios import SERVER_LATENCY_NS
-from pipeline.verdict import Verdict, judge
+from pipeline.loadgen.scenarios import SERVER_LATENCY_NS
+from pipeline.machine.gpus import Target, choose
+from pipeline.machine.hardware import available_cores
+from pipeline.report.verdict import Verdict, judge
+from pipeline.samples.library import SampleLibrary
+from pipeline.session.run import Run, RunSpec
 
 ROOT = Path(__file__).resolve().parents[1]
 SECTIONS = "device,offline,jpeg,latency,server,accuracy"

@@ -15,11 +15,11 @@ import pynvml
 from int4core.backends.cuda.device import load_cupy
 from int4core.backends.cuda.network import DeviceBatch, DeviceNetwork
 from int4core.model import Model
-from pipeline.arena import Arena
 from pipeline.device.cuda import CudaDevice
 from pipeline.device.scheduler import Scheduler, Sizes
-from pipeline.exchange import Exchange
-from pipeline.stages.device import device_number, typical_slots
+from pipeline.memory.arena import Arena
+from pipeline.memory.exchange import Exchange
+from pipeline.stages.gpu import device_number, typical_slots
 
 COPIES = 12
 MEDIAN_OF = 24

@@ -23,8 +23,8 @@ from typing import Any
 import numpy as np
 import psutil
 
-from pipeline.loadgen import LoadGenSession, SettingsSpec, load_module, make_settings
-from pipeline.results import read_result
+from pipeline.loadgen.binding import LoadGenSession, SettingsSpec, load_module, make_settings
+from pipeline.loadgen.results import read_result
 
 MIN_DURATION_MS = 10
 LIBRARY = 1024

@@ -20,10 +20,10 @@ from int4core.backends.cuda.table import KNOWN_NUMBERS
 from int4core.tuning import autoconfig
 from int4core.tuning.autoconfig import AutoconfigError
 from int4core.tuning.files import file_of
-from pipeline.arena import ArenaSpec
-from pipeline.gpus import GPU_CHOICES
-from pipeline.probe import BATCH, Driver, Facts, GpuFacts, gather, usable_cores
-from pipeline.profilers import NCU, NSYS, Profiler
+from pipeline.machine.gpus import GPU_CHOICES
+from pipeline.machine.probe import BATCH, Driver, Facts, GpuFacts, gather, usable_cores
+from pipeline.machine.profilers import NCU, NSYS, Profiler
+from pipeline.memory.arena import ArenaSpec
 
 SMALL_RUN, IMAGENET = 1024, 50_000
 """Samples that a valid Offline run holds at least, and those of ImageNet's validation set."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from pipeline.supervisor import Supervisor
+from pipeline.session.supervisor import Supervisor
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -17,7 +17,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     supervisor = Supervisor()
     with supervisor.signals():
         # Imported here, signals already in hand: a Ctrl-C in the middle of an import would be a traceback.
-        from pipeline.command import command
+        from pipeline.loadgen.command import command
 
         return command(sys.argv[1:] if argv is None else argv, supervisor)
 

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.errors import PipelineError
-from pipeline.results import (
+from pipeline.loadgen.results import (
     NOT_PREDICTED,
     AccuracyLog,
     accuracy,

@@ -23,7 +23,7 @@ from pathlib import Path
 from int4core.errors import Int4CoreError
 from pipeline.defaults import DEFAULT_MODEL
 from pipeline.errors import PipelineError
-from pipeline.profilers import NCU, require_profiler
+from pipeline.machine.profilers import NCU, require_profiler
 from tools.ncu_read import METRICS, KernelMetrics, explain, parse
 from tools.nsys_profile import default_command
 from tools.passes import Launch, planned_pass

@@ -21,7 +21,7 @@ from pathlib import Path
 from int4core.errors import Int4CoreError
 from pipeline.defaults import DEFAULT_MODEL
 from pipeline.errors import PipelineError
-from pipeline.profilers import NSYS, require_profiler
+from pipeline.machine.profilers import NSYS, require_profiler
 from tools.nsys_read import Profile, by_copy, by_layer, kernels_busy, read
 from tools.passes import Launch, planned_pass
 from tools.timeline import draw

@@ -18,10 +18,10 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.segment import Segment
 from rich.terminal_theme import TerminalTheme
 
-from pipeline.frame import MAX_WIDTH, Frame, View
-from pipeline.hardware import GpuLoad, Load
-from pipeline.history import History
-from pipeline.metrics import Snapshot, StageSnapshot
+from pipeline.machine.hardware import GpuLoad, Load
+from pipeline.report.frame import MAX_WIDTH, Frame, View
+from pipeline.report.history import History
+from pipeline.telemetry.metrics import Snapshot, StageSnapshot
 
 TITLE = "int4-resnet50 · Offline · PerformanceOnly · SAMPLE DATA"
 SECONDS, STEP_S = 118.0, 0.25
@@ -102,9 +102,7 @@ class WordByWord:
 
 
 def render(path: Path) -> None:
-    console = Console(
-        file=io.StringIO(), record=True, width=MAX_WIDTH, force_terminal=True, color_system="truecolor"
-    )
+    console = Console(file=io.StringIO(), record=True, width=MAX_WIDTH, force_terminal=True, color_system="truecolor")
     console.print(WordByWord(Frame(sample_view())))
     svg = console.export_svg(title="python -m pipeline.offline", theme=_THEME, unique_id="dashboard")
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -10,10 +10,10 @@ import numpy as np
 
 from int4core.backends.cuda.network import DeviceBatch, DeviceNetwork
 from int4core.errors import EngineError
-from pipeline.arena import Arena
 from pipeline.device.transfer import Gather, H2d, Runs, Staged, Transfer
 from pipeline.errors import PipelineError
-from pipeline.exchange import Exchange
+from pipeline.memory.arena import Arena
+from pipeline.memory.exchange import Exchange
 
 _PORTABLE, _MAPPED = 1, 2
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from pipeline.device.base import Marks
-from pipeline.trace import DeviceClock, Tracer
+from pipeline.telemetry.trace import DeviceClock, Tracer
 
 # CUDA gives the time between two events as float32; over ten seconds that is a microsecond coarse.
 CLOCK_REACHES_S = 10.0

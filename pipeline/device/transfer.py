@@ -20,13 +20,13 @@ import numpy as np
 import numpy.typing as npt
 
 from int4core.errors import EngineError
-from pipeline.arena import Arena
-from pipeline.exchange import Slots
+from pipeline.memory.arena import Arena
+from pipeline.memory.exchange import Slots
 
 H2d: TypeAlias = Literal["auto", "gather", "runs", "staged"]
 H2D_CHOICES: tuple[H2d, ...] = get_args(H2d)
 
-KERNEL = Path(__file__).parents[1] / "kernels" / "gather.cu"
+KERNEL = Path(__file__).parent / "kernels" / "gather.cu"
 THREADS = 256
 WORD_BYTES = 16
 

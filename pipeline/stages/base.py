@@ -9,9 +9,9 @@ from collections import deque
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
-from pipeline.channels import Task
 from pipeline.errors import PipelineError
-from pipeline.metrics import StageSnapshot
+from pipeline.stages.channels import Task
+from pipeline.telemetry.metrics import StageSnapshot
 
 T = TypeVar("T")
 R = TypeVar("R")

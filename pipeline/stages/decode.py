@@ -10,15 +10,15 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.arena import Arena, ArenaSpec
-from pipeline.channels import Rates, Task
 from pipeline.errors import ImageError
-from pipeline.numa import pin
-from pipeline.preprocess import Preprocessor
+from pipeline.machine.numa import pin
+from pipeline.memory.arena import Arena, ArenaSpec
+from pipeline.samples.preprocess import Preprocessor
+from pipeline.samples.tensors import read_tensor_into
 from pipeline.stages.base import StageFailure
+from pipeline.stages.channels import Rates, Task
 from pipeline.stages.process import ProcessStage
-from pipeline.tensors import read_tensor_into
-from pipeline.trace import make_tracer
+from pipeline.telemetry.trace import make_tracer
 
 # Files a loader takes at a time: enough to make a message cheap, few enough to share out evenly.
 FILES_PER_TASK = 8
@@ -47,8 +47,8 @@ class DecodeResult:
 class LoaderSpec:
     """What every loader needs to know. `kind` is `images` or `tensors`; `resize` None: already sized.
 
-    `cores` are the cores near each GPU of the run (see `pipeline.numa`); loaders are spread over them in turn. `traced`
-    keeps spans for a trace.
+    `cores` are the cores near each GPU of the run (see `pipeline.machine.numa`); loaders are spread over them in
+    turn. `traced` keeps spans for a trace.
     """
 
     arena: ArenaSpec

@@ -13,14 +13,14 @@ import numpy as np
 
 from int4core.engine import Engine
 from int4core.model import Model
-from pipeline.arena import Arena, ArenaSpec
-from pipeline.channels import Rates, Task
 from pipeline.device.scheduler import Sizes
-from pipeline.exchange import Exchange, ExchangeSpec
+from pipeline.memory.arena import Arena, ArenaSpec
+from pipeline.memory.exchange import Exchange, ExchangeSpec
 from pipeline.stages.base import StageFailure
+from pipeline.stages.channels import Rates, Task
 from pipeline.stages.process import ProcessStage
 from pipeline.stages.worker import serve, serve_overlapped
-from pipeline.trace import make_tracer
+from pipeline.telemetry.trace import make_tracer
 
 InferStage: TypeAlias = ProcessStage[int, None]
 
@@ -118,7 +118,7 @@ def infer_stage(
     make: Callable[[int], Any]
     if overlapped:
         # Imported here and again in the process itself: on the CPU nothing of CUDA is needed.
-        from pipeline.stages.device import DeviceInferrer
+        from pipeline.stages.gpu import DeviceInferrer
 
         make = partial(DeviceInferrer, spec)
     else:

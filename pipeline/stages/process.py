@@ -18,7 +18,8 @@ from multiprocessing import resource_tracker
 from multiprocessing.context import SpawnContext, SpawnProcess
 from typing import Any, TypeVar
 
-from pipeline.channels import (
+from pipeline.stages.base import Stage, StageFailure
+from pipeline.stages.channels import (
     FROM_WORKER,
     TO_WORKER,
     Channel,
@@ -32,9 +33,8 @@ from pipeline.channels import (
     TellTrace,
     Traced,
 )
-from pipeline.stages.base import Stage, StageFailure
 from pipeline.stages.worker import Resident, serve
-from pipeline.trace import Records
+from pipeline.telemetry.trace import Records
 
 T = TypeVar("T")
 R = TypeVar("R")

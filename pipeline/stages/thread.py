@@ -9,8 +9,8 @@ import traceback
 from collections.abc import Callable
 from typing import TypeVar
 
-from pipeline.channels import Stop, Task
 from pipeline.stages.base import Stage, StageFailure
+from pipeline.stages.channels import Stop, Task
 
 T = TypeVar("T")
 R = TypeVar("R")

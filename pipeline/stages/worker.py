@@ -15,7 +15,8 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeVar
 
 from int4core.errors import Int4CoreError
-from pipeline.channels import (
+from pipeline.errors import PipelineError
+from pipeline.stages.channels import (
     FROM_WORKER,
     TO_WORKER,
     Channel,
@@ -29,8 +30,7 @@ from pipeline.channels import (
     TellTrace,
     Traced,
 )
-from pipeline.errors import PipelineError
-from pipeline.trace import AnyTracer
+from pipeline.telemetry.trace import AnyTracer
 
 W = TypeVar("W", bound="Resident")
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import psutil
 
-from pipeline.arena import segment_folder
+from pipeline.memory.arena import segment_folder
 from tests.paths import ROOT
 
 LOADERS = 2

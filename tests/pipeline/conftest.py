@@ -12,8 +12,8 @@ from PIL import Image
 
 from int4core import Engine, Model
 from int4core.random_model import random_model
-from pipeline.arena import segment_folder
-from pipeline.preprocess import Preprocessor
+from pipeline.memory.arena import segment_folder
+from pipeline.samples.preprocess import Preprocessor
 
 IMAGES = 24
 SIZE = 64

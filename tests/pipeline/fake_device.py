@@ -15,8 +15,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from pipeline.arena import Arena
-from pipeline.exchange import Exchange
+from pipeline.memory.arena import Arena
+from pipeline.memory.exchange import Exchange
 
 
 class FakeStream:
@@ -83,9 +83,7 @@ class FakeDevice:
     `deaf` leaves out every wait between streams, to see that a missing one is noticed.
     """
 
-    def __init__(
-        self, arena: Arena, exchange: Exchange, *, kernel_s: float, copy_s: float, deaf: bool = False
-    ) -> None:
+    def __init__(self, arena: Arena, exchange: Exchange, *, kernel_s: float, copy_s: float, deaf: bool = False) -> None:
         self._arena = arena
         self._exchange = exchange
         self._kernel_s = kernel_s

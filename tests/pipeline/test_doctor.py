@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 
-from pipeline import doctor, probe
+from pipeline import doctor
 from pipeline.doctor import Finding, examine
 from pipeline.errors import PipelineError
-from pipeline.probe import Cgroup, Driver, Facts, GpuFacts, Library, cupy_wheels, read_cgroup, usable_cores
-from pipeline.profilers import NCU, NSYS, find_profiler, require_profiler
+from pipeline.machine import probe
+from pipeline.machine.probe import Cgroup, Driver, Facts, GpuFacts, Library, cupy_wheels, read_cgroup, usable_cores
+from pipeline.machine.profilers import NCU, NSYS, find_profiler, require_profiler
 
 GIB = 1 << 30
 H200 = GpuFacts(0, "NVIDIA H200", "h200", 140 * GIB, 141 * GIB)
@@ -191,9 +192,7 @@ def test_what_is_wrong_is_said_with_its_mend(
         ("nonsense\n", "fail", "h200:1"),
     ],
 )
-def test_the_tuned_file_has_to_be_for_this_chip(
-    healthy: Facts, text: str | None, status: str, said: str
-) -> None:
+def test_the_tuned_file_has_to_be_for_this_chip(healthy: Facts, text: str | None, status: str, said: str) -> None:
     file = healthy.autoconfig_folder / "h200"
     if text is None:
         file.unlink()
@@ -306,7 +305,7 @@ def test_the_newest_profiler_off_the_path_is_found(tmp_path: Path, monkeypatch: 
 
 
 def test_a_profiler_that_is_not_there_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.profilers.find_profiler", lambda profiler: None)
+    monkeypatch.setattr("pipeline.machine.profilers.find_profiler", lambda profiler: None)
     with pytest.raises(PipelineError, match=r"Nsight Compute \(ncu\) is not on PATH.*To get it: sudo apt-get"):
         require_profiler(NCU)
 

@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from int4core import Model
-from pipeline.arena import segment_folder
+from pipeline.memory.arena import segment_folder
 from tests.paths import SHARED, needs_shared
 from tests.pipeline.application import LongRun, labels_of, offline, predictions
 
@@ -105,9 +105,7 @@ def test_bad_images_fail_the_run_before_the_timed_part_and_all_are_named(
 
 
 @pytest.mark.usefixtures("clean")
-def test_bad_images_are_dropped_when_asked(
-    model_dir: Path, images: Path, expected: np.ndarray, tmp_path: Path
-) -> None:
+def test_bad_images_are_dropped_when_asked(model_dir: Path, images: Path, expected: np.ndarray, tmp_path: Path) -> None:
     folder, out = spoil(images, tmp_path / "images"), tmp_path / "out"
     done = offline(
         "--model", model_dir, "--images", folder, "--output-dir", out, "--test-mode", "AccuracyOnly",
@@ -152,9 +150,7 @@ def test_a_killed_worker_ends_the_run(long_run: LongRun, stage: str) -> None:
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_ends_the_run_in_its_timed_part(
-    long_run: LongRun, number: signal.Signals, status: int
-) -> None:
+def test_a_signal_ends_the_run_in_its_timed_part(long_run: LongRun, number: signal.Signals, status: int) -> None:
     long_run.wait_running()
     if number == signal.SIGINT:  # a terminal sends it to every process of the group at once
         os.killpg(long_run.process.pid, number)

@@ -1,0 +1,305 @@
+"""The offline command from its options to its summary; `pipeline.offline` is its entry."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from int4core.errors import Int4CoreError
+from int4core.layers import ResNet, walk
+from int4core.model import Model
+from int4core.network import default_input_size
+from int4core.tuning import autoconfig
+from int4core.tuning.autoconfig import Autoconfig
+from pipeline.defaults import DEMO_IMAGES, default_model
+from pipeline.errors import PipelineError
+from pipeline.loadgen.binding import LoadGenSession, assign, load_module, make_settings, samples_at_a_time
+from pipeline.loadgen.options import Options, parse
+from pipeline.loadgen.results import Accuracy, accuracy, read_result
+from pipeline.loadgen.scenarios import batch_plan, expectations, samples_per_query
+from pipeline.loadgen.summary import summarise, write_summary
+from pipeline.machine.gpus import Target, choose
+from pipeline.memory.arena import sweep_stale
+from pipeline.report.dashboard import Dashboard, choose_mode
+from pipeline.report.history import History
+from pipeline.report.verdict import Verdict, judge
+from pipeline.samples.library import SampleLibrary
+from pipeline.session.run import Run, RunSpec
+from pipeline.session.serving import NOT_PREDICTED
+from pipeline.session.store import BadFile
+from pipeline.session.supervisor import Interrupted, Supervisor
+from pipeline.stages.base import StageFailure
+from pipeline.stages.infer import CPU_IN_FLIGHT
+from pipeline.stages.process import default_workers
+from pipeline.telemetry.trace import write_trace
+
+# The short side of an image before the centre crop, over the crop: torchvision's 256 for 224.
+RESIZE_OVER_CROP = 256 / 224
+# MLPerf's rules ask for at least this many different samples in a performance run.
+PERFORMANCE_SAMPLES = 1024
+
+
+def _engines(run: Run) -> list[dict[str, Any]]:
+    """What each engine process ran on and how much it did, for summary.json."""
+    infer = run.serving.infer
+    return [{"note": note, "samples": samples} for note, samples in zip(infer.notes, infer.done_by_worker, strict=True)]
+
+
+class BadImages(PipelineError):
+    """Files of the library that cannot become samples; the run was not allowed to leave them out."""
+
+    def __init__(self, bad: Sequence[BadFile], total: int) -> None:
+        lines = [f"{len(bad)} of {total} files cannot be read:"]
+        lines += [f"  {b.path}: {b.why}" for b in bad]
+        lines.append("mend or remove them, or leave them out with --skip-bad-images")
+        super().__init__("\n".join(lines))
+
+
+def command(argv: Sequence[str], supervisor: Supervisor) -> int:
+    """Run the command line `argv`; returns the exit status, and says on stderr why it is not 0."""
+    options = parse(argv)
+    # With --json, standard output is for machines.
+    console = Console(stderr=options.json, soft_wrap=True, highlight=False, markup=False, emoji=False)
+    errors = Console(stderr=True, soft_wrap=True, highlight=False, markup=False, emoji=False)
+    try:
+        OfflineCommand(options, supervisor, console).run()
+        return 0
+    except Interrupted as error:
+        status = 128 + error.number
+        errors.print(f"stopped: {error}", style="bold yellow")
+    except (PipelineError, Int4CoreError) as error:
+        status = 1
+        if isinstance(error, StageFailure) and error.traceback:
+            errors.print(error.traceback.rstrip())
+        errors.print(f"error: {error}", style="bold red")
+    if supervisor.job_is_stuck:
+        # LoadGen cannot be told to give up a test. All that has to be given back has been.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    return status
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What the command line comes to: where it computes, with which model, on which samples."""
+
+    target: Target
+    model_path: Path
+    network: ResNet
+    library: SampleLibrary
+    spec: RunSpec
+
+
+class OfflineCommand:
+    """One run of the command, from options to summary."""
+
+    def __init__(self, options: Options, supervisor: Supervisor, console: Console) -> None:
+        self._options = options
+        self._supervisor = supervisor
+        self._console = console
+        self._bad: tuple[BadFile, ...] = ()
+        self._kept: Any = None
+        self._session: LoadGenSession | None = None
+
+    def run(self) -> None:
+        """Raises PipelineError or Int4CoreError; nothing is left behind on any way out."""
+        options = self._options
+        lg = load_module(options.loadgen_path)
+        self._test_settings, self._log_settings = make_settings(lg, options.settings_spec)
+        for path in sweep_stale():
+            self._say(f"removed {path}, left behind by a run that was killed")
+        prepared = self._prepare()
+        self._supervisor.check()
+        with Run(prepared.spec, deliver=self._deliver, on_failure=self._supervisor.fail) as run:
+            dashboard = Dashboard(
+                run.serving.snapshot,
+                title=f"{prepared.model_path.name} on {prepared.target.notice}",
+                mode=choose_mode(json_lines=options.json, dashboard=options.dashboard),
+                gpus=tuple(sorted({gpu.index for gpu in prepared.target.gpus})),
+            )
+            with dashboard:
+                self._supervisor.watch(lambda: self._job(lg, run, prepared))
+            self._report(run, prepared, dashboard.history)
+
+    def _prepare(self) -> Prepared:
+        options = self._options
+        if options.trace is not None and not options.trace.parent.is_dir():
+            raise PipelineError(f"--trace {options.trace}: there is no folder {options.trace.parent}")
+        target = choose(options.gpu, numbers=options.gpus)
+        self._say(f"running on {target.notice}")
+        model_path = options.model or default_model()
+        network = Model.load(model_path).network
+        backend_options: dict[str, Any] = {}
+        if target.gpus:
+            backend_options["gpu"] = target.key
+        if options.autoconfig is not None:
+            config = self._autoconfig(options.autoconfig, network)
+            if target.backend == "numpy":
+                self._say(f"{options.autoconfig} is valid; the CPU has no kernels to choose from")
+            else:
+                backend_options["autoconfig"] = config
+        height, width = default_input_size(network)
+        if height != width:
+            raise PipelineError(f"{model_path}: takes {height}x{width} inputs; images are cropped to squares")
+        library = self._library()
+        plan = batch_plan(
+            options.scenario,
+            gpu=bool(target.gpus),
+            batch_size=options.batch_size,
+            max_batch=options.max_batch,
+            batch_timeout_us=options.batch_timeout_us,
+            inflight=options.inflight if target.gpus else CPU_IN_FLIGHT,
+            samples_per_query=samples_per_query(options.scenario, self._test_settings),
+        )
+        batch = plan.sizes.largest
+        loaders = options.loaders or default_workers()
+        spec = RunSpec(
+            model=model_path,
+            backend=target.backend,
+            backend_options=tuple(backend_options.items()),
+            sizes=plan.sizes,
+            input_shape=(3, height, width),
+            library=library,
+            resize=round(height * RESIZE_OVER_CROP) if options.resize else None,
+            loaders=min(loaders, len(library)),
+            slots=self._performance_count(len(library), batch),
+            stage_timeout_s=options.stage_timeout_s,
+            engines=len(target.gpus) or options.engines,
+            inflight=plan.inflight,
+            h2d=options.h2d,
+            ordered=options.ordered,
+            bus_ids=target.bus_ids,
+            hold_s=plan.hold_s,
+            traced=options.trace is not None,
+        )
+        self._say(f"{len(library)} {library.kind}, batch {batch}, {spec.loaders} loaders, model {model_path}")
+        return Prepared(target, model_path, network, library, spec)
+
+    def _autoconfig(self, path: Path, network: ResNet) -> Autoconfig:
+        config = autoconfig.read(path)
+        if config.notice is not None:
+            self._say(config.notice)
+        config.validate(layers={layer.name for layer in walk(network)})
+        return config
+
+    def _library(self) -> SampleLibrary:
+        options = self._options
+        if options.tensors is not None:
+            return SampleLibrary.from_tensors(options.tensors, options.map_path, options.count)
+        images = options.images or DEMO_IMAGES
+        return SampleLibrary.from_images(images, options.map_path, options.count)
+
+    def _performance_count(self, samples: int, batch: int) -> int:
+        """How many samples LoadGen may ask to have loaded at a time."""
+        ours = min(samples, max(PERFORMANCE_SAMPLES, batch))
+        return samples_at_a_time(self._test_settings, samples, ours)
+
+    def _job(self, lg: Any, run: Run, prepared: Prepared) -> None:
+        """All that takes time, in the job's thread."""
+        run.start()
+        for stage in (run.store.decode, run.serving.infer):
+            pids = ", ".join(map(str, stage.pids))
+            notes = stage.notes[:1] if stage is run.store.decode else stage.notes
+            self._say(f"stage {stage.name} is up: {' | '.join(notes)}, pids {pids}")
+        run.serving.enter("loading")
+        self._bad = run.store.check()
+        if self._bad and not self._options.skip_bad_images:
+            raise BadImages(self._bad, len(prepared.library))
+        self._kept = run.store.drop(self._bad)
+        if len(self._kept) == 0:
+            raise BadImages(self._bad, len(prepared.library))
+        self._expect_rate(run)
+        with LoadGenSession(
+            lg,
+            count=len(self._kept),
+            performance_count=self._performance_count(len(self._kept), prepared.spec.sizes.largest),
+            load=run.store.load,
+            unload=run.store.unload,
+            issue=run.serving.issue,
+            flush=lambda: None,
+            on_error=self._supervisor.fail,
+        ) as self._session:
+            run.serving.enter("running")
+            self._session.run(self._test_settings, self._log_settings)
+        run.serving.enter("done")
+
+    def _expect_rate(self, run: Run) -> None:
+        """Where the user does not say what rate to expect, LoadGen is told one that fits the engine's own."""
+        options = self._options
+        if options.user_conf is not None:
+            return
+        scenario = options.scenario
+        fields, said = expectations(
+            scenario,
+            dict(options.test_settings),
+            run.serving.infer.expected_rate,
+            samples_per_query(scenario, self._test_settings),
+        )
+        for name, value in fields.items():
+            assign(self._test_settings, name, value)
+            self._say(f"LoadGen is told {said}")
+
+    def _report(self, run: Run, prepared: Prepared, history: History) -> None:
+        log = self._log_settings.log_output
+        result = read_result(Path(log.outdir), log.prefix, log.suffix)
+        self._say(result.verdict())
+        top1 = self._accuracy(run, prepared.library)
+        if top1 is not None:
+            self._say(f"top-1: {top1}")
+        if self._bad:
+            self._say(f"left out {len(self._bad)} files that cannot be read:")
+            for bad in self._bad:
+                self._say(f"  {bad.path}: {bad.why}")
+        snapshot = run.serving.snapshot()
+        verdict = self._verdict(run, result.samples_per_second or snapshot.rate_mean)
+        if self._options.trace is not None:
+            write_trace(self._options.trace, run.traces())
+            self._say(f"timeline: {self._options.trace}, for https://ui.perfetto.dev")
+        summary = summarise(
+            self._options,
+            test_settings=self._test_settings,
+            log_settings=self._log_settings,
+            target=prepared.target.notice,
+            model=prepared.model_path,
+            samples=len(self._kept),
+            batch_size=prepared.spec.sizes.largest,
+            snapshot=snapshot,
+            stages=history.stages(),
+            bad_images=self._bad,
+            result=result,
+            accuracy=top1,
+            extra={"engines": _engines(run), "verdict": None if verdict is None else verdict.as_dict()},
+        )
+        path = write_summary(self._options.output_dir, summary)
+        self._say(f"logs and summary: {path.parent}")
+
+    def _verdict(self, run: Run, rate: float) -> Verdict | None:
+        """What bounds the run; None in scenarios whose rate is LoadGen's to choose."""
+        if self._options.scenario != "Offline":
+            return None
+        verdict = judge(run.ceilings(rate, decode_timed=False))
+        for sentence in verdict.sentences:
+            self._say(sentence)
+        return verdict
+
+    def _accuracy(self, run: Run, library: SampleLibrary) -> Accuracy | None:
+        """Top-1 over the samples that LoadGen asked for; None without labels."""
+        if library.labels is None:
+            return None
+        predictions = run.serving.predictions[: len(self._kept)]
+        asked = predictions != NOT_PREDICTED
+        return accuracy(predictions[asked], library.labels[self._kept][asked]) if asked.any() else None
+
+    def _deliver(self, ids: Any, classes: Any) -> None:
+        assert self._session is not None, "an answer before LoadGen's session exists"
+        self._session.complete(ids, classes)
+
+    def _say(self, line: str) -> None:
+        self._console.print(line)

@@ -1,0 +1,388 @@
+"""The command line: the original submission's options, LoadGen's own by reflection, and ours."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any, NoReturn, cast
+
+from pipeline.device.transfer import H2D_CHOICES
+from pipeline.errors import PipelineError
+from pipeline.loadgen.binding import (
+    LOG_DEFAULTS,
+    Scalar,
+    SettingsSpec,
+    assign,
+    fields,
+    is_enum,
+    load_module,
+    plain,
+)
+from pipeline.loadgen.scenarios import SCENARIOS, Scenario, settings_defaults
+from pipeline.machine.gpus import GPU_CHOICES
+
+PROG = "python -m pipeline.offline"
+DEFAULT_MODE = "PerformanceOnly"
+TEST_MODES = ("SubmissionRun", "PerformanceOnly", "AccuracyOnly", "FindPeakPerformance")
+DEFAULT_STAGE_TIMEOUT_S = 60.0
+DEFAULT_SCENARIO: Scenario = "Offline"
+GPU_IN_FLIGHT = 3
+
+
+@dataclass(frozen=True)
+class Options:
+    """A parsed command line. None means: not given, the run chooses.
+
+    Attributes:
+        images, tensors: a folder of images, or of .npy tensors; at most one of them.
+        map_path: lines of `file label` naming the samples and their order.
+        gpus: the driver's numbers of the GPUs to compute on, one engine process each.
+        engines: engine processes on the CPU.
+        inflight: batches under way on one GPU.
+        h2d: how samples come to a GPU.
+        max_batch, batch_timeout_us: of the Server scenario.
+        resize: whether images are resized before the centre crop.
+        test_settings, log_settings: the --lgts_ and --lgls_ options as (field, value).
+        stage_timeout_s: silence after which a worker counts as hung.
+        trace: the file that the run's timeline is written to.
+    """
+
+    scenario: Scenario
+    gpu: str
+    gpus: tuple[int, ...] | None
+    engines: int
+    inflight: int
+    h2d: str
+    ordered: bool
+    max_batch: int | None
+    batch_timeout_us: int | None
+    model: Path | None
+    images: Path | None
+    tensors: Path | None
+    map_path: Path | None
+    count: int | None
+    resize: bool
+    batch_size: int | None
+    loaders: int | None
+    autoconfig: Path | None
+    mlperf_conf: Path | None
+    user_conf: Path | None
+    test_mode: str
+    output_dir: Path
+    json: bool
+    dashboard: bool
+    stage_timeout_s: float
+    trace: Path | None
+    skip_bad_images: bool
+    loadgen_path: Path | None
+    test_settings: tuple[tuple[str, Scalar], ...]
+    log_settings: tuple[tuple[str, Scalar], ...]
+
+    @property
+    def settings_spec(self) -> SettingsSpec:
+        """What of it is LoadGen's (see `pipeline.loadgen.binding.make_settings`)."""
+        return SettingsSpec(
+            mlperf_conf=self.mlperf_conf,
+            user_conf=self.user_conf,
+            test_settings=dict(self.test_settings),
+            log_settings=dict(self.log_settings),
+            test_mode=self.test_mode,
+            output_dir=self.output_dir,
+            scenario=self.scenario,
+            defaults=settings_defaults(self.scenario),
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """For summary.json: paths as text, the LoadGen fields as objects."""
+        plainly = {k: str(v) if isinstance(v, Path) else v for k, v in asdict(self).items()}
+        return plainly | {
+            "test_settings": dict(self.test_settings),
+            "log_settings": dict(self.log_settings),
+        }
+
+
+def parse(argv: Sequence[str]) -> Options:
+    """Parse a command line without its program name. Exits as argparse does: 0 for help, 2 for a mistake."""
+    first = argparse.ArgumentParser(PROG, add_help=False, allow_abbrev=False)
+    _add_loadgen_path(first)
+    path = first.parse_known_args(list(argv))[0].loadgen_path
+    try:
+        lg = load_module(path)
+    except PipelineError as error:
+        first.error(str(error))
+    parser = build_parser(lg)
+    return _check(parser, parser.parse_args(list(argv)))
+
+
+def build_parser(loadgen_module: Any) -> argparse.ArgumentParser:
+    """The parser, with one option for every field that this build of LoadGen has."""
+    parser = argparse.ArgumentParser(
+        PROG,
+        usage=f"{PROG} [options] [--lgts_FIELD VALUE ...] [--lgls_FIELD VALUE ...]",
+        allow_abbrev=False,
+        description="Classifies images with an INT4 network, driven and timed by MLPerf LoadGen.",
+    )
+    _add_inputs(parser.add_argument_group("what to run"))
+    _add_running(parser.add_argument_group("how to run it"))
+    _add_output(parser.add_argument_group("what to show and keep"))
+    loadgen = parser.add_argument_group("LoadGen")
+    loadgen.add_argument("--test-mode", choices=TEST_MODES, help=f"what LoadGen measures (default: {DEFAULT_MODE})")
+    loadgen.add_argument(
+        "--mlperf_conf_path", type=Path, metavar="FILE", help="an mlperf.conf instead of the built-in rules"
+    )
+    loadgen.add_argument(
+        "--user_conf_path",
+        type=Path,
+        metavar="FILE",
+        help="a user.conf; without --mlperf_conf_path it goes on top of the MLPerf rules built into LoadGen",
+    )
+    _add_loadgen_path(loadgen)
+    tests = parser.add_argument_group("LoadGen TestSettings", "applied after the two files")
+    _add_fields(tests, "lgts", loadgen_module.TestSettings)
+    logs = parser.add_argument_group("LoadGen LogSettings and LogOutputSettings")
+    taken = _add_fields(logs, "lgls", loadgen_module.LogSettings)
+    _add_fields(logs, "lgls", loadgen_module.LogOutputSettings, skip=taken)
+    return parser
+
+
+def _add_inputs(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--model", type=Path, metavar="DIR", help="model folder (default: the one provided)")
+    source = group.add_mutually_exclusive_group()
+    source.add_argument("--images", type=Path, metavar="DIR", help="folder of images (default: those provided)")
+    source.add_argument(
+        "-p", "--tensorPath", dest="tensors", type=Path, metavar="DIR", help="folder of .npy tensors instead"
+    )
+    group.add_argument(
+        "-m", "--mapPath", dest="map_path", type=Path, metavar="FILE", help="lines of `file label`, in order"
+    )
+    group.add_argument("--count", type=_positive, metavar="N", help="only the first N samples")
+    group.add_argument("--no-resize", action="store_true", help="the images are sized: centre crop only")
+    group.add_argument("--skip-bad-images", action="store_true", help="leave unreadable images out instead of stopping")
+
+
+def _add_running(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--scenario",
+        choices=SCENARIOS,
+        help=f"how LoadGen asks: all at once, one after another, or at random times (default: {DEFAULT_SCENARIO})",
+    )
+    group.add_argument("--gpu", choices=GPU_CHOICES, default="auto", help="what to compute on (default: a GPU, or cpu)")
+    group.add_argument(
+        "--gpus", type=_numbers, metavar="N,N", help="GPUs by the driver's numbers, one engine process each"
+    )
+    group.add_argument("--engines", type=_positive, default=1, help=argparse.SUPPRESS)
+    group.add_argument(
+        "-b", "--batch_size", type=_positive, metavar="N", help="images per batch (default: by the backend)"
+    )
+    group.add_argument(
+        "--max-batch", type=_positive, metavar="N", help="most samples of a batch in the Server scenario"
+    )
+    group.add_argument(
+        "--batch-timeout-us",
+        type=_whole,
+        metavar="US",
+        help="how long a sample may be held back for a batch to fill, in the Server scenario",
+    )
+    group.add_argument(
+        "--inflight",
+        type=_positive,
+        default=GPU_IN_FLIGHT,
+        metavar="N",
+        help="batches under way on one GPU (default: %(default)s)",
+    )
+    group.add_argument(
+        "--h2d",
+        choices=H2D_CHOICES,
+        default="auto",
+        help="how samples come to a GPU: by a kernel, by copies, or the faster of both (default: %(default)s)",
+    )
+    group.add_argument(
+        "--ordered",
+        action=argparse.BooleanOptionalAction,
+        help="whether batches in flight take turns on the GPU instead of sharing it (default: in the Offline scenario)",
+    )
+    group.add_argument(
+        "-a", "--autoconfig", type=Path, metavar="FILE", help="which kernel each layer uses (CUDA backend)"
+    )
+    group.add_argument("--loaders", type=_positive, metavar="N", help="processes that decode (default: by cores)")
+    group.add_argument(
+        "--stage-timeout",
+        type=_seconds,
+        default=DEFAULT_STAGE_TIMEOUT_S,
+        metavar="SECONDS",
+        help="a worker that is silent this long ends the run (default: %(default)g)",
+    )
+
+
+def _add_output(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--output-dir", type=Path, metavar="DIR", help="logs and summary.json (default: ./results/UTC-TIME)"
+    )
+    group.add_argument(
+        "--trace",
+        type=Path,
+        metavar="FILE",
+        help="write a timeline of the run, for ui.perfetto.dev or chrome://tracing",
+    )
+    group.add_argument("--json", action="store_true", help="print snapshots of the run as JSON lines")
+    group.add_argument("--no-dashboard", action="store_true", help="plain lines instead of the live view")
+
+
+def _add_loadgen_path(parser: argparse._ActionsContainer) -> None:
+    parser.add_argument(
+        "--loadgen-path", type=Path, metavar="DIR", help="use the LoadGen built or unpacked in this folder"
+    )
+
+
+def _add_fields(
+    group: argparse._ArgumentGroup, prefix: str, make: Callable[[], Any], skip: frozenset[str] = frozenset()
+) -> frozenset[str]:
+    """One option a field; returns the fields' names."""
+    found = {name: value for name, value in fields(make()).items() if name not in skip}
+    for name, default in found.items():
+        bare: dict[str, Any] = {"nargs": "?", "const": True} if isinstance(default, bool) else {}
+        group.add_argument(
+            f"--{prefix}_{name}",
+            type=_field_type(make, name, default),
+            metavar=_metavar(default),
+            help=f"default: {_shown(name, default)}".replace("%", "%%"),
+            **bare,
+        )
+    return frozenset(found)
+
+
+def _shown(name: str, default: Any) -> str:
+    """The default in effect, which is ours where we have one."""
+    ours: dict[str, Scalar] = {**LOG_DEFAULTS, "outdir": "the output folder", "scenario": DEFAULT_SCENARIO}
+    value = ours.get(name, plain(default))
+    return (str(value).lower() if isinstance(value, bool) else str(value)) or "empty"
+
+
+def _metavar(default: Any) -> str:
+    if is_enum(default):
+        return "{" + ",".join(type(default).__members__) + "}"
+    return {bool: "BOOL", int: "INT", float: "FLOAT"}.get(type(default), "TEXT")
+
+
+def _field_type(make: Callable[[], Any], name: str, default: Any) -> Callable[[str], Scalar]:
+    """Reads text into the field's type, and tries it on a fresh settings object: the binding knows best."""
+
+    def read(text: str) -> Scalar:
+        try:
+            value = _read_as(default, text)
+            assign(make(), name, value)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+        return value
+
+    return read
+
+
+def _read_as(default: Any, text: str) -> Scalar:
+    if is_enum(default):
+        return text
+    if isinstance(default, bool):
+        if text.lower() not in ("true", "false", "1", "0"):
+            raise ValueError(f"{text!r} is none of true, false, 1, 0")
+        return text.lower() in ("true", "1")
+    kind = type(default)
+    try:
+        value: Scalar = kind(text)
+    except ValueError:
+        wanted = "an integer" if kind is int else "a number"
+        raise ValueError(f"{text!r} is not {wanted}") from None
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{text!r} is not a finite number")
+    return value
+
+
+def _positive(text: str) -> int:
+    if not text.isascii() or not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return int(text)
+
+
+def _whole(text: str) -> int:
+    if not text.isascii() or not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number")
+    return int(text)
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    return tuple(_whole(part) for part in text.split(","))
+
+
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not (math.isfinite(value) and value > 0):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds above 0")
+    return value
+
+
+def _given(args: argparse.Namespace, prefix: str) -> dict[str, Scalar]:
+    named = ((key[len(prefix) :], value) for key, value in vars(args).items() if key.startswith(prefix))
+    return {name: value for name, value in named if value is not None}
+
+
+def _check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Options:
+    def wrong(why: str) -> NoReturn:
+        parser.error(why)
+
+    test_settings, log_settings = _given(args, "lgts_"), _given(args, "lgls_")
+    scenario = test_settings.pop("scenario", None)
+    if scenario is not None and args.scenario not in (None, scenario):
+        wrong(f"--scenario {args.scenario} and --lgts_scenario {scenario} contradict each other; give one of them")
+    scenario = scenario or args.scenario or DEFAULT_SCENARIO
+    if scenario != "Server" and (args.max_batch is not None or args.batch_timeout_us is not None):
+        wrong(f"--max-batch and --batch-timeout-us are about the Server scenario, and this one is {scenario}")
+    if args.gpus is not None and args.gpu == "cpu":
+        wrong("--gpu cpu and --gpus contradict each other; give one of them")
+    mode = test_settings.pop("mode", None)
+    if mode is not None and args.test_mode not in (None, mode):
+        wrong(f"--test-mode {args.test_mode} and --lgts_mode {mode} contradict each other; give one of them")
+    if args.map_path is not None and args.images is None and args.tensors is None:
+        wrong("-m/--mapPath names files of a folder: give that folder with --images or -p")
+    if args.no_resize and args.tensors is not None:
+        wrong("--no-resize is about images; the tensors of -p/--tensorPath are never resized")
+    if args.json and args.no_dashboard:
+        wrong("--json and --no-dashboard: --json already replaces the dashboard; give one of them")
+    now = datetime.now(timezone.utc)
+    return Options(
+        scenario=cast("Scenario", scenario),
+        gpu=args.gpu,
+        gpus=args.gpus,
+        engines=args.engines,
+        inflight=args.inflight,
+        h2d=args.h2d,
+        ordered=scenario == "Offline" if args.ordered is None else args.ordered,
+        max_batch=args.max_batch,
+        batch_timeout_us=args.batch_timeout_us,
+        model=args.model,
+        images=args.images,
+        tensors=args.tensors,
+        map_path=args.map_path,
+        count=args.count,
+        resize=not args.no_resize,
+        batch_size=args.batch_size,
+        loaders=args.loaders,
+        autoconfig=args.autoconfig,
+        mlperf_conf=args.mlperf_conf_path,
+        user_conf=args.user_conf_path,
+        test_mode=str(mode or args.test_mode or DEFAULT_MODE),
+        output_dir=args.output_dir or Path("results") / now.strftime("%Y%m%dT%H%M%SZ"),
+        json=args.json,
+        dashboard=not (args.no_dashboard or args.json),
+        stage_timeout_s=args.stage_timeout,
+        trace=args.trace,
+        skip_bad_images=args.skip_bad_images,
+        loadgen_path=args.loadgen_path,
+        test_settings=tuple(test_settings.items()),
+        log_settings=tuple(log_settings.items()),
+    )

@@ -1,0 +1,390 @@
+"""What LoadGen left behind: its verdict in plain words, its measurements, and the predictions it logged."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.errors import PipelineError
+
+Int32Array: TypeAlias = npt.NDArray[np.int32]
+Int64Array: TypeAlias = npt.NDArray[np.int64]
+
+NOT_PREDICTED = -1
+_MLLOG = ":::MLLOG "
+# Samples/s in Offline, in Server, and queries/s in SingleStream; MultiStream has only latencies.
+_RATES = (
+    "result_samples_per_second",
+    "result_completed_samples_per_sec",
+    "result_qps_with_loadgen_overhead",
+)
+# The percentile of latency that counts, by scenario.
+_JUDGED_BY = {"SingleStream": "90.00", "MultiStream": "99.00", "Server": "99.00"}
+_CLASS = re.compile(r"[0-9A-Fa-f]{8}")
+
+
+@dataclass(frozen=True)
+class Reason:
+    """Why a result is INVALID, and what to change."""
+
+    what: str
+    mend: str
+
+
+@dataclass(frozen=True)
+class LoadGenResult:
+    """LoadGen's account of one test.
+
+    Attributes:
+        valid: its verdict; None where it gives none (accuracy runs have none).
+        samples_per_second: Offline's metric, and what the other scenarios answered; None in accuracy runs.
+        reasons: why the result is INVALID; empty when it is VALID.
+        latency_ns: `min`, `max`, `mean` and percentiles (`99.00`), from a sample's issue to its answer.
+        settings: the effective settings, by LoadGen's names.
+    """
+
+    scenario: str
+    mode: str
+    valid: bool | None
+    samples_per_second: float | None
+    reasons: tuple[Reason, ...]
+    errors: tuple[str, ...]
+    warnings: tuple[str, ...]
+    latency_ns: dict[str, float]
+    settings: dict[str, Any]
+    version: str
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def verdict(self) -> str:
+        """The outcome for the user: one line, and one more for each reason."""
+        if self.valid is None and not self.errors:
+            return f"LoadGen: {self.mode} ended; this mode has no VALID or INVALID"
+        lines = [f"LoadGen: {'VALID' if self.valid else 'INVALID'}{self._metric()}"]
+        lines += [f"  {reason.what}; {reason.mend}" for reason in self.reasons]
+        if self.valid:
+            lines += [f"  LoadGen logged an error all the same: {error}" for error in self.errors]
+        return "\n".join(lines)
+
+    def _metric(self) -> str:
+        """What the scenario is judged by, in a few words that begin with a comma."""
+        rate = "" if self.samples_per_second is None else f", {self.samples_per_second:,.1f} samples/s"
+        percentile = _JUDGED_BY.get(self.scenario)
+        if percentile is None or percentile not in self.latency_ns:
+            return rate
+        latency = f"{float(percentile):g} % of queries within {self.latency_ns[percentile] / 1e6:,.3f} ms"
+        return f"{rate}, {latency}" if self.scenario == "Server" else f", {latency}"
+
+
+@dataclass(frozen=True)
+class TextSummary:
+    """mlperf_log_summary.txt: its `name : value` lines, and what it says about the outcome.
+
+    `valid` is None where the text has no verdict.
+    """
+
+    valid: bool | None
+    samples_per_second: float | None
+    values: dict[str, str]
+    recommendations: tuple[str, ...]
+
+
+def find_log(folder: Path, name: str, prefix: str = "mlperf_log_", suffix: str = "") -> Path:
+    """The newest log called `name` (`summary.txt`, `detail.txt`, `accuracy.json`) in `folder`.
+
+    LoadGen names a log prefix, date and time if asked to, name, suffix. Raises PipelineError.
+    """
+    stem, dot, ending = name.partition(".")
+    pattern = re.compile(rf"{re.escape(prefix)}.*{stem}{re.escape(suffix + dot + ending)}")
+    found = [p for p in folder.iterdir() if pattern.fullmatch(p.name)] if folder.is_dir() else []
+    if not found:
+        raise PipelineError(
+            f"{folder / f'{prefix}{stem}{suffix}{dot}{ending}'}: LoadGen has not written this log: "
+            "the run ended before the test did"
+        )
+    return max(found, key=lambda p: p.stat().st_mtime_ns)
+
+
+def read_summary(path: Path) -> TextSummary:
+    """Parse a mlperf_log_summary.txt, of this version of LoadGen or of the first one (v0.5)."""
+    values: dict[str, str] = {}
+    recommendations = []
+    for line in _read_text(path).splitlines():
+        if line.startswith(" * "):
+            recommendations.append(line[3:].strip())
+        elif match := re.fullmatch(r"\s*(\S.*?)\s*:\s+(.*?)\s*", line):
+            values[match[1]] = match[2]
+    if not values and "encountered" not in _read_text(path):
+        raise PipelineError(f"{path}: this is no LoadGen summary, or an empty one: the test did not end")
+    verdict = values.get("Result is")
+    rate = values.get("Samples per second")
+    return TextSummary(
+        valid=None if verdict is None else verdict == "VALID",
+        samples_per_second=None if rate is None else _number(path, rate),
+        values=values,
+        recommendations=tuple(recommendations),
+    )
+
+
+def read_result(folder: Path, prefix: str = "mlperf_log_", suffix: str = "") -> LoadGenResult:
+    """Read the detail and summary logs of the test that wrote into `folder`. Raises PipelineError."""
+    detail_path = find_log(folder, "detail.txt", prefix, suffix)
+    summary = read_summary(find_log(folder, "summary.txt", prefix, suffix))
+    values: dict[str, Any] = {}
+    errors, warnings = [], []
+    for record in read_detail(detail_path):
+        values[record["key"]] = record["value"]
+        about = f"{record['key']}: {record['value']}"
+        if record["metadata"].get("is_error"):
+            errors.append(about)
+        elif record["metadata"].get("is_warning"):
+            warnings.append(about)
+    verdict = values.get("result_validity")
+    valid = summary.valid if verdict is None else verdict == "VALID"
+    if errors and verdict is None:
+        valid = False
+    latencies = {}
+    for key, value in values.items():
+        if match := re.fullmatch(r"result_(.+?)(_percentile)?_latency_ns", key):
+            latencies[match[1]] = float(value)
+    rate = next((values[key] for key in _RATES if key in values), summary.samples_per_second)
+    return LoadGenResult(
+        scenario=str(values.get("effective_scenario", values.get("requested_scenario", ""))),
+        mode=str(values.get("effective_test_mode", values.get("requested_test_mode", ""))),
+        valid=valid,
+        samples_per_second=None if rate is None else float(rate),
+        reasons=_reasons(values, errors, summary) if valid is False else (),
+        errors=tuple(errors),
+        warnings=tuple(warnings),
+        latency_ns=latencies,
+        settings={k[len("effective_") :]: v for k, v in values.items() if k.startswith("effective_")},
+        version=str(values.get("loadgen_version", "")),
+    )
+
+
+def read_detail(path: Path) -> list[dict[str, Any]]:
+    """The records of a mlperf_log_detail.txt, each with `key`, `value` and `metadata`."""
+    records = []
+    for number, line in enumerate(_read_text(path).splitlines(), 1):
+        if not line.startswith(_MLLOG):
+            continue
+        try:
+            record = json.loads(line[len(_MLLOG) :])
+            record["key"], record["value"], record["metadata"].get("is_error")
+        except (ValueError, TypeError, KeyError, AttributeError):
+            raise PipelineError(f"{path}:{number}: a damaged record: the run did not end well") from None
+        records.append(record)
+    if not records:
+        raise PipelineError(f"{path}: no LoadGen record in it: the test did not begin, or LoadGen is too old")
+    return records
+
+
+def _reasons(values: dict[str, Any], errors: list[str], summary: TextSummary) -> tuple[Reason, ...]:
+    reasons = []
+    if values.get("result_min_duration_met") is False:
+        reasons.append(_too_short(values))
+    if values.get("result_min_queries_met") is False:
+        wanted = values.get("effective_min_query_count")
+        reasons.append(
+            Reason(
+                f"fewer queries than the minimum of {wanted}",
+                "raise --lgts_max_query_count and --lgts_max_duration_ms (0: no limit), "
+                "or lower --lgts_min_query_count",
+            )
+        )
+    if values.get("result_perf_constraints_met") is False:
+        reasons.append(_too_late(values))
+    if values.get("early_stopping_met") is False:
+        reasons.append(
+            Reason("too few queries for LoadGen's statistics", "raise --lgts_min_query_count or the duration")
+        )
+    reasons += [_from_error(error) for error in errors]
+    if not reasons:
+        said = "; ".join(summary.recommendations) or "no reason is logged"
+        reasons.append(Reason(f"LoadGen says: {said}", "see its detail log"))
+    return tuple(reasons)
+
+
+def _too_short(values: dict[str, Any]) -> Reason:
+    rate = float(values.get("result_samples_per_second", 0.0))
+    samples = float(values.get("effective_samples_per_query", 0))
+    wanted_s = float(values.get("effective_min_duration_ms", 0)) / 1000
+    expected = float(values.get("effective_target_qps", 0))
+    lasted = f"{samples / rate:.4g} s" if rate else "less"
+    # LoadGen issues 1.1 x expected_qps x min_duration samples; asking for the measured rate leaves 10 %.
+    return Reason(
+        f"the run lasted {lasted}, and at least {wanted_s:.4g} s are required",
+        f"raise --lgts_offline_expected_qps from {expected:g} to {math.ceil(max(rate, expected + 1))} "
+        "(target_qps in user.conf), or, for a trial, lower --lgts_min_duration_ms",
+    )
+
+
+def _too_late(values: dict[str, Any]) -> Reason:
+    bound_ms = float(values.get("effective_target_latency_ns", 0)) / 1e6
+    share = float(values.get("effective_target_latency_percentile", 0.99))
+    late = int(values.get("result_overlatency_query_count", 0))
+    total = max(1, int(values.get("result_query_count", 1)))
+    asked = float(values.get("effective_target_qps", 0))
+    return Reason(
+        f"{late / total:.1%} of the queries took longer than {bound_ms:g} ms, and {1 - share:.1%} may",
+        f"ask for fewer than {asked:,.0f} samples/s (--lgts_server_target_qps), or try another --max-batch or "
+        "--batch-timeout-us",
+    )
+
+
+def _from_error(error: str) -> Reason:
+    if "peak performance" in error.lower():
+        return Reason(
+            "this LoadGen finds peak performance in the Server scenario only",
+            "use --test-mode PerformanceOnly: its samples/s is the peak of an Offline run",
+        )
+    return Reason(f"LoadGen logged an error: {error}", "mend its cause and run again")
+
+
+@dataclass(frozen=True)
+class AccuracyLog:
+    """The records of one mlperf_log_accuracy.json in file order: sample indices (n,) and classes (n,)."""
+
+    path: str
+    indices: Int64Array
+    classes: Int32Array
+
+    def predictions(self, count: int) -> tuple[Int32Array, Int64Array]:
+        """Class of each of `count` samples, int32 (count,), NOT_PREDICTED where there is no record; and
+        the samples that have several records that disagree, int64 (k,): the first record counts.
+
+        Raises PipelineError for an index outside the samples.
+        """
+        outside = (self.indices < 0) | (self.indices >= count)
+        if outside.any():
+            worst = int(self.indices[outside][0])
+            raise PipelineError(
+                f"{self.path}: sample {worst} is logged and there are {count}; is this the map of that run?"
+            )
+        predictions = np.full(count, NOT_PREDICTED, dtype=np.int32)
+        predictions[self.indices[::-1]] = self.classes[::-1]
+        disagreeing = self.indices[predictions[self.indices] != self.classes]
+        return predictions, np.unique(disagreeing)
+
+
+def read_accuracy_log(path: Path) -> AccuracyLog:
+    """Parse a mlperf_log_accuracy.json, where `data` is one little-endian int32 class in hex.
+
+    Raises PipelineError for a truncated file, or a record that is not of that form.
+    """
+    text = _read_text(path)
+    try:
+        records = json.loads(text)
+    except ValueError as error:
+        line = getattr(error, "lineno", 0)
+        cut = "" if text.rstrip().endswith("]") else " (the file is cut off: its run did not end)"
+        raise PipelineError(f"{path}:{line}: not JSON{cut}: {error}") from None
+    if not isinstance(records, list):
+        raise PipelineError(f"{path}: not a LoadGen accuracy log: its outermost value is no list")
+    for number, record in enumerate(records):
+        if not _is_record(record):
+            raise PipelineError(
+                f"{path}: record {number} is not a prediction (qsl_idx, and data of 8 hex digits): "
+                f"{json.dumps(record)[:120]}"
+            )
+    indices = np.array([r["qsl_idx"] for r in records], dtype=np.int64)
+    data = bytes.fromhex("".join(r["data"] for r in records))
+    return AccuracyLog(str(path), indices, np.frombuffer(data, dtype="<i4").astype(np.int32))
+
+
+def _is_record(record: Any) -> bool:
+    if not isinstance(record, dict):
+        return False
+    index, data = record.get("qsl_idx"), record.get("data")
+    if type(index) is not int or not 0 <= index < 2**63:
+        return False
+    return isinstance(data, str) and _CLASS.fullmatch(data) is not None
+
+
+def read_labels(path: Path) -> Int32Array:
+    """The labels of a map file (`file label` a line, the label last), int32 (n,). Raises PipelineError."""
+    labels = []
+    for number, line in enumerate(_read_text(path).splitlines(), 1):
+        if not line.strip():
+            continue
+        label = line.rsplit(None, 1)[-1]
+        if len(line.split()) < 2 or not (label.isascii() and label.isdecimal()) or int(label) >= 2**31:
+            raise PipelineError(f"{path}:{number}: not a file name and a class number: {line.strip()[:80]!r}")
+        labels.append(int(label))
+    return np.array(labels, dtype=np.int32)
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Top-1 over `total` samples with its 95 % interval; shares are 0..1."""
+
+    correct: int
+    total: int
+    top1: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return (
+            f"{self.correct}/{self.total} = {100 * self.top1:.3f} % "
+            f"(95 % interval {100 * self.low:.2f} to {100 * self.high:.2f} %)"
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def accuracy(predictions: npt.ArrayLike, labels: npt.ArrayLike) -> Accuracy:
+    """Top-1 accuracy of classes (n,) against labels (n,); a sample without a prediction counts as wrong.
+
+    The interval is Wilson's score interval: E. B. Wilson, "Probable inference, the law of succession, and
+    statistical inference", Journal of the American Statistical Association 22 (1927), 209-212.
+    Raises ValueError when the shapes differ or there are no samples.
+    """
+    predicted, wanted = np.asarray(predictions), np.asarray(labels)
+    if predicted.shape != wanted.shape or predicted.ndim != 1:
+        raise ValueError(f"predictions {predicted.shape} and labels {wanted.shape} do not match")
+    if not len(wanted):
+        raise ValueError("no samples: accuracy is undefined")
+    correct, total = int((predicted == wanted).sum()), len(wanted)
+    low, high = wilson_interval(correct, total)
+    return Accuracy(correct, total, correct / total, low, high)
+
+
+def wilson_interval(correct: int, total: int, z: float = 1.959963984540054) -> tuple[float, float]:
+    """Bounds of a proportion `correct / total` at `z` standard deviations (default: 95 %)."""
+    p = correct / total
+    centre = p + z * z / (2 * total)
+    half = z * math.sqrt(p * (1 - p) / total + z * z / (4 * total * total))
+    scale = 1 + z * z / total
+    return max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale)
+
+
+def describe(items: Iterable[int], limit: int = 5) -> str:
+    """`3, 17, 20 and 4 more`, for messages."""
+    listed = list(items)
+    more = f" and {len(listed) - limit:,} more" if len(listed) > limit else ""
+    return ", ".join(map(str, listed[:limit])) + more
+
+
+def _number(path: Path, text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise PipelineError(f"{path}: {text!r} is not a number") from None
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise PipelineError(f"{path}: cannot be read: {error.strerror}") from error

@@ -1,0 +1,116 @@
+"""summary.json: what was run, on what, how fast, and what came out."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import platform
+from collections.abc import Iterable
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any, Protocol
+
+from int4core.atomic import write_atomically
+from pipeline.errors import PipelineError
+from pipeline.loadgen.binding import fields, plain
+from pipeline.loadgen.options import Options
+from pipeline.loadgen.results import Accuracy, LoadGenResult
+from pipeline.machine.hardware import describe_machine
+from pipeline.report.history import StageMean
+from pipeline.telemetry.metrics import Snapshot
+
+FILE_NAME = "summary.json"
+_CUPY = ("cupy-cuda13x", "cupy-cuda12x", "cupy")
+
+
+class BadImage(Protocol):
+    """A file that was left out, and why."""
+
+    @property
+    def path(self) -> Any: ...
+
+    @property
+    def why(self) -> str: ...
+
+
+def summarise(
+    options: Options,
+    *,
+    test_settings: Any,
+    log_settings: Any,
+    target: str,
+    model: Path,
+    samples: int,
+    batch_size: int,
+    snapshot: Snapshot | None,
+    stages: Iterable[StageMean],
+    bad_images: Iterable[BadImage] = (),
+    result: LoadGenResult | None = None,
+    accuracy: Accuracy | None = None,
+    extra: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """The summary as plain values, ready for JSON.
+
+    `test_settings` and `log_settings` are LoadGen's own, as they were given to the test; `target` says
+    what the engine ran on; `snapshot` is the run's last, and `stages` are its `History.stages()`. Parts
+    that the run did not reach are null.
+    """
+    return {
+        "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "settings": {
+            "options": options.as_dict(),
+            "test_settings": _settings(test_settings),
+            "log_settings": _settings(log_settings) | _settings(log_settings.log_output),
+            "target": target,
+            "model": str(model),
+            "samples": samples,
+            "batch_size": batch_size,
+        },
+        "hardware": describe_machine(),
+        "versions": versions(result),
+        "throughput": None
+        if snapshot is None
+        else {"completed": snapshot.completed, "samples_per_second_mean": snapshot.rate_mean},
+        "stages": [stage.as_dict() for stage in stages],
+        "bad_images": [{"path": str(b.path), "why": b.why} for b in bad_images],
+        "loadgen": None if result is None else result.as_dict(),
+        "accuracy": None if accuracy is None else accuracy.as_dict(),
+        **(extra or {}),
+    }
+
+
+def write_summary(folder: Path, summary: dict[str, Any]) -> Path:
+    """Write summary.json into `folder`, whole or not at all; returns its path. Raises PipelineError."""
+    path = folder / FILE_NAME
+    try:
+        write_atomically(path, json.dumps(summary, indent=2, allow_nan=False).encode() + b"\n")
+    except OSError as error:
+        raise PipelineError(f"{path}: cannot be written: {error.strerror}") from error
+    return path
+
+
+def versions(result: LoadGenResult | None = None) -> dict[str, str | None]:
+    """What the run's results depend on; None for what is not installed.
+
+    LoadGen's is the one it wrote into its log, which is right for a build of the user's own too.
+    """
+    cupy = next((v for name in _CUPY if (v := _installed(name)) is not None), None)
+    return {
+        "int4-resnet50": _installed("int4-resnet50"),
+        "python": platform.python_version(),
+        "numpy": _installed("numpy"),
+        "pillow": _installed("pillow"),
+        "loadgen": (result.version if result else "") or _installed("mlcommons-loadgen"),
+        "cupy": cupy,
+    }
+
+
+def _installed(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _settings(settings: Any) -> dict[str, Any]:
+    return {name: plain(value) for name, value in fields(settings).items()}

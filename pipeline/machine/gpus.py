@@ -1,0 +1,128 @@
+"""Which GPUs are here, and which backend a `--gpu` choice means."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass
+from typing import Any
+
+import pynvml
+
+from int4core.backends.cuda.chips import CHIPS, name_of
+from pipeline.errors import PipelineError
+
+GPU_CHOICES = ("auto", "cpu", *CHIPS)
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """A GPU as the driver names it.
+
+    Attributes:
+        key: our name for the chip, None for one we have no name for.
+        bus_id: its PCI address, empty where the driver does not tell.
+    """
+
+    index: int
+    name: str
+    key: str | None
+    bus_id: str = ""
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a run runs on: the engine's backend, the GPUs if any, and what to tell the user about it.
+
+    A GPU may be there twice: then two engines share it.
+    """
+
+    backend: str
+    gpus: tuple[Gpu, ...]
+    notice: str
+
+    @property
+    def gpu(self) -> Gpu | None:
+        """The first of them."""
+        return self.gpus[0] if self.gpus else None
+
+    @property
+    def key(self) -> str | None:
+        """Our name of the chip, None without one or when the chips differ."""
+        keys = {gpu.key for gpu in self.gpus}
+        return keys.pop() if len(keys) == 1 else None
+
+    @property
+    def bus_ids(self) -> tuple[str, ...]:
+        """PCI addresses, one a GPU; empty when one is not known."""
+        ids = tuple(gpu.bus_id for gpu in self.gpus)
+        return ids if all(ids) else ()
+
+
+def list_gpus() -> tuple[Gpu, ...]:
+    """Every GPU the driver shows; none where there is no driver."""
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return ()
+    try:
+        found = []
+        for index in range(pynvml.nvmlDeviceGetCount()):
+            handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+            name = _text(pynvml.nvmlDeviceGetName(handle))
+            found.append(Gpu(index, name, name_of(name), _bus_id(handle)))
+        return tuple(found)
+    finally:
+        pynvml.nvmlShutdown()
+
+
+def _bus_id(handle: Any) -> str:
+    try:
+        return _text(pynvml.nvmlDeviceGetPciInfo(handle).busId)
+    except pynvml.NVMLError:
+        return ""
+
+
+def _text(value: str | bytes) -> str:
+    return value.decode() if isinstance(value, bytes) else value
+
+
+def choose(requested: str, gpus: tuple[Gpu, ...] | None = None, numbers: tuple[int, ...] | None = None) -> Target:
+    """Turn a `--gpu` choice, and the `--gpus` numbers where some were given, into a target.
+
+    `auto` takes the first GPU, or the CPU where there is none; a chip by name takes that chip or fails. Raises
+    PipelineError when it cannot be had: the chip, or CuPy.
+    """
+    if requested == "cpu":
+        return Target("numpy", (), "CPU, as asked")
+    gpus = list_gpus() if gpus is None else gpus
+    here = ", ".join(f"{g.index}: {g.name}" for g in gpus) or "no NVIDIA GPU that the driver shows"
+    chosen = _chosen(requested, gpus, numbers, here)
+    if not chosen:
+        return Target("numpy", (), "CPU: no NVIDIA GPU was found")
+    if importlib.util.find_spec("cupy") is None:
+        raise PipelineError(
+            f"GPU {chosen[0].index} is a {chosen[0].name}, but CuPy is not installed: "
+            "pip install 'int4-resnet50[cuda12]' (driver for CUDA 12) or 'int4-resnet50[cuda13]'; "
+            "or run on the CPU with --gpu cpu"
+        )
+    return Target("cuda", chosen, ", ".join(f"GPU {gpu.index}: {gpu.name}" for gpu in chosen))
+
+
+def _chosen(requested: str, gpus: tuple[Gpu, ...], numbers: tuple[int, ...] | None, here: str) -> tuple[Gpu, ...]:
+    """The GPUs that were asked for; none only for `auto` without numbers where there is none."""
+    if numbers is not None:
+        by_index = {gpu.index: gpu for gpu in gpus}
+        missing = [number for number in numbers if number not in by_index]
+        if missing:
+            raise PipelineError(f"--gpus {','.join(map(str, numbers))}: {missing[0]} is not here ({here})")
+        chosen = tuple(by_index[number] for number in numbers)
+        other = [gpu for gpu in chosen if requested not in ("auto", gpu.key)]
+        if other:
+            raise PipelineError(f"--gpus: GPU {other[0].index} is a {other[0].name}, not a {requested} ({here})")
+        return chosen
+    if requested == "auto":
+        return gpus[:1]
+    matching = tuple(gpu for gpu in gpus if gpu.key == requested)
+    if not matching:
+        raise PipelineError(f"--gpu {requested}: not here ({here}); use --gpu auto or --gpu cpu")
+    return matching[:1]

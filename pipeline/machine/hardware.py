@@ -1,0 +1,171 @@
+"""The machine a run is on: what it has, for the record, and how busy it is, for the dashboard."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import psutil
+import pynvml
+
+
+@dataclass(frozen=True)
+class GpuLoad:
+    """One GPU at one moment; a field is None where the driver does not tell it. `busy` is 0..1."""
+
+    index: int
+    name: str
+    busy: float | None
+    memory_bytes: int | None
+    memory_total_bytes: int | None
+    power_w: float | None
+    power_limit_w: float | None
+    clock_mhz: int | None
+    temperature_c: int | None
+
+
+@dataclass(frozen=True)
+class Load:
+    """The machine at one moment; `cpu` is the share of all cores that is busy, 0..1."""
+
+    cores: int
+    cpu: float
+    memory_bytes: int
+    memory_total_bytes: int
+    gpus: tuple[GpuLoad, ...] = ()
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+class Monitor:
+    """Reads the load since its reading before. Take one a second at most: each costs system calls."""
+
+    def __init__(self, gpus: tuple[int, ...] | None = None) -> None:
+        """`gpus`: driver indices to watch; None watches all there are."""
+        self._nvml = _start_nvml()
+        self._gpus: list[tuple[int, Any, str]] = []
+        if self._nvml:
+            for index in range(pynvml.nvmlDeviceGetCount()) if gpus is None else gpus:
+                handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+                self._gpus.append((index, handle, _text(pynvml.nvmlDeviceGetName(handle))))
+        self._cores = available_cores()
+        psutil.cpu_percent(None)
+
+    def read(self) -> Load:
+        memory = psutil.virtual_memory()
+        return Load(
+            cores=self._cores,
+            cpu=psutil.cpu_percent(None) / 100,
+            memory_bytes=memory.total - memory.available,
+            memory_total_bytes=memory.total,
+            gpus=tuple(_read_gpu(*gpu) for gpu in self._gpus),
+        )
+
+    def close(self) -> None:
+        """Safe to call twice."""
+        if self._nvml:
+            self._nvml = False
+            self._gpus = []
+            pynvml.nvmlShutdown()
+
+    def __enter__(self) -> Monitor:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def available_cores() -> int:
+    """Cores this process may run on, which in a container can be fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def describe_machine() -> dict[str, Any]:
+    """What the machine has, for summary.json: CPU, cores, memory in bytes, GPUs and their driver."""
+    machine: dict[str, Any] = {
+        "cpu": _cpu_model(),
+        "architecture": platform.machine(),
+        "system": f"{platform.system()} {platform.release()}",
+        "cores": available_cores(),
+        "cores_of_machine": psutil.cpu_count(logical=True),
+        "physical_cores_of_machine": psutil.cpu_count(logical=False),
+        "memory_bytes": psutil.virtual_memory().total,
+        "gpus": [],
+    }
+    if not _start_nvml():
+        return machine
+    try:
+        machine["nvidia_driver"] = _text(pynvml.nvmlSystemGetDriverVersion())
+        for index in range(pynvml.nvmlDeviceGetCount()):
+            handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+            load = _read_gpu(index, handle, _text(pynvml.nvmlDeviceGetName(handle)))
+            machine["gpus"].append(
+                {
+                    "index": index,
+                    "name": load.name,
+                    "memory_bytes": load.memory_total_bytes,
+                    "power_limit_w": load.power_limit_w,
+                    "clock_limit_mhz": _ask(pynvml.nvmlDeviceGetMaxClockInfo, handle, pynvml.NVML_CLOCK_SM),
+                    "memory_clock_mhz": _ask(pynvml.nvmlDeviceGetMaxClockInfo, handle, pynvml.NVML_CLOCK_MEM),
+                }
+            )
+    finally:
+        pynvml.nvmlShutdown()
+    return machine
+
+
+def _cpu_model() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        match = re.search(r"^model name\s*:\s*(.+)$", info.read_text(errors="replace"), re.MULTILINE)
+        if match:
+            return match[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def _start_nvml() -> bool:
+    """Whether there is an NVIDIA driver to ask."""
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return False
+    return True
+
+
+def _read_gpu(index: int, handle: Any, name: str) -> GpuLoad:
+    use = _ask(pynvml.nvmlDeviceGetUtilizationRates, handle)
+    memory = _ask(pynvml.nvmlDeviceGetMemoryInfo, handle)
+    power = _ask(pynvml.nvmlDeviceGetPowerUsage, handle)
+    limit = _ask(pynvml.nvmlDeviceGetEnforcedPowerLimit, handle)
+    return GpuLoad(
+        index=index,
+        name=name,
+        busy=None if use is None else use.gpu / 100,
+        memory_bytes=None if memory is None else int(memory.used),
+        memory_total_bytes=None if memory is None else int(memory.total),
+        power_w=None if power is None else power / 1000,
+        power_limit_w=None if limit is None else limit / 1000,
+        clock_mhz=_ask(pynvml.nvmlDeviceGetClockInfo, handle, pynvml.NVML_CLOCK_SM),
+        temperature_c=_ask(pynvml.nvmlDeviceGetTemperature, handle, pynvml.NVML_TEMPERATURE_GPU),
+    )
+
+
+def _ask(question: Callable[..., Any], *args: Any) -> Any:
+    """None for what this GPU or driver does not tell (a MIG slice has no utilisation, say)."""
+    try:
+        return question(*args)
+    except pynvml.NVMLError:
+        return None
+
+
+def _text(value: str | bytes) -> str:
+    return value.decode() if isinstance(value, bytes) else value

@@ -1,0 +1,253 @@
+"""What `pipeline.doctor` judges: the facts about this machine and this installation, gathered once."""
+
+from __future__ import annotations
+
+import importlib
+import math
+import os
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pynvml
+
+from int4core.backends.cuda import nvrtc
+from int4core.backends.cuda.chips import CHIPS, name_of
+from int4core.backends.cuda.compiler import cache_folder
+from int4core.backends.cuda.planner import make_plan
+from int4core.errors import EngineError, Int4CoreError
+from int4core.model import Model
+from int4core.tuning.files import FOLDER
+from pipeline.defaults import default_model
+from pipeline.errors import PipelineError
+from pipeline.loadgen.binding import load_module
+from pipeline.machine.hardware import available_cores
+from pipeline.machine.profilers import NCU, NSYS, find_profiler
+from pipeline.memory.arena import segment_folder
+
+BATCH = 1024
+"""The batch size that the memory need is told for."""
+
+Version = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class GpuFacts:
+    """A GPU as the driver tells it; `key` is our name of the chip, None without one; None bytes are not told."""
+
+    index: int
+    name: str
+    key: str | None
+    free_bytes: int | None
+    total_bytes: int | None
+
+
+@dataclass(frozen=True)
+class Driver:
+    """NVIDIA's driver, the newest CUDA it runs, and its GPUs."""
+
+    version: str
+    cuda: Version
+    gpus: tuple[GpuFacts, ...]
+
+
+@dataclass(frozen=True)
+class Library:
+    """Something that was looked for: its version, or why it cannot be used (`error`)."""
+
+    version: str = ""
+    place: str = ""
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class Cgroup:
+    """What a container's limits leave: cores (a quota may be a part of one); None where there is no limit."""
+
+    cores: float | None = None
+    memory_bytes: int | None = None
+
+
+@dataclass(frozen=True)
+class Facts:
+    """All that is judged.
+
+    Attributes:
+        driver: or the driver library's own word for why there is none.
+        wheels: CuPy distributions that are installed, name -> version.
+        cupy: the cupy module.
+        shm_folder, shm_free_bytes: where arenas live.
+        memlock_bytes: the limit of locked memory of a process, None without one.
+        cores_visible: cores this process may be scheduled on.
+        plan_bytes: activations of a batch of BATCH images with the default model, or why none can be planned.
+        cache_folder: of compiled kernels; `cache_error` says why nothing can be written there, or ``.
+    """
+
+    driver: Driver | str
+    wheels: dict[str, str]
+    cupy: Library
+    nvrtc: Library
+    loadgen: Library
+    shm_folder: Path
+    shm_free_bytes: int
+    memlock_bytes: int | None
+    cores_visible: int
+    cgroup: Cgroup
+    memory_available_bytes: int
+    autoconfig_folder: Path
+    plan_bytes: Callable[[str], int | str]
+    cache_folder: Path
+    cache_error: str
+    nsys: Path | None
+    ncu: Path | None
+
+
+def gather() -> Facts:
+    """The facts of this machine. Needs no GPU, and starts no CUDA context."""
+    shm, cache = segment_folder(), cache_folder()
+    return Facts(
+        driver=read_driver(),
+        wheels=cupy_wheels((d.metadata["Name"], d.version) for d in metadata.distributions()),
+        cupy=read_cupy(),
+        nvrtc=read_nvrtc(),
+        loadgen=read_loadgen(),
+        shm_folder=shm,
+        shm_free_bytes=psutil.disk_usage(str(shm)).free,
+        memlock_bytes=read_memlock(),
+        cores_visible=available_cores(),
+        cgroup=read_cgroup(),
+        memory_available_bytes=psutil.virtual_memory().available,
+        autoconfig_folder=FOLDER,
+        plan_bytes=plan_bytes,
+        cache_folder=cache,
+        cache_error=why_not_writable(cache),
+        nsys=find_profiler(NSYS),
+        ncu=find_profiler(NCU),
+    )
+
+
+def read_driver() -> Driver | str:
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError as error:
+        return str(error)
+    try:
+        cuda = int(pynvml.nvmlSystemGetCudaDriverVersion())
+        gpus = tuple(_read_gpu(index) for index in range(pynvml.nvmlDeviceGetCount()))
+        return Driver(_text(pynvml.nvmlSystemGetDriverVersion()), (cuda // 1000, cuda % 1000 // 10), gpus)
+    except pynvml.NVMLError as error:
+        return str(error)
+    finally:
+        pynvml.nvmlShutdown()
+
+
+def _read_gpu(index: int) -> GpuFacts:
+    handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+    name = _text(pynvml.nvmlDeviceGetName(handle))
+    try:
+        memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
+    except pynvml.NVMLError:
+        return GpuFacts(index, name, name_of(name), None, None)
+    return GpuFacts(index, name, name_of(name), int(memory.free), int(memory.total))
+
+
+def _text(value: str | bytes) -> str:
+    return value.decode() if isinstance(value, bytes) else value
+
+
+def cupy_wheels(installed: Any) -> dict[str, str]:
+    """Of (name, version) pairs, those that bring a module `cupy`: cupy, cupy-cuda12x, cupy-rocm-6-1."""
+    pattern = re.compile(r"cupy(-(cuda|rocm)[\w-]*)?", re.IGNORECASE)
+    named = ((str(name).replace("_", "-").lower(), str(version)) for name, version in installed)
+    return dict(sorted((name, version) for name, version in named if pattern.fullmatch(name)))
+
+
+def read_cupy() -> Library:
+    try:
+        cupy = importlib.import_module("cupy")
+    except Exception as error:  # a broken wheel fails with whatever its libraries raise
+        return Library(error=f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}")
+    return Library(str(cupy.__version__), str(cupy.__file__))
+
+
+def read_nvrtc() -> Library:
+    try:
+        library = nvrtc.require_nvrtc()
+        return Library(nvrtc.version(library), str(library))
+    except EngineError as error:
+        return Library(error=str(error))
+
+
+def read_loadgen() -> Library:
+    try:
+        module = load_module()
+    except PipelineError as error:
+        return Library(error=str(error))
+    try:
+        version = metadata.version("mlcommons-loadgen")
+    except metadata.PackageNotFoundError:
+        version = ""
+    return Library(version, str(module.__file__))
+
+
+def read_memlock() -> int | None:
+    if sys.platform == "win32":
+        return None
+    import resource
+
+    soft, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+    return None if soft == resource.RLIM_INFINITY else soft
+
+
+def read_cgroup(root: Path = Path("/sys/fs/cgroup")) -> Cgroup:
+    """The limits of this container, by version 2 of the interface, else version 1."""
+    words = _read(root / "cpu.max").split()
+    if len(words) == 2:
+        quota, period = words
+    else:
+        quota, period = _read(root / "cpu/cpu.cfs_quota_us"), _read(root / "cpu/cpu.cfs_period_us")
+    memory = _read(root / "memory.max") or _read(root / "memory/memory.limit_in_bytes")
+    cores = int(quota) / int(period) if quota.isdecimal() and period.isdecimal() and int(period) else None
+    # Version 1 writes "no limit" as the largest number of whole pages.
+    limit = int(memory) if memory.isdecimal() and int(memory) < 1 << 60 else None
+    return Cgroup(cores, limit)
+
+
+def _read(file: Path) -> str:
+    try:
+        return file.read_text().strip()
+    except OSError:
+        return ""
+
+
+def plan_bytes(gpu: str) -> int | str:
+    """Device bytes of one batch of BATCH images on a chip of the table, or why there is no plan."""
+    if gpu not in CHIPS:
+        return f"{gpu} is not in the table of chips: {', '.join(CHIPS)}"
+    try:
+        return make_plan(Model.load(default_model()).network, CHIPS[gpu], BATCH).arena.bytes
+    except (Int4CoreError, PipelineError) as error:
+        return str(error)
+
+
+def why_not_writable(folder: Path) -> str:
+    """Why files cannot be made in `folder`, which need not exist yet; `` when they can."""
+    there = folder
+    while not there.exists() and there != there.parent:
+        there = there.parent
+    if not there.is_dir():
+        return f"{there} is a file"
+    if not os.access(there, os.W_OK | os.X_OK):
+        return f"{there} is not writable"
+    return ""
+
+
+def usable_cores(facts: Facts) -> int:
+    """Whole cores of work that the scheduler and the container's quota allow; at least 1."""
+    quota = math.inf if facts.cgroup.cores is None else facts.cgroup.cores
+    return max(1, math.floor(min(facts.cores_visible, quota)))

@@ -1,0 +1,100 @@
+"""The shared-memory arena: fixed-size sample slots that loaders fill and the engine reads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.memory.segment import Segment, segment_folder, sweep_stale
+
+# A cache line, so that no two loaders write to one. No more than that: a sample of 3 x 224 x 224 is a whole number of
+# them, slots then lie back to back as a batch does on the device, and neighbouring slots are one copy.
+SLOT_ALIGNMENT = 64
+
+__all__ = ["SLOT_ALIGNMENT", "Arena", "ArenaSpec", "segment_folder", "sweep_stale"]
+
+
+@dataclass(frozen=True)
+class ArenaSpec:
+    """All that another process needs to map the arena: the file, and the shape of its slots.
+
+    Attributes:
+        path: the segment.
+        slots: how many samples fit.
+        sample_shape: (3, H, W); a sample is int8, so its bytes are their product.
+    """
+
+    path: str
+    slots: int
+    sample_shape: tuple[int, int, int]
+
+    @property
+    def sample_bytes(self) -> int:
+        channels, height, width = self.sample_shape
+        return channels * height * width
+
+    @property
+    def slot_bytes(self) -> int:
+        return -(-self.sample_bytes // SLOT_ALIGNMENT) * SLOT_ALIGNMENT
+
+    @property
+    def total_bytes(self) -> int:
+        return self.slots * self.slot_bytes
+
+
+class Arena:
+    """A mapped arena. The process that creates it owns its life; others attach to it."""
+
+    def __init__(self, spec: ArenaSpec, segment: Segment) -> None:
+        self.spec = spec
+        self._segment = segment
+        raw = segment.bytes.view(np.int8).reshape(spec.slots, spec.slot_bytes)
+        self._samples = raw[:, : spec.sample_bytes]
+
+    @classmethod
+    def create(cls, slots: int, sample_shape: tuple[int, int, int], folder: Path | None = None) -> Arena:
+        """Make a segment of `slots` samples of int8 `sample_shape` (3, H, W).
+
+        Raises PipelineError when the folder has no room for it.
+        """
+        shape = ArenaSpec("", slots, sample_shape)
+        mend = "load fewer samples at a time (--lgts_performance_sample_count_override)"
+        segment = Segment.create(shape.total_bytes, f"{slots} samples", mend, folder)
+        return cls(ArenaSpec(segment.path, slots, sample_shape), segment)
+
+    @classmethod
+    def attach(cls, spec: ArenaSpec) -> Arena:
+        """Map a segment that another process made. Raises PipelineError when it is gone."""
+        return cls(spec, Segment.attach(spec.path, spec.total_bytes))
+
+    @property
+    def memory(self) -> npt.NDArray[np.uint8]:
+        """All slots, uint8 (total_bytes,): for a device that maps them."""
+        return self._segment.bytes
+
+    def sample(self, slot: int) -> npt.NDArray[np.int8]:
+        """The slot's sample as a writable view, int8 (3, H, W)."""
+        sample: npt.NDArray[np.int8] = self._samples[slot]
+        return sample.reshape(self.spec.sample_shape)
+
+    def gather(self, slots: npt.NDArray[np.int32]) -> npt.NDArray[np.int8]:
+        """Copy the samples of `slots` (N,) into one array, int8 (N, 3, H, W)."""
+        batch: npt.NDArray[np.int8] = self._samples[slots]
+        return batch.reshape(len(slots), *self.spec.sample_shape)
+
+    def close(self) -> None:
+        """Unmap; the owner also removes the segment. Safe to call twice."""
+        self._samples = np.empty((0, 0), dtype=np.int8)
+        self._segment.close()
+
+    def __enter__(self) -> Arena:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

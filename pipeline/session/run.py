@@ -1,0 +1,170 @@
+"""One run: the arena, the stages over it, and the order in which they come up and go down."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from pipeline.device.scheduler import Sizes
+from pipeline.machine.hardware import available_cores
+from pipeline.machine.numa import cores_near
+from pipeline.memory.arena import Arena
+from pipeline.memory.exchange import Exchange
+from pipeline.report.verdict import Ceilings
+from pipeline.samples.library import SampleLibrary
+from pipeline.session.serving import Deliver, Serving
+from pipeline.session.store import SampleStore
+from pipeline.session.waiting import Batching
+from pipeline.stages.base import StageFailure
+from pipeline.stages.infer import CPU_IN_FLIGHT, EngineSpec, records_for
+from pipeline.telemetry.trace import Records, make_tracer
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """What a run is made of.
+
+    Attributes:
+        model: the model folder.
+        backend, backend_options: see `int4core.Engine`.
+        sizes, engines, inflight, h2d, ordered, bus_ids: see `pipeline.stages.infer.EngineSpec`.
+        hold_s: see `pipeline.session.waiting.Batching`.
+        input_shape: (3, H, W) of the model.
+        resize: short side to resize images to before the centre crop, or None for images that are sized.
+        slots: samples that may be loaded at a time.
+        stage_timeout_s: silence after which a worker counts as hung.
+        traced: whether every process keeps its spans for a trace.
+    """
+
+    model: Path
+    backend: str
+    backend_options: tuple[tuple[str, Any], ...]
+    sizes: Sizes
+    input_shape: tuple[int, int, int]
+    library: SampleLibrary
+    resize: int | None
+    loaders: int
+    slots: int
+    stage_timeout_s: float
+    engines: int = 1
+    inflight: int = CPU_IN_FLIGHT
+    h2d: str = "auto"
+    ordered: bool = False
+    bus_ids: tuple[str, ...] = ()
+    hold_s: float = 0.0
+    traced: bool = False
+
+
+class Run:
+    """Holds everything that has to be given back; `with` gives it back on every way out."""
+
+    def __init__(self, spec: RunSpec, *, deliver: Deliver, on_failure: Callable[[StageFailure], None]) -> None:
+        self.spec = spec
+        self._tracer = make_tracer("pipeline", spec.traced)
+        self._held = ExitStack()
+        try:
+            self._build(spec, deliver, on_failure)
+        except BaseException:
+            self._held.close()
+            raise
+
+    def _build(self, spec: RunSpec, deliver: Deliver, on_failure: Callable[[StageFailure], None]) -> None:
+        arena = self._held.enter_context(Arena.create(spec.slots, spec.input_shape))
+        records = records_for(spec.engines, spec.inflight)
+        exchange = self._held.enter_context(Exchange.create(records, spec.sizes.largest))
+        self.store = SampleStore(
+            spec.library,
+            arena,
+            size=spec.input_shape[1],
+            resize=spec.resize,
+            loaders=spec.loaders,
+            cores=cores_near(spec.bus_ids),
+            timeout_s=spec.stage_timeout_s,
+            on_failure=on_failure,
+            traced=spec.traced,
+        )
+        engine = EngineSpec(
+            arena.spec,
+            exchange.spec,
+            spec.model,
+            spec.backend,
+            spec.sizes,
+            engines=spec.engines,
+            inflight=spec.inflight,
+            h2d=spec.h2d,
+            ordered=spec.ordered,
+            bus_ids=spec.bus_ids,
+            options=spec.backend_options,
+            traced=spec.traced,
+        )
+        self.serving = Serving(
+            self.store,
+            exchange,
+            engine,
+            Batching(spec.sizes.largest, spec.hold_s),
+            samples=len(spec.library),
+            timeout_s=spec.stage_timeout_s,
+            deliver=deliver,
+            on_failure=on_failure,
+            tracer=self._tracer,
+        )
+        # Given back in the reverse order: first the processes that compute, last the memory they read.
+        self._held.callback(self.serving.stop)
+        self._held.callback(self.store.decode.stop)
+        self._held.callback(self.serving.infer.stop)
+
+    def start(self) -> None:
+        """Bring every stage up, the processes side by side. Raises StageFailure."""
+        self.store.decode.launch()
+        self.serving.infer.launch()
+        self.serving.start()
+        self.store.decode.start()
+        self.serving.infer.start()
+
+    def traces(self) -> tuple[Records, ...]:
+        """The spans of every process of a run that is over. Raises StageFailure."""
+        return (self._tracer.to_records(), *self.serving.infer.traces(), *self.store.decode.traces())
+
+    def ceilings(self, rate: float, *, decode_timed: bool) -> Ceilings:
+        """What each part could have done alone in this run, which gave `rate` samples/s.
+
+        `decode_timed` says whether decoding was a part of what the rate was measured over.
+        """
+        infer, decode = self.serving.infer, self.store.decode
+        engine, busy = _total(r.engine for r in infer.rates), infer.rate_while_busy
+        if engine is None and busy is not None:
+            engine = busy * infer.workers
+        return Ceilings(
+            rate=rate,
+            decode_per_loader=decode.rate_while_busy,
+            decode_timed=decode_timed,
+            loaders=decode.workers,
+            cores=available_cores(),
+            h2d=_total(r.h2d for r in infer.rates),
+            engine=engine,
+            loadgen=self.serving.delivery_rate,
+            sample_bytes=math.prod(self.spec.input_shape),
+            engines=infer.workers,
+        )
+
+    def close(self) -> None:
+        self._held.close()
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _total(rates: Iterable[float | None]) -> float | None:
+    """The sum, or None where one was not measured."""
+    known = list(rates)
+    return sum(r for r in known if r is not None) if known and None not in known else None

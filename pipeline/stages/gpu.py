@@ -1,0 +1,147 @@
+"""Infer on a GPU: the process that owns its CUDA context and keeps batches in flight on it."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from typing import Any, cast
+
+import numpy as np
+
+from int4core.backends.cuda.device import load_cupy
+from int4core.backends.cuda.network import DeviceNetwork
+from int4core.model import Model
+from int4core.ranges import Ranges
+from pipeline.device.cuda import CudaDevice
+from pipeline.device.scheduler import Scheduler
+from pipeline.device.spans import CudaSpans
+from pipeline.device.transfer import H2d
+from pipeline.errors import PipelineError
+from pipeline.memory.arena import Arena
+from pipeline.memory.exchange import Exchange, Slots
+from pipeline.stages.channels import Done, Rates, Task
+from pipeline.stages.infer import EngineSpec
+from pipeline.telemetry.trace import Tracer, make_tracer
+
+# A batch this small is answered in less time than a process takes to wake up: a core is spent on looking for it.
+LATENCY_SAMPLES = 64
+PATIENCE_S = 50e-6
+
+# Batches that each way of copying is measured with.
+TRIAL_BATCHES = 12
+WARM_UP_BATCHES = 4
+
+# How long each part of the device's work is measured alone.
+PARTS_S = 0.5
+
+
+class DeviceInferrer:
+    """A network on one GPU over the arena, with several batches under way (see `pipeline.device.scheduler`)."""
+
+    def __init__(self, spec: EngineSpec, number: int = 0) -> None:
+        self._held = ExitStack()
+        self.tracer = make_tracer(f"GPU process {number}", spec.traced, Ranges.load())
+        try:
+            self._set_up(spec, number)
+        except BaseException:
+            self._held.close()
+            raise
+
+    def note(self) -> str:
+        return self._note
+
+    def rates(self) -> Rates:
+        return self._rates
+
+    @property
+    def room(self) -> bool:
+        return self._scheduler.room
+
+    @property
+    def idle(self) -> bool:
+        return self._scheduler.idle
+
+    @property
+    def patience_s(self) -> float:
+        return 0.0 if self._small else PATIENCE_S
+
+    def begin(self, task: Task[int]) -> None:
+        self._small = task.samples <= LATENCY_SAMPLES
+        with self.tracer.span("launch", ticket=task.ticket, samples=task.samples):
+            self._scheduler.begin(task.ticket, task.body, task.samples)
+
+    def finished(self) -> list[Done[None]]:
+        return [Done(answer.ticket, None, answer.busy_s) for answer in self._scheduler.finished()]
+
+    def close(self) -> None:
+        self._held.close()
+
+    def _set_up(self, spec: EngineSpec, number: int) -> None:
+        arena = Arena.attach(spec.arena)
+        self._held.callback(arena.close)
+        exchange = Exchange.attach(spec.exchange)
+        self._held.callback(exchange.close)
+        network = DeviceNetwork(
+            Model.load(spec.model),
+            device=device_number(load_cupy(), spec.bus_ids[number]) if spec.bus_ids else None,
+            **cast("dict[str, Any]", dict(spec.options)),
+        )
+        self._held.callback(network.close)
+        device = CudaDevice(network, arena, exchange, cast("H2d", spec.h2d))
+        self._held.callback(device.close)
+        self._scheduler = Scheduler(device, spec.sizes, spec.inflight, ordered=spec.ordered)
+        self._held.callback(self._scheduler.drain)
+        self._small = spec.batch_size <= LATENCY_SAMPLES
+        # The records of a process that is setting up are nobody's yet, and so is what is in them.
+        records = [number * spec.inflight + i for i in range(spec.inflight)]
+        self._rates, by_transfer = choose_transfer(device, self._scheduler, exchange, records, arena.spec.slots)
+        if isinstance(self.tracer, Tracer):
+            self._scheduler.spans = CudaSpans(self.tracer, network.cupy)
+        copies = ", ".join(f"{name} {rate:,.0f}/s" for name, rate in by_transfer.items())
+        self._note = (
+            f"{device.notice}; batches of {', '.join(map(str, spec.sizes.values))}, {spec.inflight} in flight; "
+            f"samples by {device.transfer.name} (measured: {copies})"
+        )
+
+
+def choose_transfer(
+    device: Any, scheduler: Scheduler[Any], exchange: Exchange, records: list[int], slots: int
+) -> tuple[Rates, dict[str, float]]:
+    """Run batches of random samples with each way of copying and keep the fastest.
+
+    Returns what the device does with it, and the samples/s with each way, copies and networks at once.
+    """
+    size = exchange.spec.batch_size
+    rng = np.random.default_rng(0)
+    for record in records:
+        exchange.slots(record, size)[:] = typical_slots(rng, size, slots)
+    jobs = [(records[i % len(records)], size) for i in range(TRIAL_BATCHES)]
+    rates = {}
+    for name, transfer in device.transfers.items():
+        device.transfer = transfer
+        scheduler.run_through(jobs[:WARM_UP_BATCHES])
+        rates[name] = len(jobs) * size / scheduler.run_through(jobs)
+    best = max(rates, key=lambda name: rates[name])
+    device.transfer = device.transfers[best]
+    # Long enough for the clocks of a GPU that is limited by its power to come down to what they are in a run.
+    count = max(len(jobs), round(PARTS_S * rates[best] / size))
+    uploads_s, networks_s = scheduler.time_parts([jobs[i % len(jobs)] for i in range(count)])
+    samples = count * size
+    return Rates(expected=rates[best], engine=samples / networks_s, h2d=samples / uploads_s), rates
+
+
+def typical_slots(rng: np.random.Generator, count: int, slots: int) -> Slots:
+    """What LoadGen's random choice of samples comes to, once sorted: int32 (count,), with repeats and gaps."""
+    return np.sort(rng.integers(0, slots, count, dtype=np.int32))
+
+
+def device_number(cupy: Any, bus_id: str) -> int:
+    """CUDA's number of the GPU at this PCI address: the driver and CUDA may count in different orders.
+
+    Raises PipelineError when CUDA does not see it.
+    """
+    try:
+        return int(cupy.cuda.runtime.deviceGetByPCIBusId(bus_id))
+    except cupy.cuda.runtime.CUDARuntimeError as error:
+        raise PipelineError(
+            f"CUDA does not see the GPU at {bus_id} ({error}): does CUDA_VISIBLE_DEVICES hide it?"
+        ) from error

@@ -1,0 +1,92 @@
+"""The CUDA device over a stand-in for CuPy: addresses, runs, pinned memory and its absence."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipeline.device import transfer as transfer_module
+from pipeline.device.cuda import CudaDevice
+from pipeline.device.scheduler import Scheduler, Sizes
+from pipeline.errors import PipelineError
+from pipeline.memory.arena import Arena
+from pipeline.memory.exchange import Exchange
+from tests.pipeline.fake_cupy import FakeNetwork, fake_cupy
+
+SLOTS = 30
+
+
+@pytest.fixture(autouse=True)
+def _no_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transfer_module, "_copy_many", lambda: None)
+
+
+@pytest.fixture(params=[(3, 8, 8), (3, 4, 4)], ids=["back to back", "padded"])
+def memory(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Arena, Exchange]]:
+    with Arena.create(SLOTS, request.param, tmp_path) as arena, Exchange.create(3, 16, tmp_path) as exchange:
+        for slot in range(SLOTS):
+            arena.sample(slot).reshape(-1)[:4].view(np.int32)[0] = 100 + slot
+        yield arena, exchange
+
+
+def answers_of(device: Any, exchange: Exchange, slots: np.ndarray) -> list[int]:
+    scheduler = Scheduler(device, Sizes.graded(16), 2)
+    record = exchange.take(slots)
+    scheduler.begin(5, record, len(slots))
+    assert [answer.ticket for answer in scheduler.drain()] == [5]
+    exchange.give(record)
+    classes: list[int] = exchange.classes(record, len(slots)).tolist()
+    return classes
+
+
+@pytest.mark.parametrize("h2d", ["auto", "gather", "runs", "staged"])
+def test_every_way_of_copying_brings_the_same_samples(memory: tuple[Arena, Exchange], h2d: Any) -> None:
+    arena, exchange = memory
+    cupy = fake_cupy()
+    device = CudaDevice(FakeNetwork(cupy, arena.spec.sample_bytes), arena, exchange, h2d)  # type: ignore[arg-type]
+    rng = np.random.default_rng(0)
+    for name, transfer in device.transfers.items():
+        device.transfer = transfer
+        for count in (1, 7, 16):
+            slots = np.sort(rng.integers(0, SLOTS, count, dtype=np.int32))
+            assert answers_of(device, exchange, slots) == (100 + slots).tolist(), name
+    assert set(device.transfers) == ({"runs", "gather"} if h2d == "auto" else {h2d})
+    device.close()
+    assert not cupy.cuda.runtime.registered
+
+
+def test_neighbouring_slots_are_one_copy(tmp_path: Path) -> None:
+    with Arena.create(SLOTS, (3, 8, 8), tmp_path) as arena, Exchange.create(1, 16, tmp_path) as exchange:
+        cupy = fake_cupy()
+        device = CudaDevice(FakeNetwork(cupy, arena.spec.sample_bytes), arena, exchange, "runs")  # type: ignore[arg-type]
+        answers_of(device, exchange, np.arange(3, 15, dtype=np.int32))
+        *up, down = cupy.cuda.runtime.copies
+        assert up == [12 * arena.spec.sample_bytes]
+        assert down == 12 * 4
+        device.close()
+
+
+def test_memory_that_cannot_be_pinned_is_said_aloud_or_an_error(memory: tuple[Arena, Exchange]) -> None:
+    arena, exchange = memory
+    network: Any = FakeNetwork(fake_cupy(refuse=True), arena.spec.sample_bytes)
+    device = CudaDevice(network, arena, exchange)
+    assert set(device.transfers) == {"staged"}
+    assert "memlock" in device.notice
+    slots = np.array([4, 4, 9], dtype=np.int32)
+    assert answers_of(device, exchange, slots) == [104, 104, 109]
+    device.close()
+    with pytest.raises(PipelineError, match=r"--h2d gather: .*memlock.*--h2d staged"):
+        CudaDevice(network, arena, exchange, "gather")
+
+
+def test_a_batch_too_large_for_the_device_names_the_option(memory: tuple[Arena, Exchange]) -> None:
+    arena, exchange = memory
+    network: Any = FakeNetwork(fake_cupy(), arena.spec.sample_bytes, most=8)
+    device = CudaDevice(network, arena, exchange)
+    with pytest.raises(PipelineError, match="does not fit device memory; choose a smaller --batch_size than 16"):
+        Scheduler(device, Sizes.graded(16), 2)
+    device.close()

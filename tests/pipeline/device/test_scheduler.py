@@ -1,0 +1,229 @@
+"""Batches in flight on a device: nothing is mixed up, whatever takes how long."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipeline.device.scheduler import Scheduler, Sizes
+from pipeline.device.transfer import merge_runs
+from pipeline.memory.arena import Arena
+from pipeline.memory.exchange import Exchange
+from pipeline.stages.gpu import choose_transfer, typical_slots
+from tests.pipeline.fake_device import FakeBatch, FakeDevice, FakeStream
+
+SLOTS = 40
+SHAPE = (3, 8, 8)
+
+
+@contextmanager
+def device(
+    folder: Path, records: int, batch: int, kernel_s: float = 0.002, copy_s: float = 0.001, deaf: bool = False
+) -> Iterator[tuple[FakeDevice, Exchange]]:
+    """A device over an arena whose samples carry their slot's number."""
+    with Arena.create(SLOTS, SHAPE, folder) as arena, Exchange.create(records, batch, folder) as exchange:
+        for slot in range(SLOTS):
+            arena.sample(slot).reshape(-1)[:4].view(np.int32)[0] = slot
+        fake = FakeDevice(arena, exchange, kernel_s=kernel_s, copy_s=copy_s, deaf=deaf)
+        try:
+            yield fake, exchange
+        finally:
+            fake.close()
+
+
+def serve(
+    scheduler: Scheduler[FakeBatch], exchange: Exchange, batches: int, largest: int, seed: int = 0
+) -> tuple[int, int]:
+    """Run batches of random slots and sizes; (samples, samples with another sample's class)."""
+    rng = np.random.default_rng(seed)
+    underway: dict[int, tuple[int, np.ndarray]] = {}
+    total = wrong = 0
+
+    def take(answers: list) -> None:  # type: ignore[type-arg]
+        nonlocal total, wrong
+        for answer in answers:
+            record, slots = underway.pop(answer.ticket)
+            wrong += int((exchange.classes(record, len(slots)) != slots).sum())
+            total += len(slots)
+            # What is free may be written over at once, by us or by anyone.
+            exchange.slots(record, len(slots))[:] = -1
+            exchange.classes(record, len(slots))[:] = -3
+            exchange.give(record)
+
+    for ticket in range(batches):
+        slots = rng.integers(0, SLOTS, rng.integers(1, largest + 1), dtype=np.int32)
+        while not scheduler.room:
+            take(scheduler.finished())
+        record = exchange.take(slots)
+        underway[ticket] = (record, slots)
+        scheduler.begin(ticket, record, len(slots))
+        take(scheduler.finished())
+    take(scheduler.drain())
+    assert not underway
+    assert scheduler.idle
+    return total, wrong
+
+
+@pytest.mark.parametrize("lanes", [1, 2, 3])
+@pytest.mark.parametrize("sizes", [Sizes.full(16), Sizes.graded(16)], ids=["full", "graded"])
+@pytest.mark.parametrize("ordered", [False, True], ids=["shared", "ordered"])
+def test_no_sample_is_mixed_up(tmp_path: Path, lanes: int, sizes: Sizes, ordered: bool) -> None:
+    with device(tmp_path, lanes, sizes.largest) as (fake, exchange):
+        scheduler = Scheduler(fake, sizes, lanes, ordered=ordered)
+        total, wrong = serve(scheduler, exchange, 40, sizes.largest)
+        assert wrong == 0
+        assert fake.uploads == total, "every sample is copied, repeated or not"
+        assert sum(batch.runs for batch in fake.batches) == 40
+
+
+def test_a_slow_kernel_holds_its_lane_and_its_record(tmp_path: Path) -> None:
+    with device(tmp_path, 3, 8, kernel_s=0.03, copy_s=0.0) as (fake, exchange):
+        total, wrong = serve(Scheduler(fake, Sizes.full(8), 3), exchange, 30, 8, seed=1)
+        assert total > 0
+        assert wrong == 0
+
+
+def test_a_missing_event_would_be_seen(tmp_path: Path) -> None:
+    with device(tmp_path, 3, 8, deaf=True) as (fake, exchange):
+        _, wrong = serve(Scheduler(fake, Sizes.full(8), 3), exchange, 30, 8)
+        assert wrong > 0
+
+
+def test_a_lane_reused_too_early_would_be_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with device(tmp_path, 30, 8) as (fake, exchange):
+        scheduler = Scheduler(fake, Sizes.full(8), 2)
+        begin = scheduler.begin
+
+        def hasty(ticket: int, record: int, count: int) -> None:
+            begin(ticket, record, count)
+            scheduler._free.append(scheduler._underway[-1])
+
+        monkeypatch.setattr(scheduler, "begin", hasty)
+        rng, wrong = np.random.default_rng(0), 0
+        jobs = []
+        for ticket in range(20):
+            slots = rng.integers(0, SLOTS, 8, dtype=np.int32)
+            jobs.append((exchange.take(slots), slots))
+            scheduler.begin(ticket, jobs[-1][0], 8)
+        for lane in set(scheduler._underway):
+            lane.answered.synchronize()
+        wrong = sum(int((exchange.classes(record, 8) != slots).sum()) for record, slots in jobs)
+        assert wrong > 0
+
+
+def test_copies_run_under_kernels(tmp_path: Path) -> None:
+    with device(tmp_path, 4, 4, kernel_s=0.0, copy_s=0.0) as (fake, exchange):
+        fake._random.uniform = lambda _low, high: high  # type: ignore[method-assign]
+        fake._kernel_s, fake.transfer = 0.02, 0.01
+        jobs = [(i % 3, 4) for i in range(12)]
+        alone = Scheduler(fake, Sizes.full(4), 1).run_through(jobs)
+        overlapped = Scheduler(fake, Sizes.full(4), 3, ordered=True).run_through(jobs)
+        # One after another a batch takes 10 + 20 + 10 ms; overlapped, the turns at the kernel: 20 + 10 ms.
+        assert alone > 12 * 0.039
+        assert overlapped < 0.85 * alone
+        assert exchange.free == 4
+
+
+def test_the_faster_copies_are_chosen(tmp_path: Path) -> None:
+    with device(tmp_path, 3, 4, kernel_s=0.0, copy_s=0.01) as (fake, exchange):
+        rates, by_transfer = choose_transfer(fake, Scheduler(fake, Sizes.full(4), 3), exchange, [0, 1, 2], SLOTS)
+        assert set(by_transfer) == {"slow", "fast"}
+        assert rates.expected == by_transfer["fast"] > by_transfer["slow"]
+        assert fake.transfer == 0.0
+
+
+@pytest.mark.parametrize(("kernel_s", "copy_s"), [(0.02, 0.0), (0.0, 0.02)], ids=["slow network", "slow copies"])
+def test_each_part_is_timed_without_the_other(tmp_path: Path, kernel_s: float, copy_s: float) -> None:
+    jobs = [(i % 3, 4) for i in range(12)]
+    with device(tmp_path, 3, 4, kernel_s=kernel_s, copy_s=copy_s) as (fake, exchange):
+        for record in range(3):
+            exchange.slots(record, 4)[:] = record
+        scheduler = Scheduler(fake, Sizes.full(4), 3)
+        uploads_s, networks_s = scheduler.time_parts(jobs)
+        assert fake.uploads == 48
+        assert sum(batch.runs for batch in fake.batches) == 12
+        slow, quick = (networks_s, uploads_s) if kernel_s else (uploads_s, networks_s)
+        assert quick < slow / 2
+        # What timing left behind is nobody's.
+        assert serve(scheduler, exchange, 20, 4)[1] == 0
+
+
+class HostSpans:
+    """Marks are the times at which a fake stream gets to them."""
+
+    def __init__(self) -> None:
+        self.completed: list[tuple[int, int, int, list[float]]] = []
+
+    def mark(self, stream: FakeStream) -> list[float]:
+        times: list[float] = []
+        stream.put(lambda: times.append(time.perf_counter()))
+        return times
+
+    def complete(self, lane: int, ticket: int, samples: int, marks: Any) -> None:
+        self.completed.append((lane, ticket, samples, [mark[0] for mark in marks]))
+
+
+def test_spans_of_a_batch_are_in_order_and_of_its_lane(tmp_path: Path) -> None:
+    with device(tmp_path, 2, 4) as (fake, exchange):
+        scheduler = Scheduler(fake, Sizes.full(4), 2)
+        scheduler.spans = spans = HostSpans()
+        assert serve(scheduler, exchange, 12, 4)[1] == 0
+    assert sorted(ticket for _, ticket, _, _ in spans.completed) == list(range(12))
+    assert {lane for lane, _, _, _ in spans.completed} == {0, 1}
+    assert all(1 <= samples <= 4 for _, _, samples, _ in spans.completed)
+    for _, _, _, marks in spans.completed:
+        assert marks == sorted(marks), "upload begins, ends, network begins, ends"
+    uploads = sorted(marks[:2] for _, _, _, marks in spans.completed)
+    assert all(a[1] <= b[0] for a, b in itertools.pairwise(uploads)), "uploads take turns"
+
+
+def test_busy_time_does_not_count_a_moment_twice(tmp_path: Path) -> None:
+    with device(tmp_path, 3, 4, kernel_s=0.01) as (fake, exchange):
+        scheduler = Scheduler(fake, Sizes.full(4), 3)
+        began = time.perf_counter()
+        for ticket in range(3):
+            scheduler.begin(ticket, exchange.take(np.zeros(4, np.int32)), 4)
+        assert not scheduler.room
+        answers = scheduler.drain()
+        assert 0 < sum(a.busy_s for a in answers) <= time.perf_counter() - began
+        assert [a.ticket for a in answers] == [0, 1, 2]
+
+
+def test_a_batch_runs_in_the_smallest_size_that_holds_it(tmp_path: Path) -> None:
+    sizes = Sizes.graded(200)
+    assert sizes.values == (1, 8, 32, 128, 200)
+    assert [sizes.fit(n) for n in (1, 2, 8, 9, 129, 200)] == [1, 8, 8, 32, 200, 200]
+    assert Sizes.graded(1).values == (1,)
+    for bad in (0, 201):
+        with pytest.raises(ValueError, match="1 to 200"):
+            sizes.fit(bad)
+    with pytest.raises(ValueError, match="ascending"):
+        Sizes((8, 1))
+    with device(tmp_path, 1, 200) as (fake, exchange):
+        scheduler = Scheduler(fake, sizes, 1)
+        scheduler.begin(0, exchange.take(np.zeros(9, np.int32)), 9)
+        scheduler.drain()
+        assert [batch.n for batch in fake.batches if batch.runs] == [32]
+
+
+def test_runs_of_neighbouring_slots() -> None:
+    begins, lengths = merge_runs(np.array([3, 4, 5, 5, 6, 9, 0, 1], dtype=np.int32))
+    assert begins.tolist() == [0, 3, 5, 6]
+    assert lengths.tolist() == [3, 2, 1, 2]
+    begins, lengths = merge_runs(np.array([3, 4], dtype=np.int32), contiguous=False)
+    assert (begins.tolist(), lengths.tolist()) == ([0, 1], [1, 1])
+    for slots in ([7], [7, 8, 9]):
+        begins, lengths = merge_runs(np.array(slots, dtype=np.int32))
+        assert (begins.tolist(), lengths.tolist()) == ([0], [len(slots)])
+    slots = typical_slots(np.random.default_rng(0), 500, 100)
+    begins, lengths = merge_runs(slots)
+    rebuilt = [slots[b] + i for b, n in zip(begins, lengths, strict=True) for i in range(n)]
+    assert rebuilt == slots.tolist()
+    assert (np.diff(slots) >= 0).all()

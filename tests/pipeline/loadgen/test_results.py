@@ -1,0 +1,281 @@
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import mlperf_loadgen as lg
+import numpy as np
+import pytest
+
+from pipeline.errors import PipelineError
+from pipeline.loadgen.options import parse
+from pipeline.loadgen.results import (
+    NOT_PREDICTED,
+    LoadGenResult,
+    accuracy,
+    describe,
+    find_log,
+    read_accuracy_log,
+    read_labels,
+    read_result,
+    read_summary,
+    wilson_interval,
+)
+from pipeline.loadgen.summary import summarise, write_summary
+from pipeline.report.history import StageMean
+from pipeline.telemetry.metrics import Snapshot
+from tests.paths import SHARED, needs_shared
+
+
+def detail(folder: Path, *records: tuple[str, Any], errors: tuple[str, ...] = (), summary: str = "") -> Path:
+    lines = [(key, value, False) for key, value in records] + [("error_runtime", e, True) for e in errors]
+    text = ""
+    for key, value, error in lines:
+        about = {"is_error": error, "is_warning": False}
+        text += f":::MLLOG {json.dumps({'key': key, 'value': value, 'metadata': about})}\n"
+    (folder / "mlperf_log_detail.txt").write_text(text)
+    text = summary or "\nNo warnings encountered during test.\n\nNo errors encountered during test.\n"
+    (folder / "mlperf_log_summary.txt").write_text(text)
+    return folder
+
+
+def test_each_failed_condition_is_a_reason_with_a_mend(tmp_path: Path) -> None:
+    folder = detail(
+        tmp_path,
+        ("effective_test_mode", "PerformanceOnly"),
+        ("effective_min_duration_ms", 600_000),
+        ("effective_target_qps", 100.0),
+        ("effective_samples_per_query", 66_000),
+        ("effective_min_query_count", 24_576),
+        ("result_validity", "INVALID"),
+        ("result_samples_per_second", 1234.5),
+        ("result_min_duration_met", False),
+        ("result_min_queries_met", False),
+        ("early_stopping_met", False),
+    )
+    result = read_result(folder)
+    assert result.valid is False
+    assert [r.what for r in result.reasons] == [
+        "the run lasted 53.46 s, and at least 600 s are required",
+        "fewer queries than the minimum of 24576",
+        "too few queries for LoadGen's statistics",
+    ]
+    assert "from 100 to 1235 (target_qps in user.conf)" in result.reasons[0].mend
+    assert "--lgts_min_query_count" in result.reasons[1].mend
+    assert len(result.verdict().splitlines()) == 4
+
+
+def test_errors_are_reasons_and_are_told_for_a_valid_result_too(tmp_path: Path) -> None:
+    verdict = ("result_validity", "INVALID")
+    result = read_result(detail(tmp_path, verdict, errors=("it broke",)))
+    assert result.reasons[0].what == "LoadGen logged an error: error_runtime: it broke"
+    valid = read_result(detail(tmp_path, ("result_validity", "VALID"), errors=("it broke",)))
+    assert valid.valid is True
+    assert "it broke" in valid.verdict()
+
+
+def test_a_reason_that_only_the_summary_gives(tmp_path: Path) -> None:
+    text = "Result is : INVALID\nRecommendations:\n * Do something else.\n"
+    result = read_result(detail(tmp_path, ("result_validity", "INVALID"), summary=text))
+    assert result.reasons[0].what == "LoadGen says: Do something else."
+
+
+def test_logs_that_are_not_there_or_damaged(tmp_path: Path) -> None:
+    with pytest.raises(PipelineError, match=r"mlperf_log_detail\.txt: LoadGen has not written this log"):
+        read_result(tmp_path)
+    with pytest.raises(PipelineError, match="has not written"):
+        read_result(tmp_path / "none")
+    detail(tmp_path, ("result_validity", "VALID"))
+    path = tmp_path / "mlperf_log_detail.txt"
+    path.write_text(path.read_text()[:-20])
+    with pytest.raises(PipelineError, match=r"detail\.txt:1: a damaged record"):
+        read_result(tmp_path)
+    path.write_text("nothing\n")
+    with pytest.raises(PipelineError, match="no LoadGen record"):
+        read_result(tmp_path)
+    (tmp_path / "mlperf_log_summary.txt").write_text("")
+    with pytest.raises(PipelineError, match="no LoadGen summary"):
+        read_summary(tmp_path / "mlperf_log_summary.txt")
+
+
+def test_find_log_knows_prefix_date_and_suffix(tmp_path: Path) -> None:
+    path = tmp_path / "x_2026-01-02T03:04:05Z_summary_run.txt"
+    path.write_text("")
+    assert find_log(tmp_path, "summary.txt", "x_", "_run") == path
+    with pytest.raises(PipelineError):
+        find_log(tmp_path, "summary.txt", "x_")
+
+
+def write_log(path: Path, records: list[dict[str, Any]]) -> Path:
+    path.write_text("[\n" + ",\n".join(json.dumps(r) for r in records) + "\n]\n")
+    return path
+
+
+def record(index: int, value: int) -> dict[str, Any]:
+    data = value.to_bytes(4, "little", signed=True).hex().upper()
+    return {"seq_id": 0, "qsl_idx": index, "data": data}
+
+
+def test_accuracy_log_is_little_endian_int32(tmp_path: Path) -> None:
+    log = read_accuracy_log(write_log(tmp_path / "log.json", [record(2, 938), record(0, -3), record(1, 2**31 - 1)]))
+    assert log.indices.tolist() == [2, 0, 1]
+    assert log.classes.tolist() == [938, -3, 2**31 - 1]
+    predictions, disagreeing = log.predictions(5)
+    assert predictions.tolist() == [-3, 2**31 - 1, 938, NOT_PREDICTED, NOT_PREDICTED]
+    assert disagreeing.tolist() == []
+
+
+def test_repeated_records(tmp_path: Path) -> None:
+    log = read_accuracy_log(write_log(tmp_path / "log.json", [record(1, 5), record(0, 2), record(1, 6), record(0, 2)]))
+    predictions, disagreeing = log.predictions(2)
+    assert predictions.tolist() == [2, 5]
+    assert disagreeing.tolist() == [1]
+    with pytest.raises(PipelineError, match="sample 1 is logged and there are 1"):
+        log.predictions(1)
+
+
+def test_a_performance_run_s_accuracy_log_is_empty(tmp_path: Path) -> None:
+    log = read_accuracy_log(write_log(tmp_path / "log.json", []))
+    assert len(log.indices) == len(log.classes) == 0
+
+
+def test_a_truncated_accuracy_log(tmp_path: Path) -> None:
+    path = write_log(tmp_path / "log.json", [record(n, n) for n in range(100)])
+    text = path.read_text()
+    for keep in (len(text) // 2, len(text) - 3, 1, 0):
+        path.write_text(text[:keep])
+        with pytest.raises(PipelineError, match=r"log\.json:\d+: not JSON \(the file is cut off"):
+            read_accuracy_log(path)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [{"qsl_idx": 1}, {"qsl_idx": "1", "data": "00000000"}, {"qsl_idx": 1, "data": "000000"},
+     {"qsl_idx": 1, "data": "0000000G"}, {"qsl_idx": 2**70, "data": "00000000"}, 3, None,
+     {"qsl_idx": 1.5, "data": "00000000"}, {"qsl_idx": 1, "data": 12345678},
+     {"qsl_idx": True, "data": "00000000"}, {"qsl_idx": 1, "data": "00 00 00"}],
+)  # fmt: skip
+def test_a_record_of_another_form_is_named(bad: Any, tmp_path: Path) -> None:
+    path = write_log(tmp_path / "log.json", [record(0, 1), bad, record(2, 1)])
+    with pytest.raises(PipelineError, match="record 1 is not a prediction"):
+        read_accuracy_log(path)
+
+
+def test_labels_of_a_map(tmp_path: Path) -> None:
+    path = tmp_path / "map.txt"
+    path.write_text("a b.jpg\t7\nc.jpg 0\n\nd.jpg   999\n")
+    assert read_labels(path).tolist() == [7, 0, 999]
+    for text, line in (("a.jpg 1\nb.jpg\n", 2), ("a.jpg x\n", 1), ("a.jpg -1\n", 1), ("5\n", 1)):
+        path.write_text(text)
+        with pytest.raises(PipelineError, match=rf"map\.txt:{line}: not a file name and a class"):
+            read_labels(path)
+
+
+@needs_shared
+def test_the_published_summaries() -> None:
+    for name, rate in (
+        ("T4x8", 71517.1), ("T4x20", 181237.0), ("TitanRTXx4", 100711.0),
+    ):  # fmt: skip
+        summary = read_summary(SHARED / "published" / f"{name}_mlperf_log_summary.txt")
+        assert summary.valid is True
+        assert summary.samples_per_second == rate
+        assert summary.values["Scenario"] == "Offline"
+
+
+def test_wilson_interval_against_its_definition() -> None:
+    """The bounds are the proportions p for which the observation lies z standard errors of p away."""
+    z = 1.959963984540054
+    for correct, total in ((90, 100), (1, 10), (38052, 50000), (5, 10), (199, 200)):
+        for bound in wilson_interval(correct, total):
+            away = abs(correct / total - bound) / math.sqrt(bound * (1 - bound) / total)
+            assert away == pytest.approx(z, rel=1e-9)
+    low, high = wilson_interval(0, 20)
+    assert low == 0.0
+    # Wilson's upper bound for no success in n: z^2 / (n + z^2).
+    assert high == pytest.approx(z * z / (20 + z * z))
+    assert wilson_interval(20, 20)[1] == 1.0
+
+
+def test_accuracy() -> None:
+    result = accuracy(np.array([1, 2, NOT_PREDICTED, 4]), [1, 2, 3, 5])
+    assert (result.correct, result.total, result.top1) == (2, 4, 0.5)
+    assert result.low < 0.5 < result.high
+    assert str(result).startswith("2/4 = 50.000 % (95 % interval ")
+    with pytest.raises(ValueError, match="do not match"):
+        accuracy([1], [1, 2])
+    with pytest.raises(ValueError, match="no samples"):
+        accuracy([], [])
+
+
+def test_describe() -> None:
+    assert describe([3, 1]) == "3, 1"
+    assert describe(range(1007), limit=2) == "0, 1 and 1,005 more"
+
+
+def summary_of(folder: Path, **parts: Any) -> dict[str, Any]:
+    log = lg.LogSettings()
+    log.log_output.outdir = str(folder)
+    given: dict[str, Any] = {
+        "test_settings": lg.TestSettings(),
+        "log_settings": log,
+        "target": "CPU",
+        "model": Path("some/model"),
+        "samples": 10,
+        "batch_size": 4,
+        "snapshot": None,
+        "stages": (),
+    }
+    path = write_summary(folder, summarise(parse(["--count", "10"]), **(given | parts)))
+    loaded: dict[str, Any] = json.loads(path.read_text())
+    return loaded
+
+
+def test_summary_of_a_whole_run(tmp_path: Path) -> None:
+    result = LoadGenResult(
+        "Offline", "PerformanceOnly", True, 12.5, (), (), (), {"max": 3.0}, {"target_qps": 1}, "6.0 @ abc"
+    )
+    summary = summary_of(
+        tmp_path / "new",
+        snapshot=Snapshot("done", 1.0, 10, 10, 0.0, 12.5, ()),
+        stages=(StageMean("infer", 1, 10, 0, 0.8, 12.5, 0.9),),
+        bad_images=(SimpleNamespace(path=Path("a.jpg"), why="cut off"),),
+        result=result,
+        accuracy=accuracy([1, 1], [1, 2]),
+        extra={"note": "x"},
+    )
+    assert summary["settings"]["options"]["count"] == 10
+    assert summary["settings"]["test_settings"]["mode"] == "PerformanceOnly"
+    assert summary["settings"]["log_settings"]["prefix"] == "mlperf_log_"
+    assert summary["hardware"]["cores"] >= 1
+    assert summary["hardware"]["memory_bytes"] > 0
+    assert summary["hardware"]["cpu"]
+    assert summary["versions"]["numpy"] == np.__version__
+    assert summary["versions"]["loadgen"] == "6.0 @ abc"
+    assert summary["throughput"] == {"completed": 10, "samples_per_second_mean": 12.5}
+    assert summary["stages"][0]["name"] == "infer"
+    assert summary["stages"][0]["samples_per_second"] == 12.5
+    assert summary["bad_images"] == [{"path": "a.jpg", "why": "cut off"}]
+    assert summary["loadgen"]["valid"] is True
+    assert summary["accuracy"]["correct"] == 1
+    assert summary["note"] == "x"
+    assert [p.name for p in (tmp_path / "new").iterdir()] == ["summary.json"]
+
+
+def test_summary_of_a_run_that_did_not_get_far(tmp_path: Path) -> None:
+    summary = summary_of(tmp_path)
+    assert summary["loadgen"] is summary["accuracy"] is summary["throughput"] is None
+    assert summary["versions"]["loadgen"]
+
+
+def test_a_summary_that_cannot_be_written_leaves_the_old_one(tmp_path: Path) -> None:
+    path = write_summary(tmp_path, {"a": 1})
+    before = path.read_text()
+    with pytest.raises(ValueError, match="nan"):
+        write_summary(tmp_path, {"a": math.nan})
+    with pytest.raises(PipelineError, match="cannot be written"):
+        write_summary(path, {"a": 1})
+    assert path.read_text() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["summary.json"]

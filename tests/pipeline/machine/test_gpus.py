@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+import importlib.util
+
+import pytest
+
+from int4core.backends.cuda.chips import name_of
+from pipeline.errors import PipelineError
+from pipeline.machine.gpus import Gpu, choose
+
+
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [
+        ("Tesla T4", "t4"),
+        ("NVIDIA TITAN RTX", "titan_rtx"),
+        ("NVIDIA A100-SXM4-80GB", "a100"),
+        ("NVIDIA L4", "l4"),
+        ("NVIDIA L40S", "l40s"),
+        ("NVIDIA H100 80GB HBM3", "h100"),
+        ("NVIDIA H200", "h200"),
+        ("NVIDIA GeForce RTX 4090", None),
+    ],
+)
+def test_the_drivers_names(name: str, key: str | None) -> None:
+    assert name_of(name) == key
+
+
+def test_auto_without_a_gpu_is_the_cpu_and_says_so() -> None:
+    target = choose("auto", ())
+    assert target.backend == "numpy"
+    assert "no NVIDIA GPU" in target.notice
+
+
+def test_cpu_is_the_cpu_whatever_is_there() -> None:
+    assert choose("cpu", (Gpu(0, "NVIDIA H200", "h200"),)).backend == "numpy"
+
+
+def test_a_gpu_that_is_not_there_is_an_error_that_names_what_is() -> None:
+    with pytest.raises(PipelineError, match=r"--gpu t4: not here \(0: NVIDIA H200\)"):
+        choose("t4", (Gpu(0, "NVIDIA H200", "h200"),))
+    with pytest.raises(PipelineError, match="no NVIDIA GPU"):
+        choose("t4", ())
+
+
+def test_a_gpu_without_cupy_names_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
+    with pytest.raises(PipelineError, match="int4-resnet50\\[cuda12\\]"):
+        choose("auto", (Gpu(0, "NVIDIA H200", "h200"),))
+
+
+def test_the_chip_asked_for_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _name: object())
+    gpus = (Gpu(0, "Tesla T4", "t4"), Gpu(1, "NVIDIA H200", "h200"))
+    assert choose("h200", gpus).gpu == gpus[1]
+    assert choose("auto", gpus).gpu == gpus[0]
+
+
+def test_gpus_by_number_one_engine_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _name: object())
+    gpus = (Gpu(0, "NVIDIA H200", "h200", "A"), Gpu(1, "NVIDIA H200", "h200", "B"), Gpu(2, "Tesla T4", "t4"))
+    both = choose("auto", gpus, (1, 0))
+    assert (both.gpus, both.key, both.bus_ids) == ((gpus[1], gpus[0]), "h200", ("B", "A"))
+    assert "GPU 1: NVIDIA H200, GPU 0" in both.notice
+    assert choose("auto", gpus, (1, 1)).gpus == (gpus[1], gpus[1]), "two engines may share a GPU"
+    mixed = choose("auto", gpus, (0, 2))
+    assert (mixed.key, mixed.bus_ids) == (None, ())
+    with pytest.raises(PipelineError, match="3 is not here"):
+        choose("auto", gpus, (0, 3))
+    with pytest.raises(PipelineError, match="GPU 2 is a Tesla T4, not a h200"):
+        choose("h200", gpus, (0, 2))

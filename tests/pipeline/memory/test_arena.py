@@ -1,0 +1,109 @@
+from __future__ import annotations
+
+import multiprocessing
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.errors import PipelineError
+from pipeline.memory import segment as segment_module
+from pipeline.memory.arena import SLOT_ALIGNMENT, Arena, ArenaSpec, segment_folder, sweep_stale
+
+SHAPE = (3, 224, 224)
+
+
+def test_a_slot_is_page_aligned_and_holds_a_sample() -> None:
+    spec = ArenaSpec("x", 5, SHAPE)
+    assert spec.sample_bytes == 150_528
+    assert spec.slot_bytes % SLOT_ALIGNMENT == 0
+    assert 0 <= spec.slot_bytes - spec.sample_bytes < SLOT_ALIGNMENT
+    assert spec.total_bytes == 5 * spec.slot_bytes
+
+
+def test_what_one_mapping_writes_the_other_reads(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    with Arena.create(4, (3, 32, 32), tmp_path) as ours, Arena.attach(ours.spec) as theirs:
+        samples = rng.integers(-128, 128, (4, 3, 32, 32), dtype=np.int8)
+        for slot in range(4):
+            ours.sample(slot)[:] = samples[slot]
+        got = theirs.gather(np.array([2, 0, 3, 2], dtype=np.int32))
+        np.testing.assert_array_equal(got, samples[[2, 0, 3, 2]])
+
+
+def test_the_segment_is_reserved_named_after_the_process_and_removed(tmp_path: Path) -> None:
+    with Arena.create(3, SHAPE, tmp_path) as arena:
+        path = Path(arena.spec.path)
+        assert f"-{os.getpid()}-" in path.name
+        status = path.stat()
+        assert status.st_size == arena.spec.total_bytes
+        assert status.st_blocks * 512 >= arena.spec.total_bytes
+    assert not path.exists()
+    arena.close()
+
+
+def test_only_the_owner_removes_the_segment(tmp_path: Path) -> None:
+    with Arena.create(1, SHAPE, tmp_path) as ours:
+        Arena.attach(ours.spec).close()
+        assert Path(ours.spec.path).exists()
+
+
+def test_attaching_to_a_segment_that_is_gone(tmp_path: Path) -> None:
+    with pytest.raises(PipelineError, match="gone"):
+        Arena.attach(ArenaSpec(str(tmp_path / "none"), 1, SHAPE))
+
+
+def test_an_arena_larger_than_the_folder_is_refused_before_anything_is_written() -> None:
+    before = set(segment_folder().iterdir())
+    with pytest.raises(PipelineError, match="performance_sample_count_override"):
+        Arena.create(10**9, SHAPE)
+    assert set(segment_folder().iterdir()) == before
+
+
+def test_a_reservation_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_args: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(segment_module.os, "posix_fallocate", full)
+    with pytest.raises(PipelineError, match="No space left"):
+        Arena.create(1, SHAPE, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_sweep_removes_the_dead_and_spares_the_living(tmp_path: Path) -> None:
+    # The child leaves without closing, as a killed run does.
+    code = (
+        "import os, sys; from pathlib import Path; from pipeline.memory.arena import Arena\n"
+        f"a = Arena.create(1, (3, 8, 8), Path({str(tmp_path)!r}))\n"
+        "print(a.spec.path, flush=True); os._exit(9)"
+    )
+    root = Path(__file__).resolve().parents[3]
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=False)
+    dead = Path(done.stdout.strip())
+    assert dead.exists()
+    reused = tmp_path / f"int4-resnet50-{os.getpid()}-12345-abcd"
+    reused.touch()
+    other = tmp_path / "int4-resnet50-notes.txt"
+    other.touch()
+    with Arena.create(1, (3, 8, 8), tmp_path) as alive:
+        assert set(sweep_stale(tmp_path)) == {dead, reused}
+        assert Path(alive.spec.path).exists()
+    assert other.exists()
+
+
+def _child(spec: ArenaSpec) -> None:
+    with Arena.attach(spec) as arena:
+        arena.sample(1)[:] = 7
+
+
+def test_a_spawned_process_writes_into_the_arena(tmp_path: Path) -> None:
+    with Arena.create(2, (3, 8, 8), tmp_path) as arena:
+        process = multiprocessing.get_context("spawn").Process(target=_child, args=(arena.spec,))
+        process.start()
+        process.join()
+        assert process.exitcode == 0
+        assert (arena.sample(1) == 7).all()
+        assert (arena.sample(0) == 0).all()

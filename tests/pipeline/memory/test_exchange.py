@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+import multiprocessing
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.errors import PipelineError
+from pipeline.memory.exchange import Exchange, ExchangeSpec
+from pipeline.stages.channels import Crashed, Done, Rates, Ready, Stop, Task, TellTrace, Traced, decode, encode
+
+
+def test_slots_go_one_way_and_classes_the_other(tmp_path: Path) -> None:
+    with Exchange.create(3, 5, tmp_path) as ours, Exchange.attach(ours.spec) as theirs:
+        first, second = ours.take(np.array([7, 8], np.int32)), ours.take(np.array([1, 2, 3, 4, 5], np.int32))
+        assert first != second
+        assert theirs.slots(first, 2).tolist() == [7, 8]
+        assert theirs.slots(second, 5).tolist() == [1, 2, 3, 4, 5]
+        theirs.classes(first, 2)[:] = [70, 80]
+        theirs.classes(second, 5)[:] = 9
+        assert ours.classes(first, 2).tolist() == [70, 80]
+        assert ours.slots(second, 5).tolist() == [1, 2, 3, 4, 5]
+
+
+def test_a_record_has_one_owner_at_a_time(tmp_path: Path) -> None:
+    with Exchange.create(2, 4, tmp_path) as exchange:
+        slots = np.zeros(4, np.int32)
+        a, b = exchange.take(slots), exchange.take(slots)
+        assert exchange.free == 0
+        with pytest.raises(IndexError):
+            exchange.take(slots)
+        exchange.give(a)
+        with pytest.raises(ValueError, match="free already"):
+            exchange.give(a)
+        assert exchange.take(slots) == a
+        assert b != a
+
+
+def test_its_segment_goes_with_it(tmp_path: Path) -> None:
+    exchange = Exchange.create(2, 4, tmp_path)
+    assert Path(exchange.spec.path).stat().st_size == exchange.spec.total_bytes
+    exchange.close()
+    exchange.close()
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(PipelineError, match="gone"):
+        Exchange.attach(exchange.spec)
+
+
+def test_one_that_does_not_fit_names_the_mend(tmp_path: Path) -> None:
+    with pytest.raises(PipelineError, match="--batch_size or --inflight"):
+        Exchange.create(10**9, 10**6, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def _child(spec: ExchangeSpec, record: int) -> None:
+    with Exchange.attach(spec) as exchange:
+        exchange.classes(record, 3)[:] = exchange.slots(record, 3) * 2
+
+
+def test_across_processes(tmp_path: Path) -> None:
+    with Exchange.create(1, 3, tmp_path) as exchange:
+        record = exchange.take(np.array([1, 2, 3], np.int32))
+        process = multiprocessing.get_context("spawn").Process(target=_child, args=(exchange.spec, record))
+        process.start()
+        process.join()
+        assert exchange.classes(record, 3).tolist() == [2, 4, 6]
+
+
+def test_messages_about_records_are_a_few_bytes_and_no_pickle() -> None:
+    task, done = Task(2**40, 1024, 3), Done(2**40, None, 0.25)
+    assert decode(encode(task)) == task
+    assert decode(encode(done)) == done
+    assert max(len(encode(task)), len(encode(done))) <= 20
+    assert len(encode(Task(1, 1, 1))) == len(encode(task))
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        Task(1, 2, "x"),
+        Done(1, [2], 0.5),
+        Ready("GPU", Rates(3.0, None, 1.0)),
+        TellTrace(),
+        Traced((1, "a", 0, (("decode", "main", 0.5, 1.0, (("files", 8),)),))),
+        Crashed("a", "b"),
+        Stop(),
+    ],
+)
+def test_other_messages_travel_too(message: object) -> None:
+    assert decode(encode(message)) == message

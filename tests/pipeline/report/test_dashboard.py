@@ -1,0 +1,308 @@
+from __future__ import annotations
+
+import fcntl
+import io
+import json
+import os
+import pty
+import re
+import struct
+import termios
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import TextIO
+
+import pytest
+from rich.cells import cell_len
+
+from pipeline.machine.hardware import GpuLoad, Load, Monitor, describe_machine
+from pipeline.report.dashboard import Dashboard, choose_mode, json_line, plain_line
+from pipeline.report.frame import View, bar, chart, clock, draw, rate
+from pipeline.report.history import COLUMNS, History
+from pipeline.telemetry.metrics import Snapshot, StageSnapshot
+from tests.paths import ROOT
+from tools.render_dashboard import render, sample_view
+
+SHOW_CURSOR, HIDE_CURSOR = "\x1b[?25h", "\x1b[?25l"
+
+
+def stage(name: str, **values: float) -> StageSnapshot:
+    given = {"workers": 1, "done": 0, "rate": 0.0, "busy": 0.0, "queued": 0, "capacity": 10} | values
+    return StageSnapshot(name, **given)  # type: ignore[arg-type]
+
+
+def snapshot(completed: int = 50, expected: int = 200, phase: str = "running") -> Snapshot:
+    stages = (
+        stage("decode", done=9, failed=2),
+        stage("infer", done=completed, rate=80.5, busy=0.97, queued=7),
+        stage("complete", done=completed, rate=80.5, busy=0.01),
+    )
+    return Snapshot(phase, 12.0, completed, expected, 80.5, 70.0, stages)
+
+
+def view(shown: Snapshot | None = None, load: Load | None = None) -> View:
+    shown = shown or snapshot()
+    return View("a title", shown, shown.expected, 4.0, (10.0, 80.0), 80.0, load)
+
+
+def text_of(shown: View, width: int = 100) -> str:
+    return "\n".join("".join(segment.text for segment in line) for line in draw(shown, width))
+
+
+@pytest.fixture
+def terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[TextIO, Callable[[], str]]]:
+    """A real pseudo-terminal of 100 x 40, and what has been written to it so far."""
+    monkeypatch.setenv("TERM", "xterm-256color")
+    for name in ("COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR"):
+        monkeypatch.delenv(name, raising=False)
+    master, slave = pty.openpty()
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 100, 0, 0))
+    written = bytearray()
+
+    def drain() -> None:
+        while True:
+            try:
+                data = os.read(master, 65536)
+            except OSError:
+                return
+            written.extend(data)
+
+    reader = threading.Thread(target=drain)
+    reader.start()
+    stream = os.fdopen(slave, "w", encoding="utf-8")
+
+    def everything() -> str:
+        stream.flush()
+        time.sleep(0.2)
+        return written.decode("utf-8", errors="replace")
+
+    try:
+        yield stream, everything
+    finally:
+        stream.close()
+        reader.join(5)
+        os.close(master)
+
+
+def test_the_frame_says_what_matters() -> None:
+    text = text_of(view(load=Load(8, 0.5, 2 << 30, 8 << 30)))
+    for said in (
+        "a title", "running 00:12", " 25.0 %", "50 / 200", "ETA 00:04", "80.5 img/s now", "70.0 mean",
+        "80.0 peak", "▶ infer", "97 %", "7/10", "2 samples of decode could not be done", "8 cores", "50 %",
+        "2.0 / 8.0 GiB",
+    ):  # fmt: skip
+        assert said in text, said
+    assert text.count("▶") == 1
+
+
+def test_the_frame_with_a_gpu() -> None:
+    gpu = GpuLoad(1, "NVIDIA H200", 0.98, 12 << 30, 140 << 30, 512.4, 700.0, 1980, 61)
+    text = text_of(view(load=Load(8, 0.5, 2 << 30, 8 << 30, (gpu,))))
+    for said in ("GPU1", "98 %", "12.0 / 140.0 GiB", "512 / 700 W", "1,980 MHz", "61 °C", "H200"):
+        assert said in text, said
+    silent = GpuLoad(0, "NVIDIA H200 MIG", None, None, None, None, None, None, None)
+    text = text_of(view(load=Load(8, 0.5, 2 << 30, 8 << 30, (silent,))))
+    assert "n/a" in text
+    assert "None" not in text
+
+
+@pytest.mark.parametrize("width", [76, 80, 90, 100])
+def test_every_line_of_the_frame_is_as_wide_as_the_frame(width: int) -> None:
+    gpu = GpuLoad(11, "NVIDIA H200 " + "long name " * 9, 1.0, 139 << 30, 140 << 30, 699.0, 700.0, 1980, 100)
+    load = Load(384, 1.0, 1999 << 30, 2048 << 30, (gpu,))
+    big = Snapshot(
+        "running", 36_000.0, 98_999_999, 99_000_000, 181_237.0, 181_237.0,
+        (stage("decode", workers=128, done=50_000, busy=1.0, queued=65_536, capacity=65_536),
+         stage("a long name for a stage", done=99_000_000, rate=181_237.0, busy=0.5)),
+    )  # fmt: skip
+    unbounded = replace(big, stages=(stage("x", capacity=0, queued=3),))
+    for shown in (
+        view(), view(big, load), view(unbounded),
+        view(snapshot(0, 0, "loading")), view(snapshot(200, 200, "done")),
+        replace(view(), title="片" * 80), replace(view(), columns=(), eta_s=None, peak=0.0), sample_view(),
+    ):  # fmt: skip
+        for line in draw(shown, width):
+            assert cell_len("".join(s.text for s in line)) == width
+
+
+def test_100_percent_means_all() -> None:
+    assert "100.0 %" not in text_of(view(snapshot(99_999, 100_000)))
+    assert "100.0 %" in text_of(view(snapshot(100_000, 100_000, "done")))
+    assert "no samples issued yet" in text_of(view(snapshot(0, 0, "loading")))
+
+
+def test_bars_and_charts() -> None:
+    def drawn(share: float) -> str:
+        return "".join(s.text for s in bar(share, 4, draw(view(), 76)[0][0].style))  # type: ignore[arg-type]
+
+    assert [drawn(x) for x in (0.0, 0.5, 1.0, 2.0, -1.0)] == ["····", "██··", "████", "████", "····"]
+    assert drawn(1 / 32) == "▏···"
+    assert chart([0, 1, 2, 4], 6, 2) == ["   █  ", " ▄██  "]
+    assert chart([5, 0], 1, 1) == [" "]
+    assert chart([], 3, 2) == ["   ", "   "]
+    assert (clock(0), clock(61.4), clock(3723)) == ("00:00", "01:01", "1:02:03")
+    assert (rate(12.34), rate(12345.6)) == ("12.3", "12,346")
+
+
+def test_history_has_rates_and_stage_means() -> None:
+    history = History()
+    done = 0
+    for step in range(41):
+        now = step * 0.25
+        busy = step >= 20  # infer works for the second half only
+        done += 25 if busy else 0
+        stages = (
+            stage("decode", done=7),
+            stage("infer", workers=2, done=done, busy=0.5 if busy else 0.0, queued=5 if busy else 0),
+        )
+        history.add(now, Snapshot("running", now, done, 10_000, 0.0, 0.0, stages))
+    assert len(history.columns) == 10
+    assert history.columns[-1] == pytest.approx(100.0)
+    assert history.peak == pytest.approx(100.0)
+    assert history.recent == pytest.approx(sum(history.columns) / 10)
+    decode, infer = history.stages()
+    assert (decode.name, decode.done, decode.samples_per_second, decode.busy) == ("decode", 7, None, None)
+    assert infer.workers == 2
+    assert infer.samples_per_second == pytest.approx(100.0)
+    assert infer.busy == pytest.approx(0.5)
+    assert infer.active_s == pytest.approx(5.25)
+
+
+def test_history_does_not_grow_without_end() -> None:
+    history = History()
+    for second in range(COLUMNS + 50):
+        history.add(float(second), snapshot(second, 10**6))
+    assert len(history.columns) == COLUMNS
+    before = History()
+    before.add(0.0, snapshot(0, 0, "loading"))
+    before.add(5.0, snapshot(0, 0, "loading"))
+    assert not before.columns
+    assert before.recent is None
+
+
+def test_plain_and_json_lines() -> None:
+    line = plain_line(view(load=Load(8, 0.5, 1, 2)))
+    assert line == (
+        "running 00:12  25.0 %  50/200  80.5 img/s now  70.0 mean  ETA 00:04  "
+        "busy: decode 0 %, infer 97 %, complete 1 %  slowest: infer  cpu 50 %"
+    )
+    record = json.loads(json_line(view()))
+    assert record["completed"] == 50
+    assert record["slowest"] == "infer"
+    assert record["stages"][1]["name"] == "infer"
+    assert abs(record["time"] - time.time()) < 60
+
+
+def test_the_mode_follows_options_and_stream() -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    assert choose_mode(json_lines=False, dashboard=True, stream=Terminal()) == "live"
+    assert choose_mode(json_lines=False, dashboard=True, stream=io.StringIO()) == "plain"
+    assert choose_mode(json_lines=False, dashboard=False, stream=Terminal()) == "plain"
+    assert choose_mode(json_lines=True, dashboard=True, stream=Terminal()) == "json"
+
+
+def test_plain_mode_tells_every_phase_and_the_end() -> None:
+    stream = io.StringIO()
+    phases = iter([*["loading"] * 3, *["running"] * 3])
+    with Dashboard(lambda: snapshot(phase=next(phases, "done")), "t", mode="plain", interval=0.02, stream=stream):
+        time.sleep(0.4)
+    said = [line.split()[0] for line in stream.getvalue().splitlines()]
+    assert said == ["loading", "running", "done", "done"]
+
+
+def test_json_mode_prints_a_snapshot_a_second() -> None:
+    stream = io.StringIO()
+    with Dashboard(snapshot, "t", mode="json", interval=0.05, total=400, stream=stream):
+        time.sleep(1.3)
+    records = [json.loads(line) for line in stream.getvalue().splitlines()]
+    assert len(records) == 3  # at once, after a second, at the end
+    assert {r["expected"] for r in records} == {400}
+    assert records[0]["load"]["cores"] >= 1
+
+
+def test_live_mode_draws_and_restores_the_terminal(terminal: tuple[TextIO, Callable[[], str]]) -> None:
+    stream, written = terminal
+    with Dashboard(snapshot, "a title", mode="live", interval=0.05, stream=stream) as dashboard:
+        time.sleep(0.3)
+    out = written()
+    assert dashboard.error is None
+    assert "a title" in out
+    assert out.rfind(SHOW_CURSOR) > out.rfind(HIDE_CURSOR) >= 0
+
+
+def test_the_terminal_is_restored_when_the_run_raises(
+    terminal: tuple[TextIO, Callable[[], str]],
+) -> None:
+    stream, written = terminal
+    dashboard = Dashboard(snapshot, "a title", mode="live", interval=0.05, stream=stream)
+
+    def run() -> None:
+        with dashboard:
+            time.sleep(0.15)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        run()
+    dashboard.close()  # twice is fine
+    out = written()
+    assert out.rfind(SHOW_CURSOR) > out.rfind(HIDE_CURSOR) >= 0
+    assert "dashboard" not in {t.name for t in threading.enumerate()}
+
+
+def test_a_run_outlives_its_dashboard(
+    terminal: tuple[TextIO, Callable[[], str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    stream, written = terminal
+    calls = iter([snapshot(), snapshot()])
+    with Dashboard(lambda: next(calls), "t", mode="live", interval=0.02, stream=stream) as dashboard:
+        time.sleep(0.3)
+    assert isinstance(dashboard.error, StopIteration)
+    assert "the dashboard stopped: StopIteration" in capsys.readouterr().err
+    out = written()
+    assert out.rfind(SHOW_CURSOR) > out.rfind(HIDE_CURSOR) >= 0
+
+
+def test_the_live_view_costs_little(terminal: tuple[TextIO, Callable[[], str]]) -> None:
+    """1 % of a core is 2.5 ms a refresh; a shared machine with cold caches gets three times that."""
+    stream, _ = terminal
+    with Dashboard(sample_view_snapshot, "t", mode="live", stream=stream) as dashboard:
+        time.sleep(3.0)
+    assert dashboard.error is None
+    assert dashboard.cost_s / 3.0 < 0.03
+
+
+SAMPLE = sample_view().snapshot
+
+
+def sample_view_snapshot() -> Snapshot:
+    return SAMPLE
+
+
+def test_the_machine() -> None:
+    with Monitor() as monitor:
+        load = monitor.read()
+    assert load.cores >= 1
+    assert 0 < load.memory_bytes <= load.memory_total_bytes
+    assert 0 <= load.cpu <= 1
+    machine = describe_machine()
+    assert len(machine["gpus"]) == len(load.gpus)
+    assert json.loads(json.dumps(machine)) == machine
+
+
+def test_the_picture_in_the_documentation_is_what_the_tool_draws(tmp_path: Path) -> None:
+    render(tmp_path / "dashboard.svg")
+    drawn = (tmp_path / "dashboard.svg").read_text(encoding="utf-8")
+    assert "SAMPLE&#160;DATA" in drawn
+    kept = ROOT / "docs" / "dashboard.svg"
+    # Coordinates and styles are rich's business; the words are ours.
+    assert words(drawn) == words(kept.read_text(encoding="utf-8"))
+
+
+def words(svg: str) -> list[str]:
+    return re.findall(r"<text[^>]*>([^<]*)</text>", svg)

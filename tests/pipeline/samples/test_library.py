@@ -1,0 +1,189 @@
+"""Which file is which sample: folders, map files, and everything that may be wrong with them."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.errors import PipelineError
+from pipeline.samples.library import SampleLibrary
+from tests.paths import SHARED, needs_shared
+
+
+def touch(folder: Path, *names: str) -> Path:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    return folder
+
+
+def write_map(path: Path, text: str) -> Path:
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def names(library: SampleLibrary) -> list[str]:
+    return [p.name for p in library.paths]
+
+
+def error(folder: Path, map_file: Path | None = None, count: int | None = None) -> str:
+    with pytest.raises(PipelineError) as caught:
+        SampleLibrary.from_images(folder, map_file, count)
+    return str(caught.value)
+
+
+def test_a_folder_without_a_map(tmp_path: Path) -> None:
+    touch(tmp_path, "b.JPEG", "a.png", "c.txt", ".hidden.jpg", "c.jpg", "sub/d.jpg")
+    library = SampleLibrary.from_images(tmp_path)
+    assert names(library) == ["a.png", "b.JPEG", "c.jpg"]
+    assert library.labels is None
+    assert library.kind == "images"
+    assert len(library) == 3
+
+
+def test_a_map_gives_the_order_and_the_labels(tmp_path: Path) -> None:
+    touch(tmp_path / "i", "a.jpg", "b.jpg", "sub/c.jpg", "un listed.jpg", "two words.jpg")
+    text = "b.jpg\t7\nsub/c.jpg   999\r\n\na.jpg 0\ntwo words.jpg\t 3 \n"
+    library = SampleLibrary.from_images(tmp_path / "i", write_map(tmp_path / "m", text))
+    assert names(library) == ["b.jpg", "c.jpg", "a.jpg", "two words.jpg"]
+    assert library.labels is not None
+    assert library.labels.dtype == np.int32
+    assert library.labels.tolist() == [7, 999, 0, 3]
+    assert not library.labels.flags.writeable
+
+
+def test_a_map_without_labels(tmp_path: Path) -> None:
+    touch(tmp_path, "a.jpg", "b.jpg")
+    library = SampleLibrary.from_images(tmp_path, write_map(tmp_path / "m", "b.jpg\na.jpg"))
+    assert names(library) == ["b.jpg", "a.jpg"]
+    assert library.labels is None
+
+
+def test_a_map_in_the_folder_is_used_unless_another_is_given(tmp_path: Path) -> None:
+    touch(tmp_path, "a.jpg", "b.jpg")
+    write_map(tmp_path / "val_map.txt", "b.jpg 1\n")
+    assert names(SampleLibrary.from_images(tmp_path)) == ["b.jpg"]
+    write_map(tmp_path / "map.txt", "a.jpg 2\n")
+    assert names(SampleLibrary.from_images(tmp_path)) == ["a.jpg"]
+    other = write_map(tmp_path / "other", "a.jpg 1\nb.jpg 2\n")
+    assert names(SampleLibrary.from_images(tmp_path, other)) == ["a.jpg", "b.jpg"]
+
+
+def test_count_keeps_the_first(tmp_path: Path) -> None:
+    touch(tmp_path, "a.jpg", "b.jpg", "c.jpg")
+    assert names(SampleLibrary.from_images(tmp_path, count=2)) == ["a.jpg", "b.jpg"]
+    # What lies beyond the count need not be there.
+    map_file = write_map(tmp_path / "m", "c.jpg 5\nb.jpg 6\nnone.jpg 7\n")
+    library = SampleLibrary.from_images(tmp_path, map_file, count=2)
+    assert library.labels is not None
+    assert library.labels.tolist() == [5, 6]
+    assert "4 samples were asked for; there are 3" in error(tmp_path, count=4)
+    assert "at least one" in error(tmp_path, count=0)
+
+
+def test_subset(tmp_path: Path) -> None:
+    touch(tmp_path, "a.jpg", "b.jpg", "c.jpg")
+    library = SampleLibrary.from_images(tmp_path, write_map(tmp_path / "m", "a.jpg 1\nb.jpg 2\nc.jpg 3"))
+    part = library.subset(np.array([2, 0]))
+    assert names(part) == ["c.jpg", "a.jpg"]
+    assert part.labels is not None
+    assert part.labels.tolist() == [3, 1]
+    assert part.kind == "images"
+    with pytest.raises(PipelineError, match="at least one sample"):
+        library.subset([])
+
+
+def test_the_tensor_that_an_images_name_stands_for(tmp_path: Path) -> None:
+    touch(tmp_path, "a.npy", "a.JPEG.npy", "b.JPEG.npy", "c.bin", "d.npy")
+    text = "a.JPEG 1\nb.JPEG 2\nc.bin 3\nd.npy 4\n"
+    library = SampleLibrary.from_tensors(tmp_path, write_map(tmp_path / "m", text))
+    assert names(library) == ["a.npy", "b.JPEG.npy", "c.bin", "d.npy"]
+    assert library.kind == "tensors"
+    assert names(SampleLibrary.from_tensors(tmp_path)) == ["a.JPEG.npy", "a.npy", "b.JPEG.npy", "d.npy"]
+
+
+def test_two_names_of_one_tensor_are_refused(tmp_path: Path) -> None:
+    touch(tmp_path, "a.npy")
+    map_file = write_map(tmp_path / "m", "a.png 1\na.jpg 1\n")
+    with pytest.raises(PipelineError, match=r"m:2: a.jpg is .*a\.npy, as on line 1"):
+        SampleLibrary.from_tensors(tmp_path, map_file)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a.jpg 1\nb.jpg 2 3\n", "m:2: 3 fields"),
+        ("a.jpg\t1\t2\n", "m:1: 3 fields"),
+        ("a.jpg 1\nb.jpg two\n", "m:2: label 'two' is not a class number"),
+        ("a.jpg -1\n", "m:1: label '-1'"),
+        ("a.jpg 1.0\n", "m:1: label '1.0'"),
+        ("a.jpg 99999999999\n", "m:1: label"),
+        ("a.jpg\t\n", "are not"),
+        ("a.jpg 1\nb.jpg\n", "m:2: no label, unlike"),
+        ("a.jpg\nb.jpg 1\n", "m:2: a label, unlike"),
+        ("a.jpg 1\nb.jpg 1\na.jpg 1\n", "m:3: a.jpg is on line 1 already"),
+        ("", "lists no samples"),
+        ("\n \n", "lists no samples"),
+        ("../a.jpg 1\n", "m:1: '../a.jpg' does not stay within"),
+        ("sub/../../a.jpg 1\n", "does not stay within"),
+        ("/etc/passwd 1\n", "does not stay within"),
+        ("..\\a.jpg 1\n", "does not stay within"),
+        ("C:\\a.jpg 1\n", "does not stay within"),
+        ("a\0.jpg 1\n", "does not stay within"),
+    ],
+)
+def test_bad_maps_name_file_and_line(text: str, message: str, tmp_path: Path) -> None:
+    folder = touch(tmp_path / "images", "b.jpg")
+    assert message in error(folder, write_map(tmp_path / "m", text))
+
+
+def test_files_that_are_missing_are_counted_and_the_first_named(tmp_path: Path) -> None:
+    folder = touch(tmp_path / "images", "3.jpg")
+    (folder / "9.jpg").mkdir()
+    text = "".join(f"{n}.jpg {n}\n" for n in range(10))
+    message = error(folder, write_map(tmp_path / "m", text))
+    assert f"m: 9 of 10 images are not in {folder}: 0.jpg (line 1), 1.jpg (line 2), 2.jpg" in message
+    assert "7.jpg" not in message
+    assert message.endswith(", ...")
+
+
+def test_folders_and_maps_that_are_not_there(tmp_path: Path) -> None:
+    file = touch(tmp_path, "a.jpg") / "a.jpg"
+    assert error(tmp_path / "none") == f"{tmp_path / 'none'}: there is no such folder"
+    assert "a file, where a folder" in error(file)
+    assert "there is no such map file" in error(tmp_path, tmp_path / "none.txt")
+    assert "cannot be read" in error(tmp_path, tmp_path)
+    (tmp_path / "m").write_bytes(b"\xff\xfe\x00")
+    assert "not a text file" in error(tmp_path, tmp_path / "m")
+    (tmp_path / "empty").mkdir()
+    assert "no images here (.bmp, " in error(tmp_path / "empty")
+
+
+def test_it_travels_to_another_process(tmp_path: Path) -> None:
+    touch(tmp_path, "a.jpg")
+    library = SampleLibrary.from_images(tmp_path, write_map(tmp_path / "m", "a.jpg 4"))
+    again = pickle.loads(pickle.dumps(library))
+    assert again.paths == library.paths
+    assert again.labels.tolist() == [4]
+    assert again.kind == library.kind
+
+
+@needs_shared
+def test_the_reference_folders() -> None:
+    library = SampleLibrary.from_images(SHARED / "imagenet" / "val227")
+    assert len(library) == 325
+    assert library.labels is not None
+    assert library.labels[:3].tolist() == [472, 625, 397]
+    assert len(SampleLibrary.from_images(SHARED / "imagenet" / "sample200", count=10)) == 10
+
+
+@needs_shared
+def test_the_published_map(tmp_path: Path) -> None:
+    from pipeline.samples.library import read_map
+
+    entries = read_map(SHARED / "published" / "val_map.txt")
+    assert len(entries) == 50_000
+    assert all(e.label is not None and 0 <= e.label < 1000 for e in entries)

@@ -1,0 +1,221 @@
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import psutil
+import pytest
+
+from pipeline.stages.base import Stage, StageFailure
+from pipeline.stages.channels import Channel, ChannelClosed, Done, Rates, Ready, Task
+from pipeline.stages.process import ProcessStage
+from pipeline.stages.thread import ThreadStage
+from pipeline.telemetry.trace import Untraced
+
+
+class Doubler:
+    """Doubles numbers; a negative one makes it raise, a huge one makes it hang."""
+
+    def __init__(self, number: int = 0, *, fail_at_start: bool = False) -> None:
+        self.tracer = Untraced()
+        if fail_at_start:
+            raise RuntimeError("cannot set up")
+
+    def note(self) -> str:
+        return f"pid {os.getpid()}"
+
+    def rates(self) -> Rates:
+        return Rates(expected=50.0)
+
+    def work(self, task: Task[int]) -> int:
+        body = task.body
+        if body < 0:
+            raise ValueError(f"{body} is negative")
+        if body > 10**6:
+            time.sleep(60)
+        time.sleep(0.01)
+        return 2 * body
+
+    def close(self) -> None:
+        pass
+
+
+class Outcome:
+    def __init__(self) -> None:
+        self.results: dict[int, int] = {}
+        self.failures: list[StageFailure] = []
+        self.failed = threading.Event()
+
+    def result(self, task: Task[int], result: int) -> None:
+        self.results[task.body] = result
+
+    def failure(self, failure: StageFailure) -> None:
+        self.failures.append(failure)
+        self.failed.set()
+
+
+@contextmanager
+def processes(outcome: Outcome, **changed: Any) -> Iterator[ProcessStage[int, int]]:
+    options: dict[str, Any] = {"workers": 2, "capacity": 8, "timeout_s": 30.0} | changed
+    maker = options.pop("make_worker", Doubler)
+    stage: ProcessStage[int, int] = ProcessStage(
+        "double", maker, on_result=outcome.result, on_failure=outcome.failure, **options
+    )
+    try:
+        stage.start()
+        yield stage
+    finally:
+        pids = stage.pids
+        stage.stop()
+        assert not any(psutil.pid_exists(pid) for pid in pids), "a worker outlived its stage"
+
+
+def submit_all(stage: Stage[int, int], numbers: range) -> None:
+    for number in numbers:
+        stage.submit(Task(number, 1, number))
+
+
+def test_every_task_is_done_once_by_several_processes() -> None:
+    outcome = Outcome()
+    with processes(outcome) as stage:
+        submit_all(stage, range(50))
+        stage.drain()
+        assert outcome.results == {n: 2 * n for n in range(50)}
+        assert len(set(stage.notes)) == 2
+        assert stage.expected_rate == 100.0
+        seen = stage.snapshot()
+        assert (seen.done, seen.queued, seen.workers, seen.failed) == (50, 0, 2, 0)
+        assert 0 < seen.busy <= 1
+        assert seen.rate > 0
+    assert not outcome.failures
+
+
+def test_submit_waits_and_try_submit_declines_while_the_stage_is_full() -> None:
+    outcome = Outcome()
+    with processes(outcome, workers=1, capacity=2) as stage:
+        assert stage.try_submit(Task(1, 1, 1))
+        assert stage.try_submit(Task(2, 1, 2))
+        assert not stage.try_submit(Task(3, 1, 3))
+        stage.submit(Task(3, 1, 3))
+        assert stage.snapshot().queued <= 2
+        stage.drain()
+    assert outcome.results == {1: 2, 2: 4, 3: 6}
+
+
+def test_a_task_larger_than_the_stage_goes_in_alone() -> None:
+    outcome = Outcome()
+    with processes(outcome, workers=1, capacity=2) as stage:
+        stage.submit(Task(1, 100, 1))
+        assert not stage.try_submit(Task(2, 1, 2))
+        stage.drain()
+    assert outcome.results == {1: 2}
+
+
+def test_an_exception_in_a_worker_fails_the_stage_with_its_traceback() -> None:
+    outcome = Outcome()
+    with processes(outcome) as stage:
+        stage.submit(Task(0, 1, -5))
+        with pytest.raises(StageFailure, match="-5 is negative"):
+            stage.drain()
+        with pytest.raises(StageFailure):
+            stage.submit(Task(1, 1, 1))
+        with pytest.raises(StageFailure):
+            stage.try_submit(Task(1, 1, 1))
+    assert len(outcome.failures) == 1
+    assert "ValueError: -5 is negative" in outcome.failures[0].traceback
+
+
+def test_an_exception_while_setting_up() -> None:
+    outcome = Outcome()
+    with (
+        pytest.raises(StageFailure, match="cannot set up"),
+        processes(outcome, make_worker=partial(Doubler, fail_at_start=True)),
+    ):
+        pass
+    assert len(outcome.failures) == 1
+
+
+def test_a_killed_worker_is_noticed_within_a_second_and_named() -> None:
+    outcome = Outcome()
+    with processes(outcome) as stage:
+        stage.submit(Task(0, 1, 10**7))
+        pid = stage.pids[0]
+        began = time.monotonic()
+        os.kill(pid, signal.SIGKILL)
+        assert outcome.failed.wait(5)
+        assert time.monotonic() - began < 1
+        assert f"pid {pid}" in str(outcome.failures[0])
+        assert "SIGKILL" in str(outcome.failures[0])
+
+
+def test_a_hung_worker_is_taken_as_failed_after_the_timeout() -> None:
+    outcome = Outcome()
+    with processes(outcome, workers=1, timeout_s=3.0) as stage:
+        time.sleep(3.5)
+        assert not outcome.failures, "an idle worker is not a hung one"
+        began = time.monotonic()
+        stage.submit(Task(0, 1, 10**7))
+        with pytest.raises(StageFailure, match="silent on a task for 3 s"):
+            stage.drain()
+        assert 2.5 < time.monotonic() - began < 6
+
+
+def test_a_wake_up_follows_every_finished_task() -> None:
+    outcome = Outcome()
+    left = list(range(20))
+    with processes(outcome, workers=1, capacity=2) as stage:
+
+        def pump() -> None:
+            while left and stage.try_submit(Task(left[0], 1, left[0])):
+                left.pop(0)
+
+        stage.on_room = pump
+        pump()
+        deadline = time.monotonic() + 10
+        while len(outcome.results) < 20 and time.monotonic() < deadline:
+            time.sleep(0.01)
+    assert outcome.results == {n: 2 * n for n in range(20)}
+
+
+def test_a_thread_stage_keeps_the_order_and_fails_the_same_way() -> None:
+    outcome = Outcome()
+
+    def work(body: int) -> int:
+        return Doubler().work(Task(0, 1, body))
+
+    stage: ThreadStage[int, int] = ThreadStage(
+        "thread", work, capacity=4, on_result=outcome.result, on_failure=outcome.failure
+    )
+    stage.start()
+    submit_all(stage, range(10))
+    stage.drain()
+    assert list(outcome.results) == list(range(10))
+    stage.submit(Task(10, 1, -1))
+    with pytest.raises(StageFailure, match="-1 is negative"):
+        stage.drain()
+    stage.stop()
+    assert "ValueError" in outcome.failures[0].traceback
+
+
+def test_a_channel_carries_only_its_own_types() -> None:
+    import multiprocessing
+
+    ours, theirs = multiprocessing.Pipe()
+    left = Channel(ours, sends=(Task,), receives=(Ready,))
+    right = Channel(theirs, sends=(Ready, Done), receives=(Task,))
+    left.send(Task(1, 1, "x"))
+    assert right.receive() == Task(1, 1, "x")
+    with pytest.raises(TypeError, match="Ready"):
+        left.send(Ready(""))
+    right.send(Done(1, None, 0.0))
+    with pytest.raises(TypeError, match="Done"):
+        left.receive()
+    right.close()
+    with pytest.raises(ChannelClosed):
+        left.receive()
