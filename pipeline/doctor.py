@@ -20,6 +20,7 @@ from int4core.backends.cuda.table import KNOWN_NUMBERS
 from int4core.tuning import autoconfig
 from int4core.tuning.autoconfig import AutoconfigError
 from int4core.tuning.files import file_of
+from pipeline.loadgen.installed import find_loadgen
 from pipeline.machine.gpus import GPU_CHOICES
 from pipeline.machine.probe import BATCH, Driver, Facts, GpuFacts, gather, usable_cores
 from pipeline.machine.profilers import NCU, NSYS, Profiler
@@ -287,7 +288,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--gpu", choices=GPU_CHOICES, default="auto", help="what runs are to compute on")
     parser.add_argument("--json", action="store_true", help="print the findings as one JSON object")
     options = parser.parse_args(argv)
-    findings = examine(gather(), options.gpu)
+    findings = examine(gather(find_loadgen()), options.gpu)
     failed = any(finding.status == "fail" for finding in findings)
     if options.json:
         print(json.dumps({"ok": not failed, "findings": [asdict(finding) for finding in findings]}, indent=1))

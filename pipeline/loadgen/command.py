@@ -35,8 +35,8 @@ from pipeline.session.serving import NOT_PREDICTED
 from pipeline.session.store import BadFile
 from pipeline.session.supervisor import Interrupted, Supervisor
 from pipeline.stages.base import StageFailure
-from pipeline.stages.infer import CPU_IN_FLIGHT
 from pipeline.stages.process import default_workers
+from pipeline.stages.spec import CPU_IN_FLIGHT
 from pipeline.telemetry.trace import write_trace
 
 # The short side of an image before the centre crop, over the crop: torchvision's 256 for 224.

@@ -25,7 +25,6 @@ from int4core.model import Model
 from int4core.tuning.files import FOLDER
 from pipeline.defaults import default_model
 from pipeline.errors import PipelineError
-from pipeline.loadgen.binding import load_module
 from pipeline.machine.hardware import available_cores
 from pipeline.machine.profilers import NCU, NSYS, find_profiler
 from pipeline.memory.arena import segment_folder
@@ -107,15 +106,16 @@ class Facts:
     ncu: Path | None
 
 
-def gather() -> Facts:
-    """The facts of this machine. Needs no GPU, and starts no CUDA context."""
+def gather(loadgen: Library) -> Facts:
+    """The facts of this machine, beside what a front end found out of its LoadGen. Needs no GPU, and starts no CUDA
+    context."""
     shm, cache = segment_folder(), cache_folder()
     return Facts(
         driver=read_driver(),
         wheels=cupy_wheels((d.metadata["Name"], d.version) for d in metadata.distributions()),
         cupy=read_cupy(),
         nvrtc=read_nvrtc(),
-        loadgen=read_loadgen(),
+        loadgen=loadgen,
         shm_folder=shm,
         shm_free_bytes=psutil.disk_usage(str(shm)).free,
         memlock_bytes=read_memlock(),
@@ -181,18 +181,6 @@ def read_nvrtc() -> Library:
         return Library(nvrtc.version(library), str(library))
     except EngineError as error:
         return Library(error=str(error))
-
-
-def read_loadgen() -> Library:
-    try:
-        module = load_module()
-    except PipelineError as error:
-        return Library(error=str(error))
-    try:
-        version = metadata.version("mlcommons-loadgen")
-    except metadata.PackageNotFoundError:
-        version = ""
-    return Library(version, str(module.__file__))
 
 
 def read_memlock() -> int | None:

@@ -17,8 +17,10 @@ decoding at the run's rate would take.
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any
+
+from pipeline.telemetry.ceilings import Ceilings
 
 REACHED = 0.90
 """A run at this share of its lowest ceiling is bounded by it; below, by what lies between the parts."""
@@ -32,53 +34,6 @@ MEASURED_BY = {
     "engine": "networks alone on inputs in place",
     "loadgen": "samples over the seconds that handing answers to LoadGen took",
 }
-
-
-@dataclass(frozen=True)
-class Ceilings:
-    """What was measured, in samples a second; None for what was not, or has no part in the run.
-
-    Attributes:
-        rate: of the run.
-        decode_per_loader: one loader's.
-        decode_timed: whether decoding was a part of what `rate` was measured over.
-        loaders: how many the run had.
-        cores: that the run may use, for loaders and all else.
-        h2d, engine: of all engines of the run together.
-        loadgen: of LoadGen and its binding taking answers.
-        sample_bytes: bytes of a sample on its way to the device.
-        engines: how many computed, a GPU each if it was GPUs.
-    """
-
-    rate: float
-    decode_per_loader: float | None = None
-    decode_timed: bool = False
-    loaders: int = 0
-    cores: int = 0
-    h2d: float | None = None
-    engine: float | None = None
-    loadgen: float | None = None
-    sample_bytes: int = 3 * 224 * 224
-    engines: int = 1
-
-    def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if value is not None and not (math.isfinite(value) and value >= 0):
-                raise ValueError(f"{field.name}: {value} is not a rate or a count")
-        if self.decode_per_loader is not None and self.loaders < 1:
-            raise ValueError("a decode rate a loader, and no loaders")
-
-    @property
-    def decode(self) -> float | None:
-        """All loaders' rate."""
-        return None if self.decode_per_loader is None else self.decode_per_loader * self.loaders
-
-    def by_part(self) -> dict[str, float]:
-        """Part -> samples/s, of the parts that were measured and timed, lowest first."""
-        decode = self.decode if self.decode_timed else None
-        known = {"decode": decode, "h2d": self.h2d, "engine": self.engine, "loadgen": self.loadgen}
-        return dict(sorted(((k, v) for k, v in known.items() if v is not None), key=lambda item: item[1]))
 
 
 @dataclass(frozen=True)

@@ -15,13 +15,13 @@ from pipeline.machine.hardware import available_cores
 from pipeline.machine.numa import cores_near
 from pipeline.memory.arena import Arena
 from pipeline.memory.exchange import Exchange
-from pipeline.report.verdict import Ceilings
 from pipeline.samples.library import SampleLibrary
 from pipeline.session.serving import Deliver, Serving
 from pipeline.session.store import SampleStore
 from pipeline.session.waiting import Batching
 from pipeline.stages.base import StageFailure
-from pipeline.stages.infer import CPU_IN_FLIGHT, EngineSpec, records_for
+from pipeline.stages.spec import CPU_IN_FLIGHT, EngineSpec, records_for
+from pipeline.telemetry.ceilings import Ceilings
 from pipeline.telemetry.trace import Records, make_tracer
 
 
@@ -32,7 +32,7 @@ class RunSpec:
     Attributes:
         model: the model folder.
         backend, backend_options: see `int4core.Engine`.
-        sizes, engines, inflight, h2d, ordered, bus_ids: see `pipeline.stages.infer.EngineSpec`.
+        sizes, engines, inflight, h2d, ordered, bus_ids: see `pipeline.stages.spec.EngineSpec`.
         hold_s: see `pipeline.session.waiting.Batching`.
         input_shape: (3, H, W) of the model.
         resize: short side to resize images to before the centre crop, or None for images that are sized.

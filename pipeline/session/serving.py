@@ -16,7 +16,8 @@ from pipeline.session.store import SampleStore
 from pipeline.session.waiting import Batching, Ids, Indices, Waiting
 from pipeline.stages.base import StageFailure
 from pipeline.stages.channels import Task
-from pipeline.stages.infer import EngineSpec, infer_stage
+from pipeline.stages.infer import infer_stage
+from pipeline.stages.spec import EngineSpec
 from pipeline.stages.thread import ThreadStage
 from pipeline.telemetry.latency import Latencies
 from pipeline.telemetry.metrics import Snapshot

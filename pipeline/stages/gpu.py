@@ -19,7 +19,7 @@ from pipeline.errors import PipelineError
 from pipeline.memory.arena import Arena
 from pipeline.memory.exchange import Exchange, Slots
 from pipeline.stages.channels import Done, Rates, Task
-from pipeline.stages.infer import EngineSpec
+from pipeline.stages.spec import EngineSpec
 from pipeline.telemetry.trace import Tracer, make_tracer
 
 # A batch this small is answered in less time than a process takes to wake up: a core is spent on looking for it.

@@ -12,6 +12,7 @@ import pytest
 from pipeline import doctor
 from pipeline.doctor import Finding, examine
 from pipeline.errors import PipelineError
+from pipeline.loadgen.installed import find_loadgen
 from pipeline.machine import probe
 from pipeline.machine.probe import Cgroup, Driver, Facts, GpuFacts, Library, cupy_wheels, read_cgroup, usable_cores
 from pipeline.machine.profilers import NCU, NSYS, find_profiler, require_profiler
@@ -313,10 +314,10 @@ def test_a_profiler_that_is_not_there_says_how_to_get_it(monkeypatch: pytest.Mon
 def test_the_command_prints_a_line_a_check(
     healthy: Facts, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(doctor, "gather", lambda: healthy)
+    monkeypatch.setattr(doctor, "gather", lambda _loadgen: healthy)
     assert doctor.main(["--gpu", "h200"]) == 0
     assert capsys.readouterr().out.endswith("15 ok, 0 with a drawback, 0 failing\n")
-    monkeypatch.setattr(doctor, "gather", lambda: replace(healthy, shm_free_bytes=0, nsys=None))
+    monkeypatch.setattr(doctor, "gather", lambda _loadgen: replace(healthy, shm_free_bytes=0, nsys=None))
     assert doctor.main([]) == 1
     lines = capsys.readouterr().out.splitlines()
     (at,) = [i for i, line in enumerate(lines) if line.startswith("fail")]
@@ -334,4 +335,4 @@ def test_it_runs_on_the_machine_at_hand(capsys: pytest.CaptureFixture[str]) -> N
     said = json.loads(capsys.readouterr().out)
     assert status == (0 if said["ok"] else 1)
     assert [f["check"] for f in said["findings"]] == ["LoadGen", "shared memory", "cores"]
-    assert probe.gather().cores_visible >= 1
+    assert probe.gather(find_loadgen()).cores_visible >= 1

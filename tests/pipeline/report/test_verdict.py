@@ -5,7 +5,8 @@ from dataclasses import replace
 
 import pytest
 
-from pipeline.report.verdict import MEASURED_BY, Ceilings, judge
+from pipeline.report.verdict import MEASURED_BY, judge
+from pipeline.telemetry.ceilings import Ceilings
 
 FULL = Ceilings(
     rate=9_500,

@@ -26,8 +26,8 @@ from pipeline.session.serving import Serving
 from pipeline.session.waiting import Batching
 from pipeline.stages.base import StageFailure
 from pipeline.stages.channels import Done, Rates, Task
-from pipeline.stages.infer import EngineSpec, records_for
 from pipeline.stages.process import ProcessStage
+from pipeline.stages.spec import EngineSpec, records_for
 from pipeline.stages.worker import serve_overlapped
 from pipeline.telemetry.metrics import StageSnapshot
 from pipeline.telemetry.trace import Tracer

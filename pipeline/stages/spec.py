@@ -1,0 +1,52 @@
+"""What every engine process is built from, on whatever it computes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.device.scheduler import Sizes
+from pipeline.memory.arena import ArenaSpec
+from pipeline.memory.exchange import ExchangeSpec
+
+# Batches that may be under way at an engine of the CPU: one that runs, and one ready to follow.
+CPU_IN_FLIGHT = 2
+
+
+@dataclass(frozen=True)
+class EngineSpec:
+    """How every engine process builds its engine.
+
+    Attributes:
+        sizes: of batches; the largest is the most samples of a task.
+        engines: how many processes.
+        inflight: batches that one engine has under way, of those that can (CUDA).
+        h2d: how samples come to a device (see `pipeline.device.transfer`).
+        ordered: whether the networks of batches in flight take turns on the device.
+        bus_ids: PCI addresses of the GPUs, one an engine.
+        options: the backend's own (gpu, autoconfig).
+        traced: whether spans are kept for a trace.
+    """
+
+    arena: ArenaSpec
+    exchange: ExchangeSpec
+    model: Path
+    backend: str
+    sizes: Sizes
+    engines: int = 1
+    inflight: int = CPU_IN_FLIGHT
+    h2d: str = "auto"
+    ordered: bool = False
+    bus_ids: tuple[str, ...] = ()
+    options: tuple[tuple[str, Any], ...] = ()
+    traced: bool = False
+
+    @property
+    def batch_size(self) -> int:
+        return self.sizes.largest
+
+
+def records_for(engines: int, inflight: int) -> int:
+    """Records of an exchange that keep `engines` busy: those in flight, and one more each that waits its turn."""
+    return engines * (inflight + 1)
