@@ -13,7 +13,7 @@ from tests.paths import ROOT
 # that do not know each other.
 FLOORS = (
     ("errors",),
-    ("defaults",),
+    ("defaults", "extras"),
     ("memory", "telemetry", "samples"),
     ("machine",),
     ("device",),

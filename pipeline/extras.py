@@ -1,0 +1,22 @@
+"""Libraries that not every installation has, asked for when they are needed and not before."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from pipeline.errors import PipelineError
+
+
+def require(module: str, extra: str, what: str) -> Any:
+    """Import `module`, which the package's `extra` brings.
+
+    Raises PipelineError, saying that `what` needs it and how to install it, when it is not there.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        library = module.partition(".")[0]
+        raise PipelineError(
+            f"{what} needs {library}, which cannot be imported ({error}): pip install 'int4-resnet50[{extra}]'"
+        ) from error

@@ -1,0 +1,201 @@
+"""From a locator to the bytes of an image file, in a loader: whatever is wrong with it is one ImageError."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections import OrderedDict
+from typing import Any
+
+from pipeline.errors import ImageError, PipelineError
+from pipeline.samples.files import why_not_opened
+from pipeline.samples.remote import file_system, is_url, reason
+from pipeline.samples.sources import (
+    BytesLocator,
+    FailedLocator,
+    Locator,
+    PathLocator,
+    RangeLocator,
+    RowLocator,
+)
+from pipeline.samples.tables import RowCursor
+
+# Shards and row groups that stay open. Tasks come in the order of the sources: the one that ends and the one that
+# begins would do, and a row group's page may have 100 MB.
+OPEN_SHARDS = 8
+OPEN_ROW_GROUPS = 2
+
+
+class Reader:
+    """Reads what locators point to; one a loader, not for several threads.
+
+    A shard is opened once and read where its members are. A row group is read forwards, once, as long as its rows are
+    asked for in order. What stays open is bounded: OPEN_SHARDS files, OPEN_ROW_GROUPS cursors of a page or two each.
+
+    Attributes:
+        max_bytes: what is larger is refused before it is read.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        if max_bytes < 1:
+            raise ValueError("an image file has at least one byte")
+        self.max_bytes = max_bytes
+        self._shards: OrderedDict[str, int] = OrderedDict()
+        self._cursors: OrderedDict[tuple[str, int, str], RowCursor] = OrderedDict()
+
+    def __enter__(self) -> Reader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        for descriptor in self._shards.values():
+            os.close(descriptor)
+        for cursor in self._cursors.values():
+            cursor.close()
+        self._shards.clear()
+        self._cursors.clear()
+
+    def read(self, locator: Locator) -> bytes:
+        """The image file's bytes, never empty, at most `max_bytes`.
+
+        Raises ImageError with the reason: not there, not readable, not a regular file (a FIFO is not waited for),
+        empty, too large, cut short. Whether the bytes are an image is not looked at.
+        """
+        try:
+            if isinstance(locator, PathLocator):
+                return self._path(locator.path)
+            if isinstance(locator, RangeLocator):
+                return self._range(locator)
+            if isinstance(locator, RowLocator):
+                return self._row(locator)
+            if isinstance(locator, BytesLocator):
+                return self._checked("bytes", locator.data)
+        except ImageError:
+            raise
+        except MemoryError as error:
+            raise ImageError(_place(locator), "not enough memory to read it") from error
+        except PipelineError as error:  # a library that is missing: the listing would have said so before
+            raise ImageError(_place(locator), str(error)) from error
+        if isinstance(locator, FailedLocator):
+            raise ImageError(locator.path, locator.why)
+        raise TypeError(f"not a locator: {locator!r}")
+
+    def _path(self, path: str) -> bytes:
+        if is_url(path):
+            # One byte more than is allowed, so that one request both reads it and shows that it is too large.
+            return self._checked(path, _read_url(path, 0, self.max_bytes + 1))
+        descriptor, size = _open_regular(path)
+        try:
+            self._check_size(path, size)
+            data = _read_range(path, descriptor, 0, size)
+        finally:
+            os.close(descriptor)
+        if len(data) < size:
+            raise ImageError(path, "cut short while it was read")
+        return data
+
+    def _range(self, locator: RangeLocator) -> bytes:
+        path, offset, length = locator.path, locator.offset, locator.length
+        self._check_size(path, length)
+        if is_url(path):
+            data = _read_url(path, offset, offset + length)
+        else:
+            data = _read_range(path, self._shard(path), offset, length)
+        if len(data) < length:
+            raise ImageError(path, f"the shard ends within this member: {len(data)} of its {length} bytes are there")
+        return data
+
+    def _row(self, locator: RowLocator) -> bytes:
+        cell = self._cursor(locator).cell(locator.row)
+        if not cell.is_valid:
+            raise ImageError(locator.path, f"nothing in column {locator.column} of this row")
+        if hasattr(cell, "keys"):  # a struct
+            fields = {name: cell[name] for name in cell}
+            held = [fields[name] for name in ("bytes", "path") if name in fields and fields[name].is_valid]
+            if not held:
+                raise ImageError(locator.path, f"column {locator.column} has neither bytes nor a path in this row")
+            cell = held[0]
+        value = cell.as_py()
+        if isinstance(value, str):
+            return self._path(value)
+        if isinstance(value, bytes):
+            return self._checked(locator.path, value)
+        raise ImageError(locator.path, f"column {locator.column} holds {cell.type}, not bytes or a path")
+
+    def _shard(self, path: str) -> int:
+        if path in self._shards:
+            self._shards.move_to_end(path)
+            return self._shards[path]
+        descriptor, _ = _open_regular(path)
+        self._shards[path] = descriptor
+        if len(self._shards) > OPEN_SHARDS:
+            os.close(self._shards.popitem(last=False)[1])
+        return descriptor
+
+    def _cursor(self, locator: RowLocator) -> RowCursor:
+        key = (locator.path, locator.row_group, locator.column)
+        if key in self._cursors:
+            self._cursors.move_to_end(key)
+            return self._cursors[key]
+        cursor = self._cursors[key] = RowCursor(*key)
+        if len(self._cursors) > OPEN_ROW_GROUPS:
+            self._cursors.popitem(last=False)[1].close()
+        return cursor
+
+    def _checked(self, place: str, data: bytes) -> bytes:
+        self._check_size(place, len(data))
+        return data
+
+    def _check_size(self, place: str, size: int) -> None:
+        if size == 0:
+            raise ImageError(place, "the file is empty")
+        if size > self.max_bytes:
+            raise ImageError(place, f"larger than the {self.max_bytes} bytes that an image file may have")
+
+
+def _open_regular(path: str) -> tuple[int, int]:
+    """A descriptor of the regular file at `path`, and its size."""
+    try:
+        # Looked at before it is opened: opening some devices does something.
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise ImageError(path, "it is a folder, not a file" if os.path.isdir(path) else "not a regular file")
+        # Should it be a FIFO by now, opening it does not wait for a writer.
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError as error:
+        raise ImageError(path, why_not_opened(error)) from error
+    except ValueError as error:  # a NUL in the name
+        raise ImageError(path, f"not a file name: {error}") from error
+    state = os.fstat(descriptor)
+    if not stat.S_ISREG(state.st_mode):
+        os.close(descriptor)
+        raise ImageError(path, "not a regular file")
+    return descriptor, state.st_size
+
+
+def _read_range(path: str, descriptor: int, offset: int, length: int) -> bytes:
+    """Up to `length` bytes from `offset` on; fewer where the file ends before."""
+    try:
+        data = os.pread(descriptor, length, offset)
+        while 0 < len(data) < length:  # the system gives 2 GiB at most at a time
+            more = os.pread(descriptor, length - len(data), offset + len(data))
+            if not more:
+                break
+            data += more
+    except OSError as error:
+        raise ImageError(path, f"it cannot be read: {error.strerror or error}") from error
+    return data
+
+
+def _read_url(url: str, start: int, end: int) -> bytes:
+    files, path = file_system(url)
+    try:
+        data: Any = files.cat_file(path, start=start, end=end)
+    except Exception as error:  # each protocol has errors of its own
+        raise ImageError(url, reason(error)) from error
+    return bytes(data)
+
+
+def _place(locator: Locator) -> str:
+    return "bytes" if isinstance(locator, BytesLocator) else locator.path

@@ -1,0 +1,37 @@
+"""Files by URL, through fsspec: s3://, gs://, https:// and what else is installed for it."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from pipeline.errors import PipelineError
+from pipeline.extras import require
+
+URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+
+
+def is_url(path: str) -> bool:
+    return URL.match(path) is not None
+
+
+def file_system(url: str) -> tuple[Any, str]:
+    """The fsspec file system of `url`, and the path in it. Raises PipelineError when a library is missing."""
+    core = require("fsspec.core", "remote", f"{url}: a source by URL")
+    try:
+        found, path = core.url_to_fs(url)
+    except ImportError as error:  # fsspec names the library of the protocol
+        raise PipelineError(f"{url}: {error} (pip install it beside fsspec)") from error
+    except Exception as error:  # each protocol has errors of its own
+        raise PipelineError(f"{url}: {reason(error)}") from error
+    return found, str(path)
+
+
+def reason(error: Exception) -> str:
+    """Why a file system's call failed, in one line; the errors of the libraries below fsspec are of any type."""
+    if isinstance(error, FileNotFoundError):
+        return "there is no such file"
+    if isinstance(error, PermissionError):
+        return "no permission to read it"
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
