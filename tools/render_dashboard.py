@@ -61,7 +61,7 @@ def snapshots() -> Iterator[tuple[float, Snapshot]]:
             StageSnapshot("complete", 1, answered, rate, 0.04, 410, 8192),
         )
         mean = completed / now if now else 0.0
-        yield now, Snapshot("running", now, answered, EXPECTED, rate, mean, stages)
+        yield now, Snapshot("running", now, answered, EXPECTED, rate, mean, stages, answered, now)
         completed += rate * STEP_S
         now += STEP_S
 

@@ -45,9 +45,10 @@ class History:
 
     def __init__(self) -> None:
         self.columns: deque[float] = deque(maxlen=COLUMNS)
-        """Samples/s answered in each full second since the first sample was issued, newest last."""
+        """Samples/s in each second since the first sample was issued, newest last; over whole batches, so that seconds
+        within one batch are alike."""
         self.peak = 0.0
-        self._column_begin: tuple[float, int] | None = None
+        self._column_begin: tuple[float, float] | None = None
         self._stages: dict[str, _Account] = {}
         self._time: float | None = None
 
@@ -60,12 +61,13 @@ class History:
         if not snapshot.expected:
             return
         if self._column_begin is None:
-            self._column_begin = (now, snapshot.completed)
-        began, completed = self._column_begin
-        if now - began >= COLUMN_S and snapshot.phase == "running":
-            self.columns.append((snapshot.completed - completed) / (now - began))
+            self._column_begin = (snapshot.counted_s, snapshot.counted)
+        began, counted = self._column_begin
+        span_s = snapshot.counted_s - began
+        if span_s >= COLUMN_S and snapshot.phase == "running":
+            self.columns.extend([(snapshot.counted - counted) / span_s] * round(span_s / COLUMN_S))
             self.peak = max(self.peak, self.columns[-1])
-            self._column_begin = (now, snapshot.completed)
+            self._column_begin = (snapshot.counted_s, snapshot.counted)
 
     @property
     def recent(self) -> float | None:

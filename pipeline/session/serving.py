@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -27,7 +26,6 @@ Deliver: TypeAlias = Callable[[Ids, Classes], None]
 
 NOT_PREDICTED = -1
 BATCHES_TO_DELIVER = 8
-RATE_WINDOW_S = 2.0
 
 # Answers of so few samples go back at once, from the thread that hears of them: handing them on costs more.
 DELIVER_AT_ONCE = 64
@@ -91,7 +89,6 @@ class Serving:
         self._first_issue: float | None = None
         self._last_answer = 0.0
         self._delivering_s = 0.0
-        self._history: deque[tuple[float, int]] = deque([(self._phase_began, 0)])
         self._timer = _Timer(self._pump) if batching.hold_s else None
         self.latencies = Latencies()
         self.predictions = np.full(samples, NOT_PREDICTED, dtype=np.int32)
@@ -141,20 +138,18 @@ class Serving:
     def snapshot(self) -> Snapshot:
         now = time.monotonic()
         with self._lock:
-            completed, issued, first = self._completed, self._issued, self._first_issue
-            until = self._last_answer if completed == issued else now
-        self._history.append((now, completed))
-        while len(self._history) > 2 and now - self._history[1][0] >= RATE_WINDOW_S:
-            self._history.popleft()
-        then, completed_then = self._history[0]
+            completed, issued, first, last = self._completed, self._issued, self._first_issue, self._last_answer
+        infer = self.infer.snapshot()
         return Snapshot(
             phase=self._phase,
             elapsed_s=now - self._phase_began,
             completed=completed,
             expected=issued,
-            rate_now=(completed - completed_then) / max(now - then, 1e-9),
-            rate_mean=0.0 if first is None else completed / max(until - first, 1e-9),
-            stages=(self._store.snapshot(), self.infer.snapshot(), self.complete.snapshot()),
+            rate_now=infer.rate,
+            rate_mean=completed / max(last - first, 1e-9) if first is not None and completed else 0.0,
+            stages=(self._store.snapshot(), infer, self.complete.snapshot()),
+            counted=infer.counted,
+            counted_s=infer.counted_s,
             latency_ms=self.latencies.percentiles_ms(),
         )
 
@@ -204,11 +199,11 @@ class Serving:
         lane = f"record {batch.record}"
         now_s = time.perf_counter()
         self._tracer.complete("batch", lane, batch.cut_s, now_s, ticket=task.ticket, samples=task.samples)
-        answered = _Answered(batch, classes)
+        answered = Task(task.ticket, task.samples, _Answered(batch, classes))
         if task.samples <= DELIVER_AT_ONCE:
-            self._complete(answered)
+            self.complete.do_now(answered)
         else:
-            self.complete.submit(Task(task.ticket, task.samples, answered))
+            self.complete.submit(answered)
 
     def _complete(self, answered: _Answered) -> None:
         batch = answered.batch

@@ -5,12 +5,12 @@ from __future__ import annotations
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar
 
 from pipeline.errors import PipelineError
 from pipeline.stages.channels import Task
+from pipeline.telemetry.meter import Meter
 from pipeline.telemetry.metrics import StageSnapshot
 
 T = TypeVar("T")
@@ -52,12 +52,11 @@ class Stage(ABC, Generic[T, R]):
         self._on_failure = on_failure
         self._changed = threading.Condition(threading.RLock())
         self._queued = 0
-        self._done = 0
         self._failed_samples = 0
-        self._busy_s = 0.0
         self._failure: StageFailure | None = None
         self.on_room: Callable[[], None] | None = None
-        self._history: deque[tuple[float, int, float, tuple[int, ...]]] = deque([(time.monotonic(), 0, 0.0, ())])
+        self._began_s = self._counted_s = time.monotonic()
+        self._meters = [Meter(self._began_s) for _ in range(workers)]
 
     @abstractmethod
     def start(self) -> None:
@@ -96,35 +95,49 @@ class Stage(ABC, Generic[T, R]):
     def snapshot(self) -> StageSnapshot:
         now = time.monotonic()
         with self._changed:
-            by_worker = self._done_by_worker()
-            self._history.append((now, self._done, self._busy_s, by_worker))
-            while len(self._history) > 2 and now - self._history[1][0] >= RATE_WINDOW_S:
-                self._history.popleft()
-            then, done_then, busy_then, by_worker_then = self._history[0]
-            # Before its first message a worker has done nothing.
-            by_worker_then += (0,) * (len(by_worker) - len(by_worker_then))
-            span = max(now - then, 1e-9)
+            meters, under_way = self._meters, self._under_way()
+            # What a worker is at counts when it is done: all counts end where the oldest of it began.
+            settled = min(m.until_s if n else now for m, n in zip(meters, under_way, strict=True))
+            until = self._counted_s = max(self._counted_s, settled)
+            since = max(self._began_s, until - RATE_WINDOW_S)
+            span = max(until - since, 1e-9)
+            by_now, by_then = [m.by(until) for m in meters], [m.by(since) for m in meters]
+            busy_s = sum(b for _, b in by_now) - sum(b for _, b in by_then)
+            rates = tuple(
+                # A worker that hangs: what it is at is all that it can have done since.
+                min((n - m) / span, (n - m + u) / max(now - since, 1e-9)) if u else (n - m) / span
+                for (n, _), (m, _), u in zip(by_now, by_then, under_way, strict=True)
+            )
             return StageSnapshot(
                 name=self.name,
                 workers=self.workers,
-                done=self._done,
-                rate=(self._done - done_then) / span,
-                busy=min(1.0, (self._busy_s - busy_then) / span / self.workers),
+                done=sum(m.samples for m in meters),
+                rate=sum(rates),
+                busy=min(1.0, max(0.0, busy_s / span / self.workers)),
                 queued=self._queued,
                 capacity=self.capacity,
                 failed=self._failed_samples,
-                worker_rates=tuple((n - m) / span for n, m in zip(by_worker, by_worker_then, strict=True)),
+                worker_rates=rates,
+                counted=sum(n for n, _ in by_now),
+                counted_s=until,
             )
 
     @property
     def rate_while_busy(self) -> float | None:
         """Samples/s of one worker over the seconds it was at work, the whole run long; None before any."""
         with self._changed:
-            return self._done / self._busy_s if self._busy_s else None
+            busy_s = sum(m.busy_s for m in self._meters)
+            return sum(m.samples for m in self._meters) / busy_s if busy_s else None
 
-    def _done_by_worker(self) -> tuple[int, ...]:
-        """Samples that each worker has done so far, where that is known. Called with `_changed` held."""
-        return ()
+    @property
+    def done_by_worker(self) -> tuple[int, ...]:
+        """Samples that each worker has done so far."""
+        with self._changed:
+            return tuple(m.samples for m in self._meters)
+
+    @abstractmethod
+    def _under_way(self) -> Sequence[int]:
+        """Samples that each worker has been given and has not done. Called with `_changed` held."""
 
     def count_failed(self, samples: int) -> None:
         """Record samples that went through the stage and could not be done."""
@@ -139,13 +152,13 @@ class Stage(ABC, Generic[T, R]):
         self._queued += task.samples
         self._enqueue(task)
 
-    def _finish(self, task: Task[T], result: R, busy_s: float) -> None:
+    def _finish(self, task: Task[T], result: R, busy_s: float, worker: int = 0) -> None:
+        now_s = time.monotonic()
         # The result is delivered before the task counts as finished: after `drain`, all are delivered.
         self._on_result(task, result)
         with self._changed:
             self._queued -= task.samples
-            self._done += task.samples
-            self._busy_s += busy_s
+            self._meters[worker].add(now_s, busy_s, task.samples)
             self._changed.notify_all()
         if self.on_room is not None:
             self.on_room()

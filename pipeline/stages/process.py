@@ -11,7 +11,7 @@ import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing import resource_tracker
@@ -54,7 +54,7 @@ class _Handle:
     note: str = ""
     rates: Rates = field(default_factory=Rates)
     last_heard: float = 0.0
-    done: int = 0
+    given: int = 0
     tasks: dict[int, Task[Any]] = field(default_factory=dict)
     trace: Records | None = None
 
@@ -113,15 +113,6 @@ class ProcessStage(Stage[T, R]):
     def expected_rate(self) -> float:
         """Samples/s that the workers together expect to do, once the stage is up; 0 when they cannot know."""
         return sum(h.rates.expected for h in self._handles)
-
-    @property
-    def done_by_worker(self) -> tuple[int, ...]:
-        """Samples that each worker has done so far."""
-        with self._changed:
-            return self._done_by_worker()
-
-    def _done_by_worker(self) -> tuple[int, ...]:
-        return tuple(h.done for h in self._handles)
 
     def launch(self) -> None:
         """Spawn the workers without waiting for them, so that several stages set up side by side."""
@@ -202,6 +193,10 @@ class ProcessStage(Stage[T, R]):
         self._pending.append(task)
         self._dispatch()
 
+    def _under_way(self) -> Sequence[int]:
+        given = [h.given for h in self._handles] + [0] * (self.workers - len(self._handles))
+        return [n - meter.samples for n, meter in zip(given, self._meters, strict=True)]
+
     def _dispatch(self) -> None:
         """Send pending tasks to the least loaded ready workers. Called with `_changed` held."""
         while self._pending:
@@ -213,6 +208,7 @@ class ProcessStage(Stage[T, R]):
             if not handle.tasks:
                 handle.last_heard = time.monotonic()
             handle.tasks[task.ticket] = task
+            handle.given += task.samples
             try:
                 handle.channel.send(task)
             except ChannelClosed:
@@ -269,9 +265,8 @@ class ProcessStage(Stage[T, R]):
             return
         with self._changed:
             task = handle.tasks.pop(message.ticket)
-            handle.done += task.samples
             self._dispatch()
-        self._finish(task, message.body, message.busy_s)
+        self._finish(task, message.body, message.busy_s, handle.number)
 
     def _check_silence(self) -> None:
         now = time.monotonic()

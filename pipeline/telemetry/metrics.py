@@ -14,12 +14,14 @@ class StageSnapshot:
         name: decode, infer, complete, ...
         workers: processes or threads that do its work.
         done: samples it has finished since the run began.
-        rate: samples/s since the snapshot before this one.
-        busy: share of its workers' time spent working, 0..1, since the snapshot before this one.
+        rate: samples/s of the last seconds, over whole tasks (see `pipeline.telemetry.meter`).
+        busy: share of its workers' time spent working, 0..1, over the same seconds.
         queued: samples waiting in front of it or being worked on.
         capacity: the most samples that may wait there (0: unbounded).
         failed: samples it could not do.
-        worker_rates: samples/s of each worker since the snapshot before this one, where workers are told apart.
+        worker_rates: the same rate, of each worker.
+        counted: samples done by `counted_s` (monotonic seconds), the last moment for which that is known: what workers
+            are at counts, for the time it took, when it is done.
     """
 
     name: str
@@ -31,6 +33,8 @@ class StageSnapshot:
     capacity: int
     failed: int = 0
     worker_rates: tuple[float, ...] = ()
+    counted: float = 0.0
+    counted_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -42,9 +46,10 @@ class Snapshot:
         elapsed_s: seconds since this phase began.
         completed: samples answered to LoadGen so far.
         expected: samples LoadGen has issued so far (0: none yet).
-        rate_now: samples/s answered since the snapshot before this one.
-        rate_mean: samples/s answered since the first sample was issued.
+        rate_now: samples/s of the engines in the last seconds, over whole batches.
+        rate_mean: samples/s from the first sample issued to the last one answered.
         stages: in the order data flows.
+        counted, counted_s: of the engines (see `StageSnapshot`).
         latency_ms: p50, p90 and p99 of the answers so far, from issue to answer; empty before the first.
     """
 
@@ -55,6 +60,8 @@ class Snapshot:
     rate_now: float
     rate_mean: float
     stages: tuple[StageSnapshot, ...]
+    counted: float
+    counted_s: float
     latency_ms: dict[str, float] = field(default_factory=dict)
 
     @property

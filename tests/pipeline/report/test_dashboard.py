@@ -40,7 +40,7 @@ def snapshot(completed: int = 50, expected: int = 200, phase: str = "running") -
         stage("infer", done=completed, rate=80.5, busy=0.97, queued=7),
         stage("complete", done=completed, rate=80.5, busy=0.01),
     )
-    return Snapshot(phase, 12.0, completed, expected, 80.5, 70.0, stages)
+    return Snapshot(phase, 12.0, completed, expected, 80.5, 70.0, stages, completed, 0.0)
 
 
 def view(shown: Snapshot | None = None, load: Load | None = None) -> View:
@@ -117,6 +117,7 @@ def test_every_line_of_the_frame_is_as_wide_as_the_frame(width: int) -> None:
         "running", 36_000.0, 98_999_999, 99_000_000, 181_237.0, 181_237.0,
         (stage("decode", workers=128, done=50_000, busy=1.0, queued=65_536, capacity=65_536),
          stage("a long name for a stage", done=99_000_000, rate=181_237.0, busy=0.5)),
+        99_000_000, 36_000.0,
     )  # fmt: skip
     unbounded = replace(big, stages=(stage("x", capacity=0, queued=3),))
     for shown in (
@@ -158,7 +159,7 @@ def test_history_has_rates_and_stage_means() -> None:
             stage("decode", done=7),
             stage("infer", workers=2, done=done, busy=0.5 if busy else 0.0, queued=5 if busy else 0),
         )
-        history.add(now, Snapshot("running", now, done, 10_000, 0.0, 0.0, stages))
+        history.add(now, Snapshot("running", now, done, 10_000, 0.0, 0.0, stages, done, now))
     assert len(history.columns) == 10
     assert history.columns[-1] == pytest.approx(100.0)
     assert history.peak == pytest.approx(100.0)
@@ -174,7 +175,7 @@ def test_history_has_rates_and_stage_means() -> None:
 def test_history_does_not_grow_without_end() -> None:
     history = History()
     for second in range(COLUMNS + 50):
-        history.add(float(second), snapshot(second, 10**6))
+        history.add(float(second), replace(snapshot(second, 10**6), counted_s=float(second)))
     assert len(history.columns) == COLUMNS
     before = History()
     before.add(0.0, snapshot(0, 0, "loading"))

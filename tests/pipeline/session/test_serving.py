@@ -180,6 +180,8 @@ def test_a_long_query_with_repeats_is_answered_sample_by_sample(
         seen = under_test.snapshot()
         infer = seen.stages[1]
         assert (seen.completed, infer.done) == (3000, 3000), "repeated samples are computed every time"
+        assert seen.stages[2].done == 3000, "batches that are handed over at once count as any other"
+        assert (seen.rate_now, seen.counted) == (infer.rate, infer.counted)
         assert len(infer.worker_rates) == engines
         assert min(infer.worker_rates) > 0, "every engine has had a part of it"
         assert sum(infer.worker_rates) == pytest.approx(infer.rate)

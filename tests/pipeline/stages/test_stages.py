@@ -4,18 +4,22 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
 import pytest
 
+from pipeline.report.history import History
+from pipeline.stages import base
 from pipeline.stages.base import Stage, StageFailure
 from pipeline.stages.channels import Channel, ChannelClosed, Done, Rates, Ready, Task
 from pipeline.stages.process import ProcessStage
 from pipeline.stages.thread import ThreadStage
+from pipeline.telemetry.metrics import Snapshot
 from pipeline.telemetry.trace import Untraced
 
 
@@ -201,6 +205,84 @@ def test_a_thread_stage_keeps_the_order_and_fails_the_same_way() -> None:
         stage.drain()
     stage.stop()
     assert "ValueError" in outcome.failures[0].traceback
+
+
+def test_a_task_that_is_done_at_once_counts_as_any_other() -> None:
+    outcome = Outcome()
+    stage: ThreadStage[int, int] = ThreadStage(
+        "thread", lambda body: 6 // body, capacity=4, on_result=outcome.result, on_failure=outcome.failure
+    )
+    stage.start()
+    stage.do_now(Task(0, 40, 1))
+    stage.submit(Task(1, 2, 2))
+    stage.drain()
+    seen = stage.snapshot()
+    assert (seen.done, seen.queued) == (42, 0)
+    assert outcome.results == {1: 6, 2: 3}
+    stage.do_now(Task(2, 1, 0))
+    assert [failure.stage for failure in outcome.failures] == ["thread"]
+    stage.stop()
+
+
+class SlowWorkers(Stage[int, None]):
+    """Workers that take batches of `samples` one after another, each so many seconds from its own start on."""
+
+    def __init__(self, starts_s: Sequence[float], batch_s: float, samples: int) -> None:
+        super().__init__("slow", len(starts_s), 0, lambda _task, _result: None, lambda _failure: None)
+        self._ends = [start + batch_s for start in starts_s]
+        self._starts, self._batch_s, self._samples = starts_s, batch_s, samples
+
+    def start(self) -> None: ...
+
+    def stop(self) -> None: ...
+
+    def _enqueue(self, task: Task[int]) -> None: ...
+
+    def _under_way(self) -> Sequence[int]:
+        return [self._samples if base.time.monotonic() >= start else 0 for start in self._starts]
+
+    def work_until(self, now: float) -> None:
+        for worker, end in enumerate(self._ends):
+            if now >= end:
+                self._queued += self._samples
+                self._finish(Task(0, self._samples, 0), None, self._batch_s, worker)
+                self._ends[worker] = end + self._batch_s
+
+
+@pytest.mark.parametrize("starts", [[0.0], [0.0, 0.0], [0.0, 1.25], [0.25, 0.5, 2.5]])
+def test_rates_and_peak_are_over_whole_batches(starts: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Batches of 16 that take 3 s, seen 4 times a second: 16 / 3 samples/s a worker, and at no time anything else."""
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr(base, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    stage, history = SlowWorkers(starts, 3.0, 16), History()
+    rates, busy = [], []
+    for step in range(160):
+        clock.now = step * 0.25
+        stage.work_until(clock.now)
+        seen = stage.snapshot()
+        run = Snapshot("running", clock.now, seen.done, 10_000, seen.rate, 0.0, (seen,), seen.counted, seen.counted_s)
+        history.add(clock.now, run)
+        if clock.now >= 12:
+            rates.append(seen.rate)
+            busy.append(seen.busy)
+            assert seen.rate == pytest.approx(sum(seen.worker_rates))
+    steady = len(starts) * 16 / 3
+    assert rates == pytest.approx([steady] * len(rates))
+    assert busy == pytest.approx([1.0] * len(busy))
+    assert history.peak == pytest.approx(steady)
+    assert history.recent == pytest.approx(steady)
+    assert 34 <= len(history.columns) <= 40, "a column a second, all alike within a batch"
+
+
+def test_a_worker_that_stops_answering_has_a_rate_that_falls(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr(base, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    stage = SlowWorkers([0.0], 1.0, 10)
+    for clock.now in range(1, 6):
+        stage.work_until(clock.now)
+    assert stage.snapshot().rate == pytest.approx(10.0)
+    clock.now = 103.0
+    assert stage.snapshot().rate == pytest.approx(30 / 100), "all it can have done since second 3"
 
 
 def test_a_channel_carries_only_its_own_types() -> None:
