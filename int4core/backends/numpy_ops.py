@@ -19,12 +19,12 @@ from int4core.backends.numpy_products import (
     Products,
     Recorder,
     Rectify,
+    expect_32_bits,
     tile_pixels,
     unflatten,
 )
 from int4core.backends.numpy_tiles import Array, FeatureMap, Tile, Workspace, tiles
 from int4core.dtypes import IntType
-from int4core.errors import EngineError
 from int4core.layers import Conv2d, Int32Array, Linear, MaxPool2d, Pair, Quantize
 from int4core.network import LayerShape, Shape
 from int4core.quantize import MANTISSA, FloatRescale, rounding_half
@@ -174,8 +174,7 @@ class BlockTail:
         cls, products: Products, residual: KeptResidual | ConvResidual, quantize: Quantize, out: IntType
     ) -> BlockTail:
         bound = products.bound + residual.bound
-        if bound >= 1 << 31:
-            raise EngineError(f"{products.name}: sum with the residual could reach {bound}, over 32 bits")
+        expect_32_bits(bound, f"{products.name}: sums with the residual")
         factor, shift = quantize.requant_factor, quantize.shift_bits
         narrow = residual.exact_in(FLOAT32) and FloatRescale.is_exact(FLOAT32, factor, shift, out, bound)
         dtype = FLOAT32 if narrow else FLOAT64
@@ -242,8 +241,7 @@ class Classifier:
         weight, bias = linear.weight.astype(np.int64), linear.bias.astype(np.int64)
         sums = np.abs(weight).sum(axis=1) * max(source.hi, -source.lo) + np.abs(bias)
         bound = int(sums.max())
-        if bound >= 1 << 31:
-            raise EngineError(f"{linear.name}: sums could reach {bound}, which does not fit 32 bits")
+        expect_32_bits(bound, f"{linear.name}: sums")
         dtype = FLOAT32 if bound < MANTISSA[FLOAT32] else FLOAT64
         self.name = linear.name
         self.weight = np.ascontiguousarray(weight.T, dtype)

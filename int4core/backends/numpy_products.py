@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from int4core.backends.numpy_tiles import Array, Tile, Window, Workspace
-from int4core.dtypes import IntType
+from int4core.dtypes import S32, IntType
 from int4core.errors import EngineError
 from int4core.layers import Conv2d, Quantize
 from int4core.network import LayerShape
@@ -35,6 +35,12 @@ RUN_VALUES = 1 << 14
 def tile_pixels(channels: int) -> int:
     """Pixels for a tile with `channels` outputs a pixel."""
     return max(TILE_PIXELS, TILE_VALUES // channels)
+
+
+def expect_32_bits(bound: int, what: str) -> None:
+    """Raises EngineError when magnitudes of up to `bound` do not fit s32."""
+    if bound > S32.hi:
+        raise EngineError(f"{what} could reach {bound}, which does not fit 32 bits")
 
 
 class ChannelVector:
@@ -74,8 +80,7 @@ class Products:
         largest = max(source.hi, -source.lo)
         sums = np.abs(self._weight.astype(np.int64)).sum(axis=0) * largest + np.abs(self.bias_values)
         self.bound = int(sums.max())
-        if self.bound >= 1 << 31:
-            raise EngineError(f"{conv.name}: sums could reach {self.bound}, which does not fit 32 bits")
+        expect_32_bits(self.bound, f"{conv.name}: sums")
 
     def prepare(self, dtype: np.dtype[Any]) -> None:
         """Fix the float type; to be called once, before `run`."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -279,7 +280,7 @@ def spoiled(array: np.ndarray[Any, Any], value: float) -> np.ndarray[Any, Any]:
 
 # (layer, its changes, the key to blame, part of the message)
 BROKEN: list[tuple[str, dict[str, Any], str, str]] = [
-    ("model", {"compute_mode": "s8s32"}, "compute_mode", "s8s32 must be s8f32"),
+    ("model", {"compute_mode": "s8s32"}, "compute_mode", "'s8s32' makes no sense here, s8f32 does"),
     ("conv1", {"compute_mode": "u4s4s32"}, "compute_mode", "makes no sense here, s8s8s32 does"),
     ("conv1", {"in_channels": 4}, "in_channels", "an RGB image has 3 channels"),
     ("conv1", {"kernel_size": (0, 7)}, "kernel_size", "kernel_size=0 is out of range"),
@@ -415,6 +416,34 @@ class TestRules:
             check_network(wide_head(fits + 1))
         assert caught.value.file == "fc"
         assert str((fits + 1) * 127 * 128) in caught.value.why
+
+    def test_the_largest_sum_of_32_bits_is_the_last_that_passes(self) -> None:
+        head = wide_head(2)
+        most = 2**31 - 1 - 2 * 127 * 128
+        for bias in (most, -most):
+            check_network(altered(head, "fc", bias=np.array([bias], np.int32)))
+        for bias in (most + 1, -most - 1):
+            with pytest.raises(ModelError, match=rf"output 0 could reach {2**31}, and must fit 32 bits") as caught:
+                check_network(altered(head, "fc", bias=np.array([bias], np.int32)))
+            assert caught.value.file == "fc"
+
+    @pytest.mark.parametrize("over", [0, 1])
+    def test_the_largest_sum_with_the_residual_is_the_last_that_passes(
+        self, over: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """No small network comes near 32 bits: the checker's limit is what this one's sums reach, or one less."""
+        block = layer_of(NETWORK, "layer1_1")
+        weight, bias = (x.astype(np.int64) for x in (block.conv3.weight, block.conv3.bias))
+        most = int((15 * np.abs(weight).sum((1, 2, 3)) + np.abs(bias)).max()) + 15 * 65535
+        factor = np.full_like(block.downsample.requant_factor, 65535)
+        net = altered(NETWORK, "layer1_1_downsample", shift_bits=0, max_requant=65535, requant_factor=factor)
+        monkeypatch.setattr("int4core.validate.S32", SimpleNamespace(lo=-(2**31), hi=most - over))
+        if not over:
+            check_network(net)
+            return
+        with pytest.raises(ModelError, match=f"with the residual its sums could reach {most}") as caught:
+            check_network(net)
+        assert caught.value.file == "layer1_1_conv3"
 
     def test_the_residual_counts_towards_the_32_bits(self) -> None:
         second = layer_of(NETWORK, "layer1_1")

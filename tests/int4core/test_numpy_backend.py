@@ -9,11 +9,12 @@ import pytest
 
 from int4core.backends.blas_threads import BlasThreads, find_blas
 from int4core.backends.numpy_backend import NumpyBackend, limited
+from int4core.backends.numpy_ops import Classifier
 from int4core.backends.numpy_products import FLOAT32, FLOAT64, Rectify
 from int4core.backends.numpy_tiles import FeatureMap, Window, Workspace, even_cuts, tiles
 from int4core.dtypes import U4, U7, IntType
 from int4core.errors import EngineError
-from int4core.layers import Quantize, ResNet
+from int4core.layers import Linear, Quantize, ResNet
 from int4core.network import Shape, default_input_size, trace_shapes
 from int4core.quantize import requantize
 from int4core.random_model import random_model
@@ -146,6 +147,19 @@ def test_sums_beyond_32_bits_are_refused() -> None:
     fc = replace(net.fc, bias=np.full_like(net.fc.bias, 2**31 - 1))
     with pytest.raises(EngineError, match=r"fc: sums could reach \d+, which does not fit 32 bits"):
         NumpyBackend(as_model(replace(net, fc=fc)))
+
+
+def test_the_largest_sum_of_32_bits_is_the_last_that_passes() -> None:
+    """The last layer alone, of one class: its bias leaves room for its products to the bit, or is one too large."""
+    weight, largest = np.array([[127, -128]], np.int8), 2**31 - 1 - 127 * 255
+    for bias in (largest, -largest):
+        layer = Linear("fc", "u7s8s32", 2, 1, np.array([bias], np.int32), weight)
+        features = np.array([[127, 0], [0, 127], [127, 127]])
+        expected = features @ weight.T.astype(np.int64) + bias
+        np.testing.assert_array_equal(Classifier(layer, U7).run(features), expected)
+        wider = replace(layer, bias=np.array([bias + np.sign(bias)], np.int32))
+        with pytest.raises(EngineError, match=f"fc: sums could reach {2**31}, which does not fit 32 bits"):
+            Classifier(wider, U7)
 
 
 def test_large_linear_sums_take_float64() -> None:
