@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from int4core.errors import shown
+
 
 @dataclass(frozen=True)
 class IntType:
@@ -47,5 +49,5 @@ def split_mode(mode: str) -> tuple[str, ...]:
     """
     names = tuple(_MODE.findall(mode))
     if not names or "".join(names) != mode:
-        raise ValueError(f"compute_mode {mode!r} is not a run of type names such as u4s4s32")
+        raise ValueError(f"compute_mode {shown(mode)} is not a run of type names such as u4s4s32")
     return names

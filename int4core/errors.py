@@ -4,6 +4,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
+SHOWN = 60
+"""Most characters of a value that a message quotes."""
+
+
+def shown(text: str) -> str:
+    """`text` quoted, its control characters escaped, and cut to a length that suits a message."""
+    return repr(text if len(text) <= SHOWN else text[: SHOWN - 3] + "...")
+
+
+def printable(text: str) -> str:
+    """`text` with what a terminal would act on, or cannot encode, escaped as Python does."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
 
 class Int4CoreError(Exception):
     """Base of every error the engine raises on purpose."""
@@ -22,7 +35,8 @@ class FileError(Int4CoreError):
         self.file = str(file)
         self.line = line
         self.why = why
-        where = f"{self.file}:{line}" if line else self.file
+        name = printable(self.file)
+        where = f"{name}:{line}" if line else name
         super().__init__(f"{where}: {why}")
 
 

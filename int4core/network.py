@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from int4core.dtypes import INT_TYPES, IntType, split_mode
-from int4core.errors import EngineError
+from int4core.errors import EngineError, shown
 from int4core.layers import (
     AvgPool2d,
     Bottleneck,
@@ -26,6 +26,9 @@ from int4core.layers import (
     Sequential,
     walk,
 )
+
+MAX_SIDE = 1 << 15
+"""Most rows and columns of an input."""
 
 Leaf: TypeAlias = Conv2d | Quantize | ReLU | MaxPool2d | AvgPool2d | Linear | Scale
 
@@ -114,10 +117,18 @@ def default_input_size(net: ResNet) -> Pair:
     """The (H, W) that leaves exactly one average-pool window: kernel times the product of all strides.
 
     224 x 224 for ResNet-50 (a window of 7 and a total stride of 32).
+
+    Raises:
+        EngineError: that is more than MAX_SIDE pixels a side.
     """
     height = width = net.avgpool.kernel_size * net.maxpool.stride
     for conv in (net.conv1, *(block.conv2 for block in net.blocks)):
         height, width = height * conv.stride[0], width * conv.stride[1]
+        if max(height, width) > MAX_SIDE:
+            raise EngineError(
+                f"the strides up to {shown(conv.name)} make the network's own input size larger than {MAX_SIDE} pixels "
+                "a side, the most that is computed; give an input size, or check the strides"
+            )
     return height, width
 
 
@@ -128,12 +139,15 @@ def trace_shapes(net: ResNet, size: Pair | None = None) -> tuple[LayerShape, ...
     conv2, quantize2, conv3, the residual branch, relu, quantize3.
 
     Raises:
-        EngineError: the size does not fit: a map smaller than a window, a residual branch whose shape
-            differs from conv3's, or an average pool that leaves more than one pixel.
+        EngineError: the size is larger than MAX_SIDE, or does not fit: a map smaller than a window, a residual
+            branch whose shape differs from conv3's, or an average pool that leaves more than one pixel.
     """
     height, width = default_input_size(net) if size is None else size
     if height < 1 or width < 1:
         raise EngineError(f"input size {height}x{width} is not positive")
+    if max(height, width) > MAX_SIDE:
+        size_said = shown(f"{height}x{width}")
+        raise EngineError(f"input size {size_said} is over {MAX_SIDE} pixels a side, the most that is computed")
     tracer = _Tracer(net, f"{height}x{width}")
     tracer.run(Shape(net.conv1.in_channels, height, width))
     return tuple(tracer.found)

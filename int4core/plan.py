@@ -14,7 +14,7 @@ from pathlib import Path
 
 from int4core.backends.cuda.chips import CHIPS, Chip
 from int4core.backends.cuda.ops import Op
-from int4core.backends.cuda.planner import NetworkPlan, make_plan
+from int4core.backends.cuda.planner import NetworkPlan, check_batch, make_plan
 from int4core.backends.cuda.table import describe
 from int4core.errors import Int4CoreError
 from int4core.model import Model
@@ -64,8 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("\n".join(describe()))
         return 0
     try:
-        if options.batch < 1:
-            raise Int4CoreError(f"--batch {options.batch}: at least 1 is needed")
+        check_batch(options.batch)
         net = Model.load(options.model).network
         chosen = autoconfig.read(options.autoconfig) if options.autoconfig else None
         tuning = load_tuning(options.gpu, net, chosen)

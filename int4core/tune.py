@@ -21,7 +21,7 @@ from int4core.backends.cuda.kernel import Kernel
 from int4core.backends.cuda.network import DeviceNetwork
 from int4core.backends.cuda.ops import ConvOp, Op, StemOp
 from int4core.backends.cuda.table import KNOWN_NUMBERS, candidates
-from int4core.errors import EngineError, Int4CoreError
+from int4core.errors import EngineError, Int4CoreError, shown
 from int4core.model import Model
 from int4core.tuning import autoconfig
 from int4core.tuning.autoconfig import Autoconfig
@@ -106,13 +106,14 @@ def to_autoconfig(network: DeviceNetwork, n: int, choices: Sequence[Choice]) -> 
 
 
 def parse_numbers(text: str) -> frozenset[int]:
-    """`0-15,100` -> those numbers. Raises ValueError."""
+    """`0-15,100` -> those of them that the kernel table has. Raises ValueError."""
     found: set[int] = set()
     for part in text.split(","):
         match = re.fullmatch(r"(\d+)(?:-(\d+))?", part.strip())
         if match is None:
-            raise ValueError(f"{part!r} is no number and no range")
-        found |= set(range(int(match[1]), int(match[2] or match[1]) + 1))
+            raise ValueError(f"{shown(part)} is no number and no range")
+        first, last = int(match[1]), int(match[2] or match[1])
+        found |= {number for number in KNOWN_NUMBERS if first <= number <= last}
     return frozenset(found)
 
 
@@ -139,8 +140,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _tune_batch(network: DeviceNetwork, n: int, options: argparse.Namespace) -> None:
-    if n < 1:
-        raise EngineError(f"--batch {n}: at least 1 is needed")
     choices: list[Choice] = []
     total = 0.0
     for choice in tune(network, n, options.numbers):

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from int4core.dtypes import INT_TYPES, S8, S32, U4, U7, IntType, split_mode
-from int4core.errors import ModelError
+from int4core.errors import ModelError, shown
 from int4core.layers import (
     AvgPool2d,
     Bottleneck,
@@ -65,7 +65,7 @@ class _Checker:
             raise ModelError(*self.locate(name, key), why)
 
     def network(self, net: ResNet) -> None:
-        self.equal("model", "compute_mode", net.compute_mode, "s8f32", "images are s8 and logits f32")
+        self.mode("model", net.compute_mode, "s8f32")
         channels = self.stem(net)
         blocks = self.blocks(net)
         source = net.maxpool.name
@@ -249,12 +249,11 @@ class _Checker:
     def layer(self, layer: Layer, name: str, kind: type) -> None:
         why = f"{type(layer).__name__} cannot be here, only {kind.__name__}"
         self.expect(isinstance(layer, kind), name, "", why)
-        self.expect(layer.name == name, name, "", f"the layer in this place is called {layer.name!r}")
+        self.expect(layer.name == name, name, "", f"the layer in this place is called {shown(layer.name)}")
 
     def mode(self, name: str, found: str, wanted: str) -> None:
-        self.expect(
-            found == wanted, name, "compute_mode", f"compute_mode={found} makes no sense here, {wanted} does"
-        )
+        why = f"compute_mode={shown(found)} makes no sense here, {wanted} does"
+        self.expect(found == wanted, name, "compute_mode", why)
 
     def equal(self, name: str, key: str, found: object, wanted: object, because: str) -> None:
         self.expect(found == wanted, name, key, f"{key}={found} must be {wanted}: {because}")

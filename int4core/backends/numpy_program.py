@@ -18,7 +18,7 @@ from int4core.backends.numpy_ops import (
 from int4core.backends.numpy_products import Products, Recorder
 from int4core.backends.numpy_tiles import Array, FeatureMap, Tile, Workspace
 from int4core.dtypes import U7, IntType
-from int4core.errors import EngineError
+from int4core.errors import EngineError, shown
 from int4core.layers import Bottleneck, Conv2d, Int8Array, Int32Array, Pair, Quantize, ResNet
 from int4core.network import LayerShape, Shape
 from int4core.quantize import rounded_mean
@@ -67,7 +67,7 @@ class BlockProgram:
 def output_type(shapes: Shapes, quantize: Quantize) -> IntType:
     found = shapes[quantize.name].output_type
     if found is None:
-        raise EngineError(f"{quantize.name}: compute_mode {quantize.compute_mode!r} has no integer output")
+        raise EngineError(f"{quantize.name}: compute_mode {shown(quantize.compute_mode)} has no integer output")
     return found
 
 

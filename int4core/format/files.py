@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from int4core.errors import ModelError
+from int4core.errors import ModelError, shown
+from int4core.regular import NotRegularError, open_regular
 
 TEXT_LIMIT = 16 << 10
 """Most bytes of a layer file; the published ones have at most 260."""
@@ -88,7 +88,7 @@ class ModelFolder:
     def _claim(self, relative: str, info: os.stat_result) -> None:
         identity = (info.st_dev, info.st_ino)
         if identity in self._used:
-            raise Refused(f"is one file with {self._used[identity]}, which is the data of another tensor")
+            raise Refused(f"is one file with {shown(self._used[identity])}, which is the data of another tensor")
         self._used[identity] = relative
         self._data_left -= info.st_size
         if self._data_left < 0:
@@ -100,16 +100,9 @@ class ModelFolder:
         if os.path.commonpath([real, self._root]) != self._root:
             raise Refused("is a link that leaves the model folder")
         try:
-            # Looked at before it is opened, because opening a pipe or a device can block or act.
-            if not stat.S_ISREG(os.stat(real).st_mode):
-                raise Refused("is not a regular file")
-            fd = os.open(real, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW)
-            try:
-                info = os.fstat(fd)
-                if not stat.S_ISREG(info.st_mode):
-                    raise Refused("is not a regular file")
-                yield fd, info
-            finally:
-                os.close(fd)
+            with open_regular(real, os.O_NOFOLLOW) as opened:
+                yield opened
+        except NotRegularError as error:
+            raise Refused(str(error.strerror)) from None
         except OSError as error:
             raise Refused(f"cannot be read: {error.strerror}") from None

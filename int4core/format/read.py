@@ -6,11 +6,11 @@ import os
 from pathlib import Path
 from typing import Any, TypeVar
 
-from int4core.errors import ModelError
+from int4core.errors import ModelError, shown
 from int4core.format.files import MODEL, ModelFolder, Refused
 from int4core.format.npdata import Array, unpack
 from int4core.format.schema import KINDS, Declared
-from int4core.format.text import Entry, LayerText, parse_layer, shown
+from int4core.format.text import Entry, LayerText, parse_layer
 from int4core.layers import (
     AvgPool2d,
     Bottleneck,

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from int4core.errors import ModelError
+from int4core.errors import ModelError, shown
 from int4core.format.schema import SCHEMA, Declared, Tensor, parse_tensor
 
 LINE_END = "\r\n"
@@ -74,11 +74,6 @@ def parse_layer(file: Path, data: bytes) -> LayerText:
     if missing := [key for key in schema if key not in layer.entries]:
         raise ModelError(file, 0, f"{layer.kind} lacks {', '.join(missing)}")
     return layer
-
-
-def shown(text: str) -> str:
-    """`text` quoted and cut to a length that suits a message."""
-    return repr(text if len(text) <= 60 else text[:57] + "...")
 
 
 def _split(file: Path, data: bytes) -> list[str]:

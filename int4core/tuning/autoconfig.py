@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from int4core.atomic import write_atomically
-from int4core.errors import FileError
+from int4core.errors import FileError, shown
+from int4core.regular import NotRegularError, TooLargeError, read_regular
 
 _KEY = re.compile(r"layer([1-9]\d{0,3})_residual([1-9]\d{0,3})_(conv[123]|ds_conv)")
 _LAYER = re.compile(r"layer([1-9]\d{0,3})_(0|[1-9]\d{0,3})_(conv[123]|downsample_0)")
@@ -21,6 +22,7 @@ _WHOLE = ("conv1", "fc")
 _METADATA = re.compile(r"#\s*([A-Za-z][A-Za-z0-9_-]*)\s*:\s*(.*?)\s*")
 _NUMBER = re.compile(r"[0-9]{1,9}")
 MAX_BYTES = 1 << 20
+MAX_LINE = 1000
 
 
 class AutoconfigError(FileError):
@@ -126,12 +128,11 @@ def read(path: str | Path) -> Autoconfig:
     """Read an autoconfig file. Raises AutoconfigError."""
     path = Path(path)
     try:
-        with path.open("rb") as file:
-            data = file.read(MAX_BYTES + 1)
-    except OSError as error:
-        raise AutoconfigError(path, 0, f"cannot be read: {error.strerror}") from error
-    if len(data) > MAX_BYTES:
-        raise AutoconfigError(path, 0, f"larger than {MAX_BYTES} bytes: this is no autoconfig file")
+        data = read_regular(path, MAX_BYTES)
+    except (NotRegularError, TooLargeError) as error:
+        raise AutoconfigError(path, 0, f"{error.strerror}: this is no autoconfig file") from error
+    except (OSError, ValueError) as error:
+        raise AutoconfigError(path, 0, f"cannot be read: {getattr(error, 'strerror', error)}") from error
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -148,13 +149,17 @@ def parse(text: str, file: str = "autoconfig") -> Autoconfig:
     notes: list[str] = []
     for number, raw in enumerate(text.split("\n"), 1):
         line = raw.strip()
+        if len(line) > MAX_LINE or not line.replace("\t", " ").isprintable():
+            raise AutoconfigError(
+                file, number, f"holds control characters, or more than {MAX_LINE} characters: {shown(line)}"
+            )
         if line.startswith("#"):
             if kernels:
                 continue  # about the lines beside it: for the reader of the file, and not kept
             if (match := _METADATA.fullmatch(line)) is None:
                 notes.append(line[1:].strip())
             elif match[1].lower() in metadata:
-                raise AutoconfigError(file, number, f"`# {match[1]}:` is given twice")
+                raise AutoconfigError(file, number, f"the key {shown(match[1])} is given twice")
             else:
                 metadata[match[1].lower()] = match[2]
             continue
@@ -173,17 +178,17 @@ def parse(text: str, file: str = "autoconfig") -> Autoconfig:
 def _setting(file: str, number: int, text: str) -> tuple[str, int]:
     key, equals, value = (part.strip() for part in text.partition("="))
     if not equals:
-        raise AutoconfigError(file, number, f"no `=` in {text[:60]!r}; a line is `layer1_residual1_conv2=13`")
+        raise AutoconfigError(file, number, f"no `=` in {shown(text)}; a line is `layer1_residual1_conv2=13`")
     if layer_of(key) is None:
         raise AutoconfigError(
             file,
             number,
-            f"unknown layer {key[:60]!r}; known are conv1, fc and layerN_residualM_ with conv1, conv2, conv3 "
+            f"unknown layer {shown(key)}; known are conv1, fc and layerN_residualM_ with conv1, conv2, conv3 "
             "or ds_conv, N and M counted from 1",
         )
     if not _NUMBER.fullmatch(value):
         raise AutoconfigError(
-            file, number, f"{key}: {value[:20]!r} is not a kernel number (a whole number, 0 or above)"
+            file, number, f"{key}: {shown(value)} is not a kernel number (a whole number, 0 or above)"
         )
     return key, int(value)
 

@@ -7,11 +7,13 @@ for others.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from int4core.backends.cuda.table import KNOWN_NUMBERS
+from int4core.errors import shown
 from int4core.layers import ResNet, walk
 from int4core.tuning import autoconfig
 from int4core.tuning.autoconfig import Autoconfig, AutoconfigError
@@ -82,13 +84,13 @@ def _check(gpu: str, config: Autoconfig) -> None:
     wanted = config.metadata.get("gpu", gpu)
     if wanted != gpu:
         raise AutoconfigError(
-            config.file, 0, f"was made for {wanted}, and this GPU is {gpu}: tune it with python -m int4core.tune"
+            config.file, 0, f"was made for {shown(wanted)}, and this GPU is {gpu}: tune it with python -m int4core.tune"
         )
     config.validate(KNOWN_NUMBERS)
 
 
 def _batch(config: Autoconfig) -> int:
     text = config.metadata.get("batch", "1024")
-    if not text.isdecimal() or int(text) < 1:
-        raise AutoconfigError(config.file, 0, f"`# batch: {text}` is no batch size")
+    if not re.fullmatch("[1-9][0-9]{0,8}", text):
+        raise AutoconfigError(config.file, 0, f"the batch {shown(text)} is no batch size (a whole number above 0)")
     return int(text)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -157,8 +158,42 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(AutoconfigError, match=r"binary:2: not UTF-8"):
         read(tmp_path / "binary")
     (tmp_path / "large").write_bytes(b"#" * (1 << 20 | 1))
-    with pytest.raises(AutoconfigError, match="larger than"):
+    with pytest.raises(AutoconfigError, match=r"is larger than 1,048,576 bytes: this is no autoconfig file$"):
         read(tmp_path / "large")
+
+
+@pytest.mark.parametrize("what", ["pipe", "device", "folder"])
+def test_only_regular_files_are_read(tmp_path: Path, what: str) -> None:
+    path = tmp_path / "file"
+    if what == "pipe":
+        os.mkfifo(path)
+    elif what == "folder":
+        path.mkdir()
+    else:
+        path.symlink_to("/dev/zero")
+    with pytest.raises(AutoconfigError, match=r"file: is not a regular file: this is no autoconfig file$"):
+        read(path)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "# gpu: " + "x" * 5000,
+        "# note\x1b[2J",
+        "conv1" * 500 + "=1",
+        "conv1=" + "9" * 5000,
+        "x" * 900,
+        "conv1=" + "x" * 900,
+        "x" * 900 + "=1",
+        "# " + "x" * 900 + ": a\n# " + "x" * 900 + ": a",
+    ],
+    ids=lambda line: line[:12],
+)
+def test_a_hostile_line_is_quoted_in_part_and_harmlessly(line: str) -> None:
+    with pytest.raises(AutoconfigError) as caught:
+        parse(f"{line}\nconv1=1\n", "file")
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 250
 
 
 @needs_shared

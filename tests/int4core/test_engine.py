@@ -90,6 +90,16 @@ def test_wrong_input(x: np.ndarray, why: str) -> None:
                 call(x)
 
 
+def test_strides_without_end_are_an_error() -> None:
+    """The network's own input would have 2^1,006 pixels a side."""
+    halving = NET.layer2.children[0]
+    net = replace(NET, layer2=replace(NET.layer2, children=(halving,) * 1003))
+    with pytest.raises(EngineError, match=r"strides up to 'layer2_0_conv2' .* larger than 32768 pixels a side"):
+        Engine(as_model(net))
+    with pytest.raises(EngineError, match=r"input size '1000000+\.\.\.' is over 32768 pixels a side"):
+        Engine(MODEL, input_size=(10**100, 10**100))
+
+
 def test_unknown_backend_and_option() -> None:
     with pytest.raises(EngineError, match=f"unknown backend 'tpu': choose one of {', '.join(BACKENDS)}"):
         Engine(MODEL, backend="tpu")

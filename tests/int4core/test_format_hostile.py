@@ -106,12 +106,12 @@ class TestPaths:
 
     def test_one_file_cannot_be_two_tensors(self, folder: Path) -> None:
         line = edit(folder / "quantize1", "npdata/quantize1.requant_factor", "npdata/conv1.bias")
-        refused(folder, "quantize1", line, "is one file with npdata/conv1.bias")
+        refused(folder, "quantize1", line, "is one file with 'npdata/conv1.bias'")
 
     def test_one_file_under_two_names_cannot_be_two_tensors(self, folder: Path) -> None:
         (folder / "npdata" / "quantize1.requant_factor").unlink()
         os.link(folder / "npdata" / "conv1.bias", folder / "npdata" / "quantize1.requant_factor")
-        refused(folder, "quantize1", 7, "is one file with npdata/conv1.bias")
+        refused(folder, "quantize1", 7, "is one file with 'npdata/conv1.bias'")
 
     @pytest.mark.parametrize("path", ["model/model", "none", "nul\0", "a" * 5000])
     def test_the_model_itself_must_be_a_folder(self, folder: Path, path: str) -> None:
@@ -123,6 +123,39 @@ class TestPaths:
             Model.load(folder.parent)
         assert caught.value.file == str(folder.parent)
         assert caught.value.why == f"is not a model itself; load {folder}"
+
+
+class TestMessages:
+    """A file's text is quoted in part, however long it is."""
+
+    @pytest.mark.parametrize(
+        ("file", "old", "new"),
+        [
+            ("model", "compute_mode=s8f32", "compute_mode=" + "s8" * 4000),
+            ("conv1", "compute_mode=s8s8s32", "compute_mode=" + "s8" * 4000),
+            ("conv1", "Conv2d", "C" * 8000),
+            ("conv1", "groups=1", "groups=" + "1" * 8000),
+            ("conv1", "groups=1", "g" * 8000 + "=1"),
+            ("conv1", "groups=1", "g" * 8000),
+            ("conv1", "s8,4:4 3 7 7", "s8,4:" + "4 " * 4000 + "4"),
+            ("conv1", "!model/npdata/conv1.bias", "!" + "model/" * 1000),
+            ("quantize1", "npdata/quantize1.requant_factor", "npdata/" + "long/" * 100 + "factor"),
+        ],
+        ids=lambda text: text[:20],
+    )
+    def test_no_message_is_long(self, folder: Path, file: str, old: str, new: str) -> None:
+        deep = folder / "npdata" / "/".join(["long"] * 100)
+        deep.mkdir(parents=True)
+        # One file under two names, so that the second tensor's error tells the first one's name.
+        os.link(folder / "npdata" / "conv1.bias", deep / "factor")
+        edit(folder / file, old, new)
+        if file == "quantize1":
+            edit(folder / "conv1", "npdata/conv1.bias", "npdata/" + "long/" * 100 + "factor")
+        with pytest.raises(ModelError) as caught:
+            Model.load(folder)
+        assert caught.value.file == str(folder / file)
+        assert caught.value.why.isprintable()
+        assert len(caught.value.why) < 300
 
 
 class TestSpecialFiles:

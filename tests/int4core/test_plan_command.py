@@ -99,6 +99,8 @@ def test_an_unknown_gpu_is_an_error_that_lists_the_known(command: object, capsys
         (["--batch", "0"], "--batch 0: at least 1"),
         (["--size", "20", "20"], "avgpool"),
         (["--gpu", "a100", "--batch", "1000000"], "choose a smaller batch"),
+        (["--batch", "1" + "0" * 400], "at least 1 and at most 16777216 images"),
+        (["--size", "1" + "0" * 400, "224"], "is over 32768 pixels a side"),
     ],
 )
 def test_what_cannot_be_planned_is_one_line(
@@ -108,6 +110,7 @@ def test_what_cannot_be_planned_is_one_line(
     captured = capsys.readouterr()
     assert captured.err.startswith("error: ")
     assert captured.err.count("\n") == 1
+    assert len(captured.err) < 1000
     assert said in captured.err
     assert not captured.out
 
@@ -131,7 +134,7 @@ def test_a_chosen_file_is_used_and_what_does_not_fit_noted(tmp_path: Path, capsy
     assert "6" in found["layer1_0_conv1"]
     assert "layer2_0_conv1: kernel 100 does not fit here (wgmma runs on compute capability 9.0, not 8.0)" in text
     assert plan.main(["--gpu", "h200", "--autoconfig", str(path)]) == 1
-    assert f"error: {path}: was made for a100" in capsys.readouterr().err
+    assert f"error: {path}: was made for 'a100'" in capsys.readouterr().err
 
 
 def test_the_table_can_be_printed(capsys: pytest.CaptureFixture[str]) -> None:
@@ -141,6 +144,7 @@ def test_the_table_can_be_printed(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_ranges_of_numbers() -> None:
     assert tune.parse_numbers("0-3, 100,102-103") == {0, 1, 2, 3, 100, 102, 103}
+    assert tune.parse_numbers("0-99999999999999") == KNOWN_NUMBERS
     for wrong in ("", "a", "1-", "-1", "1,,2"):
         with pytest.raises(ValueError, match="no number and no range"):
             tune.parse_numbers(wrong)

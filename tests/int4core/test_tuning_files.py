@@ -63,9 +63,9 @@ def test_files_of_other_chips_are_left_alone(tmp_path: Path) -> None:
 
 def test_a_file_for_another_gpu_is_an_error(tmp_path: Path) -> None:
     path = write(tmp_path, "h200", 200, gpu="a100")
-    with pytest.raises(AutoconfigError, match=rf"{re.escape(str(path))}: was made for a100, .* h200: tune it"):
+    with pytest.raises(AutoconfigError, match=rf"{re.escape(str(path))}: was made for 'a100', .* h200: tune it"):
         load_tuning("h200", NET, folder=tmp_path)
-    with pytest.raises(AutoconfigError, match="was made for a100"):
+    with pytest.raises(AutoconfigError, match="was made for 'a100'"):
         load_tuning("h200", NET, autoconfig.read(path))
 
 
@@ -88,11 +88,19 @@ def test_an_unknown_layer_names_its_line(tmp_path: Path) -> None:
         autoconfig.read(path)
 
 
-@pytest.mark.parametrize("batch", ["0", "-1", "many", "1.5", ""])
+@pytest.mark.parametrize("batch", ["0", "-1", "many", "1.5", "", "9" * 900, "1" * 10, "\u0661"])
 def test_a_batch_that_is_none_is_an_error(tmp_path: Path, batch: str) -> None:
     write(tmp_path, "h200", 200, batch=batch)
-    with pytest.raises(AutoconfigError, match="is no batch size"):
+    with pytest.raises(AutoconfigError, match="is no batch size") as caught:
         load_tuning("h200", NET, folder=tmp_path)
+    assert len(caught.value.why) < 150
+
+
+def test_the_gpu_of_a_hostile_file_is_quoted_in_part(tmp_path: Path) -> None:
+    path = write(tmp_path, "h200", 200, gpu="x" * 900)
+    with pytest.raises(AutoconfigError, match=r"was made for 'x+\.\.\.', and") as caught:
+        load_tuning("h200", NET, autoconfig.read(path))
+    assert len(caught.value.why) < 150
 
 
 def test_a_chosen_file_serves_every_batch_and_alone(tmp_path: Path) -> None:

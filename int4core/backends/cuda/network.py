@@ -12,7 +12,7 @@ from int4core.backends.cuda.device import chip_at, load_cupy, memory_errors
 from int4core.backends.cuda.kernel import Kernel
 from int4core.backends.cuda.launch import OVERLAP_CAPABILITY, Launch
 from int4core.backends.cuda.ops import CLASSES, INPUT, TOP1
-from int4core.backends.cuda.planner import NetworkPlan, make_plan
+from int4core.backends.cuda.planner import NetworkPlan, check_batch, make_plan
 from int4core.backends.cuda.source import KernelSource
 from int4core.errors import EngineError
 from int4core.layers import Pair
@@ -68,6 +68,7 @@ class DeviceNetwork:
         return f"{self.chip.name} ({self.chip.arch}), {self.tuning.notice}; {self.compiled}"
 
     def plan(self, n: int, keep_all: bool = False) -> NetworkPlan:
+        check_batch(n)
         numbers = self.tuning.numbers_for(n)
         return make_plan(self.model.network, self.chip, n, size=self.size, numbers=numbers, keep_all=keep_all)
 

@@ -14,8 +14,11 @@ from int4core.backends.cuda.fuse import fuse
 from int4core.backends.cuda.kernel import Kernel
 from int4core.backends.cuda.ops import CLASSES, INPUT, TOP1, Op, StemOp
 from int4core.backends.cuda.table import default_kernel, make_kernel
-from int4core.errors import EngineError
+from int4core.errors import EngineError, shown
 from int4core.layers import Pair, ResNet
+
+MAX_BATCH = 1 << 24
+"""Most images of a batch: far above what memory holds, far below what arithmetic on shapes does."""
 
 KEPT = (INPUT, CLASSES, TOP1)
 """Tensors the host reads or writes: nothing else may use their place."""
@@ -51,6 +54,12 @@ class NetworkPlan:
     @property
     def notes(self) -> tuple[str, ...]:
         return tuple(step.note for step in self.steps if step.note)
+
+
+def check_batch(n: int) -> None:
+    """Raises EngineError when `n` is no number of images of a batch."""
+    if not 1 <= n <= MAX_BATCH:
+        raise EngineError(f"--batch {shown(str(n))[1:-1]}: at least 1 and at most {MAX_BATCH} images can be a batch")
 
 
 def make_plan(

@@ -1,0 +1,56 @@
+"""Reading files that a user names: regular ones only, and never more than is expected of them.
+
+A pipe without a writer, or a dead device, would hold whoever opens it; /dev/zero never ends.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class NotRegularError(OSError):
+    """What is there is a pipe, a device, a socket or a folder; `strerror` says so."""
+
+    def __init__(self) -> None:
+        super().__init__(errno.EINVAL, "is not a regular file")
+
+
+class TooLargeError(OSError):
+    """There is more in the file than its reader takes; `strerror` says how much that is."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(errno.EFBIG, f"is larger than {limit:,} bytes")
+
+
+@contextmanager
+def open_regular(path: str | os.PathLike[str], flags: int = 0) -> Iterator[tuple[int, os.stat_result]]:
+    """A file descriptor for reading, closed at the end, and what fstat says of it; never waits.
+
+    `flags` are added to those of os.open, such as O_NOFOLLOW. Raises OSError, NotRegularError among them, when it
+    cannot be opened; ValueError for a path with a null character.
+    """
+    # Looked at before it is opened, because opening a pipe or a device can block or act.
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise NotRegularError
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | flags)
+    try:
+        info = os.fstat(fd)
+        if not stat.S_ISREG(info.st_mode):
+            raise NotRegularError
+        yield fd, info
+    finally:
+        os.close(fd)
+
+
+def read_regular(path: str | os.PathLike[str], limit: int) -> bytes:
+    """All of a file of at most `limit` bytes. Raises OSError, NotRegularError and TooLargeError among them."""
+    with open_regular(path) as (fd, _), open(fd, "rb", closefd=False) as file:
+        # Not by fstat's size: the files of /proc have none.
+        data = file.read(limit + 1)
+    if len(data) > limit:
+        raise TooLargeError(limit)
+    return data
