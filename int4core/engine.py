@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from int4core import scores
 from int4core.backends import Backend, create_backend
 from int4core.errors import EngineError
 from int4core.layers import Float32Array, Int8Array, Int32Array
@@ -70,6 +71,22 @@ class Engine:
             logits = dequantize_logits(self.backend.accumulators(batch), self._out_scale)
             classes = logits.argmax(axis=1).astype(np.int32)
         return classes
+
+    def top_k(self, x: Int8Array, k: int) -> tuple[Int32Array, Float32Array]:
+        """int32 (N, k) classes, the best first, and float32 (N, k) scores: their shares of the softmax of all classes.
+
+        `int4core.scores` says which bits; the first column is `top1`. Raises EngineError when `k` is not 1..16, or more
+        than there are classes.
+        """
+        scores.check_k(k, self.classes)
+        parts = [self._top_k(batch, k) for batch in self._batches(x)]
+        if not parts:
+            return np.empty((0, k), np.int32), np.empty((0, k), np.float32)
+        return np.concatenate([ids for ids, _ in parts]), np.concatenate([shares for _, shares in parts])
+
+    def _top_k(self, batch: Int8Array, k: int) -> tuple[Int32Array, Float32Array]:
+        found = self.backend.top_k(batch, k)
+        return found or scores.top_k(self.backend.accumulators(batch), self._out_scale, k)
 
     def trace(self, x: Int8Array) -> dict[str, Int32Array]:
         """Layer name -> its integer output, NCHW (`fc`: (N, classes)), in running order.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from int4core.layers import Int8Array, Int32Array
+from int4core.layers import Float32Array, Int8Array, Int32Array
 
 
 class Backend(Protocol):
@@ -48,6 +48,13 @@ class Backend(Protocol):
 
     def top1(self, x: Int8Array) -> Int32Array | None:
         """int32 (n,) classes if the backend computes them itself, else None: the engine then does."""
+        ...
+
+    def top_k(self, x: Int8Array, k: int) -> tuple[Int32Array, Float32Array] | None:
+        """Classes (n, k) and scores (n, k), the bits of `int4core.scores`, or None: the engine then computes them.
+
+        1 <= k <= 16, and not more than `classes`.
+        """
         ...
 
     def close(self) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 from int4core.backends.cuda.network import DeviceBatch, DeviceNetwork
 from int4core.backends.cuda.ops import ConvOp, LinearOp, PoolOp, StemOp, TopOp
 from int4core.backends.cuda.sm90 import Output
-from int4core.layers import Int8Array, Int32Array, Pair
+from int4core.layers import Float32Array, Int8Array, Int32Array, Pair
 from int4core.network import trace_shapes
 from int4core.tuning.autoconfig import Autoconfig
 
@@ -63,6 +63,10 @@ class CudaBackend:
             self._run(self._batch, x)
             classes: Int32Array = self._batch.top1[: len(x)].get(stream=self._stream)
             return classes
+
+    def top_k(self, x: Int8Array, k: int) -> tuple[Int32Array, Float32Array] | None:
+        """None: the engine computes them from the accumulators."""
+        return None
 
     def trace(self, x: Int8Array) -> dict[str, Int32Array]:
         """Layer name -> output, int32 NCHW, of the layers whose outputs exist: the last one of every fused operation.

@@ -15,7 +15,7 @@ from int4core.backends.blas_threads import OPENBLAS, BlasThreads
 from int4core.backends.numpy_program import Program
 from int4core.backends.numpy_tiles import Array, Tile, Workspace, even_cuts
 from int4core.errors import EngineError
-from int4core.layers import Int8Array, Int32Array, Linear, Pair, ReLU, Scale
+from int4core.layers import Float32Array, Int8Array, Int32Array, Linear, Pair, ReLU, Scale
 from int4core.network import LayerShape, default_input_size, trace_shapes
 
 if TYPE_CHECKING:
@@ -90,6 +90,10 @@ class NumpyBackend:
 
     def top1(self, x: Int8Array) -> Int32Array | None:
         """None: the engine takes the maximum of the logits."""
+        return None
+
+    def top_k(self, x: Int8Array, k: int) -> tuple[Int32Array, Float32Array] | None:
+        """None: the engine computes them from the accumulators."""
         return None
 
     def close(self) -> None:
