@@ -76,6 +76,8 @@ class DeviceInferrer:
         self._held.close()
 
     def _set_up(self, spec: EngineSpec, number: int) -> None:
+        if spec.top:
+            raise PipelineError(f"the GPU engine has no scores for the top {spec.top}: choose --gpu none")
         arena = Arena.attach(spec.arena)
         self._held.callback(arena.close)
         exchange = Exchange.attach(spec.exchange)

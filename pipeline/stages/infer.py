@@ -1,4 +1,5 @@
-"""Infer: engine processes read batches of slots from the arena and answer with classes, through the exchange."""
+"""Infer: engine processes read batches of slots from the arena and answer through the exchange: with classes, or with
+the best few and their scores."""
 
 from __future__ import annotations
 
@@ -8,8 +9,10 @@ from functools import partial
 from typing import Any, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 
 from int4core.engine import Engine
+from int4core.layers import Int8Array
 from int4core.model import Model
 from pipeline.memory.arena import Arena
 from pipeline.memory.exchange import Exchange
@@ -32,6 +35,7 @@ class Inferrer:
         self._engine = Engine(
             Model.load(spec.model), backend=spec.backend, batch_size=spec.batch_size, **dict(spec.options)
         )
+        self._top = spec.top
         of = f", engine {number + 1} of {spec.engines}" if spec.engines > 1 else ""
         self._note = f"{spec.backend}, batch {spec.batch_size}{of}"
         self._rates = Rates(expected=self._warm_up(spec))
@@ -46,20 +50,29 @@ class Inferrer:
     def work(self, task: Task[int]) -> None:
         slots = self._exchange.slots(task.body, task.samples)
         with self.tracer.span("network", ticket=task.ticket, samples=task.samples):
-            self._exchange.classes(task.body, task.samples)[:] = self._engine.top1(self._arena.gather(slots))
+            answers = self._answers(self._arena.gather(slots))
+            for place, values in zip(self._exchange.answers(task.body, task.samples), answers, strict=True):
+                place[:] = values
 
     def close(self) -> None:
         self._engine.close()
         self._exchange.close()
         self._arena.close()
 
+    def _answers(self, x: Int8Array) -> tuple[npt.NDArray[Any], ...]:
+        """What `Exchange.answers` has room for, of int8 (n, 3, H, W)."""
+        if not self._top:
+            return (self._engine.top1(x),)
+        ids, scores = self._engine.top_k(x, self._top)
+        return ids[:, 0], ids, scores
+
     def _warm_up(self, spec: EngineSpec) -> float:
         """Run two batches that are nobody's; samples/s of the second, the first pays for all set-up."""
         shape = (spec.batch_size, *spec.arena.sample_shape)
         batch = np.random.default_rng(0).integers(-127, 128, shape, dtype=np.int8)
-        self._engine.top1(batch)
+        self._answers(batch)
         began = time.perf_counter()
-        self._engine.top1(batch)
+        self._answers(batch)
         return spec.batch_size / (time.perf_counter() - began)
 
 

@@ -27,6 +27,10 @@ class EngineSpec:
         bus_ids: PCI addresses of the GPUs, one an engine.
         options: the backend's own (gpu, autoconfig).
         traced: whether spans are kept for a trace.
+        top: how many of the best classes come with their scores, 0 for the class alone; the exchange has room for them.
+
+    Raises:
+        ValueError: the exchange has room for another number.
     """
 
     arena: ArenaSpec
@@ -41,6 +45,11 @@ class EngineSpec:
     bus_ids: tuple[str, ...] = ()
     options: tuple[tuple[str, Any], ...] = ()
     traced: bool = False
+    top: int = 0
+
+    def __post_init__(self) -> None:
+        if self.top != self.exchange.top:
+            raise ValueError(f"top {self.top} classes, but the exchange has room for {self.exchange.top}")
 
     @property
     def batch_size(self) -> int:

@@ -23,6 +23,37 @@ def test_slots_go_one_way_and_classes_the_other(tmp_path: Path) -> None:
         assert ours.slots(second, 5).tolist() == [1, 2, 3, 4, 5]
 
 
+@pytest.mark.parametrize(("batch", "top"), [(5, 1), (16, 5), (33, 16)])
+def test_the_best_classes_and_their_scores_come_back_too(tmp_path: Path, batch: int, top: int) -> None:
+    with Exchange.create(3, batch, tmp_path, top=top) as ours, Exchange.attach(ours.spec) as theirs:
+        records = [ours.take(np.arange(batch, dtype=np.int32) + 100 * i) for i in range(3)]
+        for record in records:
+            classes, ids, scores = theirs.answers(record, batch)
+            assert (ids.shape, scores.shape, ids.dtype, scores.dtype) == (2 * ((batch, top),)) + (np.int32, np.float32)
+            assert all(part.ctypes.data % 64 == 0 for part in (classes, ids, scores, theirs.slots(record, batch)))
+            ids[:] = np.arange(ids.size).reshape(ids.shape) + 1000 * record
+            scores[:] = ids / 8
+            classes[:] = ids[:, 0]
+        for i, record in enumerate(records):
+            ids, scores = ours.top(record, batch - 1)
+            assert ids.tolist() == (np.arange(batch * top).reshape(batch, top)[:-1] + 1000 * record).tolist()
+            assert (scores * 8 == ids).all()
+            assert (ours.classes(record, batch - 1) == ids[:, 0]).all()
+            assert (ours.slots(record, batch) == np.arange(batch) + 100 * i).all(), "no part reaches into another"
+
+
+def test_nothing_is_there_that_was_not_asked_for(tmp_path: Path) -> None:
+    with Exchange.create(2, 20, tmp_path) as exchange:
+        assert exchange.spec.total_bytes == 2 * 2 * 32 * 4
+        assert len(exchange.answers(0, 20)) == 1
+        assert [part.shape for part in exchange.top(0, 20)] == [(20, 0), (20, 0)]
+
+
+def test_more_slots_than_a_record_has_are_not_taken(tmp_path: Path) -> None:
+    with Exchange.create(1, 4, tmp_path, top=1) as exchange, pytest.raises(ValueError, match="broadcast"):
+        exchange.take(np.zeros(5, np.int32))
+
+
 def test_a_record_has_one_owner_at_a_time(tmp_path: Path) -> None:
     with Exchange.create(2, 4, tmp_path) as exchange:
         slots = np.zeros(4, np.int32)

@@ -1,0 +1,63 @@
+"""An engine over the arena and the exchange, in this process: what it writes for a task."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from int4core import Engine, EngineError, Model
+from pipeline.device.scheduler import Sizes
+from pipeline.memory.arena import Arena
+from pipeline.memory.exchange import Exchange
+from pipeline.stages.channels import Task
+from pipeline.stages.infer import Inferrer
+from pipeline.stages.spec import EngineSpec
+from tests.pipeline.conftest import SIZE
+
+SLOTS = 12
+BATCH = 4
+
+
+@contextmanager
+def memory(folder: Path, model: Path, top: int) -> Iterator[tuple[Arena, Exchange, EngineSpec]]:
+    with (
+        Arena.create(SLOTS, (3, SIZE, SIZE), folder) as arena,
+        Exchange.create(2, BATCH, folder, top=top) as exchange,
+    ):
+        rng = np.random.default_rng(1)
+        for slot in range(SLOTS):
+            arena.sample(slot)[:] = rng.integers(-128, 128, (3, SIZE, SIZE), dtype=np.int8)
+        yield arena, exchange, EngineSpec(arena.spec, exchange.spec, model, "numpy", Sizes.full(BATCH), top=top)
+
+
+@pytest.mark.parametrize("top", [0, 1, 5])
+def test_the_answers_are_the_engines(model_dir: Path, tmp_path: Path, top: int) -> None:
+    with memory(tmp_path, model_dir, top) as (arena, exchange, spec):
+        inferrer = Inferrer(spec)
+        slots = [np.array(slots, np.int32) for slots in ([7, 2, 11], [5, 5, 0, 1])]
+        for ticket, of in enumerate(slots):
+            inferrer.work(Task(ticket, len(of), exchange.take(of)))
+        inferrer.close()
+        with Engine(Model.load(model_dir)) as engine:
+            for record, of in zip((0, 1), slots, strict=True):
+                x = arena.gather(of)
+                np.testing.assert_array_equal(exchange.classes(record, len(of)), engine.top1(x))
+                if top:
+                    ids, scores = engine.top_k(x, top)
+                    np.testing.assert_array_equal(exchange.top(record, len(of))[0], ids)
+                    np.testing.assert_array_equal(exchange.top(record, len(of))[1], scores)
+                    np.testing.assert_array_equal(exchange.classes(record, len(of)), ids[:, 0])
+
+
+def test_more_classes_than_the_model_has_are_refused_before_the_first_task(model_dir: Path, tmp_path: Path) -> None:
+    with memory(tmp_path, model_dir, 11) as (_, _, spec), pytest.raises(EngineError, match="top 11 of 10 classes"):
+        Inferrer(spec)
+
+
+def test_an_exchange_without_room_for_them_is_noticed(model_dir: Path, tmp_path: Path) -> None:
+    with memory(tmp_path, model_dir, 5) as (arena, exchange, _), pytest.raises(ValueError, match="room for 5"):
+        EngineSpec(arena.spec, exchange.spec, model_dir, "numpy", Sizes.full(BATCH), top=3)
