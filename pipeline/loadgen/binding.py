@@ -26,6 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.errors import PipelineError
+from pipeline.loadgen.limits import check_settings
 
 Ids: TypeAlias = npt.NDArray[np.uint64]
 Indices: TypeAlias = npt.NDArray[np.int64]
@@ -82,7 +83,7 @@ def load_module(path: Path | None = None) -> ModuleType:
 
 
 def _find_build(path: Path) -> Path:
-    if not path.is_dir():
+    if not os.path.isdir(path):
         raise PipelineError(f"--loadgen-path {path}: no such folder")
     suffixes = importlib.machinery.EXTENSION_SUFFIXES
     built = sorted(path.rglob(f"{MODULE}*.so"), key=lambda p: (len(p.parts), p.name))
@@ -119,6 +120,11 @@ def plain(value: Any) -> Scalar:
     return scalar
 
 
+def plain_fields(settings: Any) -> dict[str, Scalar]:
+    """The same as `fields`, as plain values."""
+    return {name: plain(value) for name, value in fields(settings).items()}
+
+
 def assign(settings: Any, name: str, value: Scalar) -> None:
     """Set one field, an enum by its name. Raises ValueError when the binding refuses the value."""
     current = getattr(settings, name)
@@ -126,10 +132,10 @@ def assign(settings: Any, name: str, value: Scalar) -> None:
         setattr(settings, name, type(current).__members__[str(value)] if is_enum(current) else value)
     except KeyError:
         names = ", ".join(type(current).__members__)
-        raise ValueError(f"{value!r} is none of {names}") from None
+        raise ValueError(f"{value!r:.60} is none of {names}") from None
     except (TypeError, ValueError, OverflowError):
         # Integers are unsigned in most fields, and the binding's own message is about C++ overloads.
-        raise ValueError(f"{value!r} does not fit this field") from None
+        raise ValueError(f"{value!r:.60} does not fit this field") from None
 
 
 @dataclass(frozen=True)
@@ -160,7 +166,8 @@ def make_settings(lg: Any, spec: SettingsSpec) -> tuple[Any, Any]:
     """(TestSettings, LogSettings) for a test of `spec.scenario`.
 
     LoadGen's embedded MLPerf rules apply as soon as a user.conf is given without an mlperf.conf; with
-    neither, its own defaults do (10 s). Raises PipelineError for a file it cannot use or a bad value.
+    neither, its own defaults do (10 s). Raises PipelineError for a file it cannot use, a value that does not
+    fit, and one that no test can run with.
     """
     test = lg.TestSettings()
     test.scenario = lg.TestScenario.__members__[spec.scenario]
@@ -179,6 +186,7 @@ def make_settings(lg: Any, spec: SettingsSpec) -> tuple[Any, Any]:
     for name, value in {**LOG_DEFAULTS, **spec.log_settings}.items():
         _assign_option(log if hasattr(log, name) else output, name, value, f"--lgls_{name}")
     _assign_option(test, "mode", spec.test_mode, "--test-mode")
+    check_settings(plain_fields(test))
     log.log_output = output
     return test, log
 
@@ -200,7 +208,7 @@ def _assign_option(settings: Any, name: str, value: Scalar, option: str) -> None
 
 
 def _apply_config(test: Any, path: Path, scenario: str, conf_type: int) -> None:
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise PipelineError(f"{path}: no such file")
     try:
         status = test.FromConfig(str(path), MODEL, scenario, conf_type)

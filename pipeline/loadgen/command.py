@@ -19,7 +19,8 @@ from int4core.tuning import autoconfig
 from int4core.tuning.autoconfig import Autoconfig
 from pipeline.defaults import DEMO_IMAGES, default_model
 from pipeline.errors import PipelineError
-from pipeline.loadgen.binding import LoadGenSession, assign, load_module, make_settings, samples_at_a_time
+from pipeline.loadgen.binding import LoadGenSession, assign, load_module, make_settings, plain_fields, samples_at_a_time
+from pipeline.loadgen.limits import check_settings
 from pipeline.loadgen.options import Options, parse
 from pipeline.loadgen.results import Accuracy, accuracy, read_result
 from pipeline.loadgen.scenarios import batch_plan, expectations, samples_per_query
@@ -245,6 +246,7 @@ class OfflineCommand:
         for name, value in fields.items():
             assign(self._test_settings, name, value)
             self._say(f"LoadGen is told {said}")
+        check_settings(plain_fields(self._test_settings))
 
     def _report(self, run: Run, prepared: Prepared, history: History) -> None:
         log = self._log_settings.log_output

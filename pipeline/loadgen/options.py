@@ -12,6 +12,7 @@ from typing import Any, NoReturn, cast
 
 from pipeline.device.transfer import H2D_CHOICES
 from pipeline.errors import PipelineError
+from pipeline.loadgen import values
 from pipeline.loadgen.binding import (
     LOG_DEFAULTS,
     Scalar,
@@ -22,6 +23,7 @@ from pipeline.loadgen.binding import (
     load_module,
     plain,
 )
+from pipeline.loadgen.limits import check_field
 from pipeline.loadgen.scenarios import SCENARIOS, Scenario, settings_defaults
 from pipeline.machine.gpus import GPU_CHOICES
 
@@ -132,11 +134,11 @@ def build_parser(loadgen_module: Any) -> argparse.ArgumentParser:
     loadgen = parser.add_argument_group("LoadGen")
     loadgen.add_argument("--test-mode", choices=TEST_MODES, help=f"what LoadGen measures (default: {DEFAULT_MODE})")
     loadgen.add_argument(
-        "--mlperf_conf_path", type=Path, metavar="FILE", help="an mlperf.conf instead of the built-in rules"
+        "--mlperf_conf_path", type=values.text_path, metavar="FILE", help="an mlperf.conf instead of the built-in rules"
     )
     loadgen.add_argument(
         "--user_conf_path",
-        type=Path,
+        type=values.text_path,
         metavar="FILE",
         help="a user.conf; without --mlperf_conf_path it goes on top of the MLPerf rules built into LoadGen",
     )
@@ -150,16 +152,16 @@ def build_parser(loadgen_module: Any) -> argparse.ArgumentParser:
 
 
 def _add_inputs(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--model", type=Path, metavar="DIR", help="model folder (default: the one provided)")
+    group.add_argument("--model", type=values.path, metavar="DIR", help="model folder (default: the one provided)")
     source = group.add_mutually_exclusive_group()
-    source.add_argument("--images", type=Path, metavar="DIR", help="folder of images (default: those provided)")
+    source.add_argument("--images", type=values.path, metavar="DIR", help="folder of images (default: those provided)")
     source.add_argument(
-        "-p", "--tensorPath", dest="tensors", type=Path, metavar="DIR", help="folder of .npy tensors instead"
+        "-p", "--tensorPath", dest="tensors", type=values.path, metavar="DIR", help="folder of .npy tensors instead"
     )
     group.add_argument(
-        "-m", "--mapPath", dest="map_path", type=Path, metavar="FILE", help="lines of `file label`, in order"
+        "-m", "--mapPath", dest="map_path", type=values.path, metavar="FILE", help="lines of `file label`, in order"
     )
-    group.add_argument("--count", type=_positive, metavar="N", help="only the first N samples")
+    group.add_argument("--count", type=values.whole(1), metavar="N", help="only the first N samples")
     group.add_argument("--no-resize", action="store_true", help="the images are sized: centre crop only")
     group.add_argument("--skip-bad-images", action="store_true", help="leave unreadable images out instead of stopping")
 
@@ -172,24 +174,24 @@ def _add_running(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument("--gpu", choices=GPU_CHOICES, default="auto", help="what to compute on (default: a GPU, or cpu)")
     group.add_argument(
-        "--gpus", type=_numbers, metavar="N,N", help="GPUs by the driver's numbers, one engine process each"
+        "--gpus", type=values.whole_numbers, metavar="N,N", help="GPUs by the driver's numbers, one engine process each"
     )
-    group.add_argument("--engines", type=_positive, default=1, help=argparse.SUPPRESS)
+    group.add_argument("--engines", type=values.whole(1, values.MOST_PROCESSES), default=1, help=argparse.SUPPRESS)
     group.add_argument(
-        "-b", "--batch_size", type=_positive, metavar="N", help="images per batch (default: by the backend)"
+        "-b", "--batch_size", type=values.whole(1), metavar="N", help="images per batch (default: by the backend)"
     )
     group.add_argument(
-        "--max-batch", type=_positive, metavar="N", help="most samples of a batch in the Server scenario"
+        "--max-batch", type=values.whole(1), metavar="N", help="most samples of a batch in the Server scenario"
     )
     group.add_argument(
         "--batch-timeout-us",
-        type=_whole,
+        type=values.whole(0, values.MOST_HOLD_US),
         metavar="US",
         help="how long a sample may be held back for a batch to fill, in the Server scenario",
     )
     group.add_argument(
         "--inflight",
-        type=_positive,
+        type=values.whole(1, values.MOST_IN_FLIGHT),
         default=GPU_IN_FLIGHT,
         metavar="N",
         help="batches under way on one GPU (default: %(default)s)",
@@ -206,12 +208,17 @@ def _add_running(group: argparse._ArgumentGroup) -> None:
         help="whether batches in flight take turns on the GPU instead of sharing it (default: in the Offline scenario)",
     )
     group.add_argument(
-        "-a", "--autoconfig", type=Path, metavar="FILE", help="which kernel each layer uses (CUDA backend)"
+        "-a", "--autoconfig", type=values.path, metavar="FILE", help="which kernel each layer uses (CUDA backend)"
     )
-    group.add_argument("--loaders", type=_positive, metavar="N", help="processes that decode (default: by cores)")
+    group.add_argument(
+        "--loaders",
+        type=values.whole(1, values.MOST_PROCESSES),
+        metavar="N",
+        help="processes that decode (default: by cores)",
+    )
     group.add_argument(
         "--stage-timeout",
-        type=_seconds,
+        type=values.seconds,
         default=DEFAULT_STAGE_TIMEOUT_S,
         metavar="SECONDS",
         help="a worker that is silent this long ends the run (default: %(default)g)",
@@ -220,11 +227,11 @@ def _add_running(group: argparse._ArgumentGroup) -> None:
 
 def _add_output(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
-        "--output-dir", type=Path, metavar="DIR", help="logs and summary.json (default: ./results/UTC-TIME)"
+        "--output-dir", type=values.text_path, metavar="DIR", help="logs and summary.json (default: ./results/UTC-TIME)"
     )
     group.add_argument(
         "--trace",
-        type=Path,
+        type=values.path,
         metavar="FILE",
         help="write a timeline of the run, for ui.perfetto.dev or chrome://tracing",
     )
@@ -234,7 +241,7 @@ def _add_output(group: argparse._ArgumentGroup) -> None:
 
 def _add_loadgen_path(parser: argparse._ActionsContainer) -> None:
     parser.add_argument(
-        "--loadgen-path", type=Path, metavar="DIR", help="use the LoadGen built or unpacked in this folder"
+        "--loadgen-path", type=values.path, metavar="DIR", help="use the LoadGen built or unpacked in this folder"
     )
 
 
@@ -273,8 +280,9 @@ def _field_type(make: Callable[[], Any], name: str, default: Any) -> Callable[[s
 
     def read(text: str) -> Scalar:
         try:
-            value = _read_as(default, text)
+            value = _read_as(name, default, text)
             assign(make(), name, value)
+            check_field(name, value)
         except ValueError as error:
             raise argparse.ArgumentTypeError(str(error)) from None
         return value
@@ -282,47 +290,23 @@ def _field_type(make: Callable[[], Any], name: str, default: Any) -> Callable[[s
     return read
 
 
-def _read_as(default: Any, text: str) -> Scalar:
+def _read_as(name: str, default: Any, text: str) -> Scalar:
     if is_enum(default):
         return text
+    if isinstance(default, str):
+        return str(values.text_path(text)) if name == "outdir" else values.part_of_name(text)
     if isinstance(default, bool):
         if text.lower() not in ("true", "false", "1", "0"):
-            raise ValueError(f"{text!r} is none of true, false, 1, 0")
+            raise ValueError(f"{values.shown(text)} is none of true, false, 1, 0")
         return text.lower() in ("true", "1")
     kind = type(default)
     try:
         value: Scalar = kind(text)
     except ValueError:
         wanted = "an integer" if kind is int else "a number"
-        raise ValueError(f"{text!r} is not {wanted}") from None
+        raise ValueError(f"{values.shown(text)} is not {wanted}") from None
     if isinstance(value, float) and not math.isfinite(value):
-        raise ValueError(f"{text!r} is not a finite number")
-    return value
-
-
-def _positive(text: str) -> int:
-    if not text.isascii() or not text.isdecimal() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
-    return int(text)
-
-
-def _whole(text: str) -> int:
-    if not text.isascii() or not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number")
-    return int(text)
-
-
-def _numbers(text: str) -> tuple[int, ...]:
-    return tuple(_whole(part) for part in text.split(","))
-
-
-def _seconds(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not (math.isfinite(value) and value > 0):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds above 0")
+        raise ValueError(f"{values.shown(text)} is not a finite number")
     return value
 
 

@@ -180,7 +180,7 @@ def read_detail(path: Path) -> list[dict[str, Any]]:
         try:
             record = json.loads(line[len(_MLLOG) :])
             record["key"], record["value"], record["metadata"].get("is_error")
-        except (ValueError, TypeError, KeyError, AttributeError):
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             raise PipelineError(f"{path}:{number}: a damaged record: the run did not end well") from None
         records.append(record)
     if not records:
@@ -284,7 +284,7 @@ def read_accuracy_log(path: Path) -> AccuracyLog:
     text = _read_text(path)
     try:
         records = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         line = getattr(error, "lineno", 0)
         cut = "" if text.rstrip().endswith("]") else " (the file is cut off: its run did not end)"
         raise PipelineError(f"{path}:{line}: not JSON{cut}: {error}") from None
@@ -317,7 +317,7 @@ def read_labels(path: Path) -> Int32Array:
         if not line.strip():
             continue
         label = line.rsplit(None, 1)[-1]
-        if len(line.split()) < 2 or not (label.isascii() and label.isdecimal()) or int(label) >= 2**31:
+        if len(line.split()) < 2 or not re.fullmatch("[0-9]{1,9}", label):
             raise PipelineError(f"{path}:{number}: not a file name and a class number: {line.strip()[:80]!r}")
         labels.append(int(label))
     return np.array(labels, dtype=np.int32)

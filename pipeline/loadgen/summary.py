@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from int4core.atomic import write_atomically
 from pipeline.errors import PipelineError
-from pipeline.loadgen.binding import fields, plain
+from pipeline.loadgen.binding import plain_fields
 from pipeline.loadgen.options import Options
 from pipeline.loadgen.results import Accuracy, LoadGenResult
 from pipeline.machine.hardware import describe_machine
@@ -59,8 +59,8 @@ def summarise(
         "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "settings": {
             "options": options.as_dict(),
-            "test_settings": _settings(test_settings),
-            "log_settings": _settings(log_settings) | _settings(log_settings.log_output),
+            "test_settings": plain_fields(test_settings),
+            "log_settings": plain_fields(log_settings) | plain_fields(log_settings.log_output),
             "target": target,
             "model": str(model),
             "samples": samples,
@@ -110,7 +110,3 @@ def _installed(name: str) -> str | None:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
         return None
-
-
-def _settings(settings: Any) -> dict[str, Any]:
-    return {name: plain(value) for name, value in fields(settings).items()}

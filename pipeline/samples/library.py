@@ -132,7 +132,7 @@ def _parse_line(where: str, number: int, line: str) -> MapEntry:
     name = fields[0]
     # The name of a file below the folder, on any system: Windows takes a backslash and a drive for more.
     parts = PurePosixPath(name.replace("\\", "/")).parts
-    if parts[0] == "/" or ".." in parts or re.match("[A-Za-z]:", name) or "\0" in name:
+    if not parts or parts[0] == "/" or ".." in parts or re.match("[A-Za-z]:", name) or "\0" in name:
         raise PipelineError(f"{where}: {name!r} does not stay within the folder of the samples")
     if len(fields) == 1:
         return MapEntry(number, name, None)
@@ -163,7 +163,7 @@ def _build(
 
     map_path = Path(map_file)
     entries = _first(read_map(map_path), count, map_path)
-    chosen = [next((p for p in candidates(e.name) if p.is_file()), None) for e in entries]
+    chosen = [next((p for p in candidates(e.name) if os.path.isfile(p)), None) for e in entries]
     missing = [f"{e.name} (line {e.line})" for e, p in zip(entries, chosen, strict=True) if p is None]
     if missing:
         more = ", ..." if len(missing) > NAMED_IN_ERRORS else ""

@@ -198,7 +198,7 @@ MISTAKES: list[tuple[str, Callable[[Path], list[object]], str]] = [
     ("no such map", lambda p: ["-m", p / "none.txt"], "none.txt"),
     ("a GPU that is not there", lambda p: ["--gpu", "t4"], "t4"),
     ("no such autoconfig", lambda p: ["-a", p / "none"], "none"),
-    ("more than the shared memory holds", lambda p: ["-b", 10**12], "choose a smaller --batch_size"),
+    ("more than the shared memory holds", lambda p: ["-b", 2 * 10**9], "choose a smaller --batch_size"),
     ("no folder for the trace", lambda p: ["--trace", p / "none" / "trace.json"], "trace.json"),
 ]
 

@@ -168,10 +168,27 @@ def test_labels_of_a_map(tmp_path: Path) -> None:
     path = tmp_path / "map.txt"
     path.write_text("a b.jpg\t7\nc.jpg 0\n\nd.jpg   999\n")
     assert read_labels(path).tolist() == [7, 0, 999]
-    for text, line in (("a.jpg 1\nb.jpg\n", 2), ("a.jpg x\n", 1), ("a.jpg -1\n", 1), ("5\n", 1)):
+    for text, line in (
+        ("a.jpg 1\nb.jpg\n", 2),
+        ("a.jpg x\n", 1),
+        ("a.jpg -1\n", 1),
+        ("5\n", 1),
+        (f"a.jpg {'1' * 5000}\n", 1),
+    ):
         path.write_text(text)
         with pytest.raises(PipelineError, match=rf"map\.txt:{line}: not a file name and a class"):
             read_labels(path)
+
+
+def test_a_log_nested_without_end_is_one_sentence(tmp_path: Path) -> None:
+    path = tmp_path / "log.json"
+    path.write_text("[" * 100_000)
+    with pytest.raises(PipelineError, match="not JSON"):
+        read_accuracy_log(path)
+    (tmp_path / "mlperf_log_summary.txt").write_text("Result is : VALID\n")
+    (tmp_path / "mlperf_log_detail.txt").write_text(":::MLLOG " + "[" * 100_000 + "\n")
+    with pytest.raises(PipelineError, match=r"detail\.txt:1: a damaged record"):
+        read_result(tmp_path)
 
 
 @needs_shared
