@@ -25,7 +25,14 @@ def find_nvrtc() -> Path | None:
     places = list(spec.submodule_search_locations or ()) if spec else []
     found = [lib for place in places for lib in Path(place).glob("*/lib/libnvrtc.so.*")]
     found = found or [lib for folder in _TOOLKITS for lib in Path(folder).glob("libnvrtc.so.*")]
-    return max((lib for lib in found if "alt" not in lib.name), default=None)
+    return max((lib for lib in found if _version_of(lib)), key=_version_of, default=None)
+
+
+def _version_of(library: Path) -> tuple[int, ...]:
+    """(13, 0, 48) of libnvrtc.so.13.0.48, or of a link to it; () of what is no such library."""
+    names = (library.name, library.resolve().name)
+    matches = [re.fullmatch(r"libnvrtc\.so\.(\d+(?:\.\d+)*)", name) for name in names]
+    return max(tuple(map(int, match[1].split("."))) if match else () for match in matches)
 
 
 def require_nvrtc() -> Path:
