@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal
 
-from int4core.backends.cuda.compiler import CACHE_DIR
+from int4core.backends.cuda.cache import CACHE_DIR
 from int4core.backends.cuda.table import KNOWN_NUMBERS
 from int4core.tuning import autoconfig
 from int4core.tuning.autoconfig import AutoconfigError

@@ -17,8 +17,8 @@ import psutil
 import pynvml
 
 from int4core.backends.cuda import nvrtc
+from int4core.backends.cuda.cache import cache_folder, why_not_trusted
 from int4core.backends.cuda.chips import CHIPS, name_of
-from int4core.backends.cuda.compiler import cache_folder
 from int4core.backends.cuda.planner import make_plan
 from int4core.errors import EngineError, Int4CoreError
 from int4core.model import Model
@@ -84,7 +84,7 @@ class Facts:
         memlock_bytes: the limit of locked memory of a process, None without one.
         cores_visible: cores this process may be scheduled on.
         plan_bytes: activations of a batch of BATCH images with the default model, or why none can be planned.
-        cache_folder: of compiled kernels; `cache_error` says why nothing can be written there, or ``.
+        cache_folder: of compiled kernels; `cache_error` says why none can be kept there, or ``.
     """
 
     driver: Driver | str
@@ -125,7 +125,7 @@ def gather(loadgen: Library) -> Facts:
         autoconfig_folder=FOLDER,
         plan_bytes=plan_bytes,
         cache_folder=cache,
-        cache_error=why_not_writable(cache),
+        cache_error=why_no_cache(cache),
         nsys=find_profiler(NSYS),
         ncu=find_profiler(NCU),
     )
@@ -233,6 +233,11 @@ def why_not_writable(folder: Path) -> str:
     if not os.access(there, os.W_OK | os.X_OK):
         return f"{there} is not writable"
     return ""
+
+
+def why_no_cache(folder: Path) -> str:
+    """Why kernels cannot be kept in `folder`, or would not be loaded from it; `` when all is well."""
+    return why_not_writable(folder) or (f"it {why}" if folder.exists() and (why := why_not_trusted(folder)) else "")
 
 
 def usable_cores(facts: Facts) -> int:

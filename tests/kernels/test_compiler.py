@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
+import stat
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from int4core.backends.cuda import nvrtc
-from int4core.backends.cuda.compiler import CACHE_DIR, REQUIRE_CACHED, cache_folder, cache_key, compile_all
+from int4core.backends.cuda.cache import CACHE_DIR, KernelCache, cache_folder, why_not_trusted
+from int4core.backends.cuda.compiler import REQUIRE_CACHED, cache_key, compile_all
 from int4core.backends.cuda.source import KernelSource
 from int4core.errors import EngineError
 from tests.paths import ROOT
@@ -85,6 +89,92 @@ def test_a_source_that_does_not_compile_says_so_and_leaves_nothing(
     with pytest.raises(EngineError, match=r"mean_u7\(.*does not compile for sm_80"):
         compile_all([MEAN], "sm_80")
     assert not folder.exists() or list(folder.iterdir()) == []
+
+
+@pytest.fixture
+def open_umask() -> Iterator[None]:
+    """One that takes nothing from anybody."""
+    before = os.umask(0)
+    yield
+    os.umask(before)
+
+
+@pytest.mark.usefixtures("open_umask")
+def test_the_folder_and_its_files_are_their_user_s_alone(folder: Path) -> None:
+    (file,) = compile_all([TOP1], "sm_80").files.values()
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+
+
+@pytest.mark.parametrize("what", ["folder", "file"])
+@pytest.mark.parametrize("mode", [0o720, 0o702])
+def test_what_others_can_write_is_refused(folder: Path, what: str, mode: int) -> None:
+    (file,) = compile_all([TOP1], "sm_80").files.values()
+    path = folder if what == "folder" else file
+    path.chmod(mode)
+    with pytest.raises(EngineError, match=rf"^{path}: can be written by other users \(mode {mode:o}\): .*{CACHE_DIR}"):
+        compile_all([TOP1], "sm_80")
+
+
+def test_what_is_another_user_s_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (file,) = compile_all([TOP1], "sm_80").files.values()
+    user, path_of_another = os.geteuid(), file
+    real = os.stat
+
+    def stat_of(path: Path, **options: Any) -> Any:
+        info = real(path, **options)
+        if Path(path) != path_of_another:
+            return info
+        return os.stat_result((*info[:4], user + 1, *info[5:]))
+
+    monkeypatch.setattr(os, "stat", stat_of)
+    for path_of_another in (file, folder):
+        with pytest.raises(EngineError, match=f"^{path_of_another}: belongs to user {user + 1}.*{CACHE_DIR}"):
+            compile_all([TOP1], "sm_80")
+    assert why_not_trusted(file) == ""
+
+
+def test_nothing_is_put_into_a_folder_of_another(folder: Path) -> None:
+    folder.mkdir()
+    folder.chmod(0o777)
+    with pytest.raises(EngineError, match="can be written by other users"):
+        KernelCache(folder).keep("0" * 32, b"binary")
+    assert list(folder.iterdir()) == []
+
+
+def test_a_planted_binary_is_not_loaded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled = compile_all([MEAN, TOP1], "sm_80")
+    file = compiled.files[TOP1]
+    good = file.read_bytes()
+    for planted in (b"\x7fELF of somebody else", good[:-1], good + b"\0", b""):
+        file.write_bytes(planted)
+        again = compile_all([MEAN, TOP1], "sm_80")
+        assert (again.missed, again.damaged) == (1, 1)
+        assert "1 compiled now (1 damaged in the cache)" in str(again)
+        assert again.files[TOP1].read_bytes() == good
+        assert len(list(folder.iterdir())) == 2
+    file.write_bytes(b"planted")
+    monkeypatch.setenv(REQUIRE_CACHED, "1")
+    with pytest.raises(EngineError, match="1 of 2 kernels for sm_80 are not in"):
+        compile_all([MEAN, TOP1], "sm_80")
+
+
+def test_a_binary_under_the_bare_key_is_not_loaded(folder: Path) -> None:
+    folder.mkdir(mode=0o700)
+    key = cache_key(TOP1, "sm_80", nvrtc.version(nvrtc.require_nvrtc()))
+    (folder / f"{key}.cubin").write_bytes(b"planted")
+    compiled = compile_all([TOP1], "sm_80")
+    assert compiled.missed == 1
+    assert compiled.files[TOP1].read_bytes().startswith(b"\x7fELF")
+
+
+@pytest.mark.parametrize("what", ["pipe", "folder"])
+def test_a_binary_that_is_no_file_is_an_error(folder: Path, what: str) -> None:
+    (file,) = compile_all([TOP1], "sm_80").files.values()
+    file.unlink()
+    os.mkfifo(file, 0o600) if what == "pipe" else file.mkdir(0o700)
+    with pytest.raises(EngineError, match=f"cannot be read: is not a regular file; name a folder with {CACHE_DIR}"):
+        compile_all([TOP1], "sm_80")
 
 
 def test_processes_share_the_folder(folder: Path) -> None:

@@ -279,6 +279,14 @@ def test_usable_cores_are_whole_and_at_least_one(healthy: Facts) -> None:
     assert usable_cores(replace(healthy, cgroup=Cgroup(cores=0.5))) == 1
 
 
+def test_a_cache_that_others_can_write_is_noticed(tmp_path: Path) -> None:
+    assert probe.why_no_cache(tmp_path / "not" / "yet") == ""
+    (tmp_path / "cache").mkdir(mode=0o700)
+    assert probe.why_no_cache(tmp_path / "cache") == ""
+    (tmp_path / "cache").chmod(0o777)
+    assert "can be written by other users (mode 777)" in probe.why_no_cache(tmp_path / "cache")
+
+
 def test_a_cache_that_cannot_be_made_is_noticed(tmp_path: Path) -> None:
     assert probe.why_not_writable(tmp_path / "not" / "yet") == ""
     (tmp_path / "file").write_text("")

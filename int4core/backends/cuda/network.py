@@ -100,7 +100,10 @@ class DeviceNetwork:
         compiled = compile_all(new, self.chip.arch)
         before = self.compiled
         self.compiled = Compiled(
-            {**before.files, **compiled.files}, before.missed + compiled.missed, before.seconds + compiled.seconds
+            {**before.files, **compiled.files},
+            before.missed + compiled.missed,
+            before.seconds + compiled.seconds,
+            before.damaged + compiled.damaged,
         )
         for source, file in compiled.files.items():
             try:
