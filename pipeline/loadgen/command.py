@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,16 @@ from int4core.tuning import autoconfig
 from int4core.tuning.autoconfig import Autoconfig
 from pipeline.defaults import DEMO_IMAGES, default_model
 from pipeline.errors import PipelineError
-from pipeline.loadgen.binding import LoadGenSession, assign, load_module, make_settings, plain_fields, samples_at_a_time
+from pipeline.loadgen.binding import (
+    Indices,
+    LoadGenSession,
+    assign,
+    load_module,
+    make_settings,
+    plain_fields,
+    samples_at_a_time,
+)
+from pipeline.loadgen.clock import clock_warning
 from pipeline.loadgen.limits import check_settings
 from pipeline.loadgen.options import Options, parse
 from pipeline.loadgen.results import Accuracy, accuracy, read_result
@@ -108,6 +118,7 @@ class OfflineCommand:
         self._bad: tuple[BadFile, ...] = ()
         self._kept: Any = None
         self._session: LoadGenSession | None = None
+        self._loaded_s = 0.0
 
     def run(self) -> None:
         """Raises PipelineError or Int4CoreError; nothing is left behind on any way out."""
@@ -221,7 +232,7 @@ class OfflineCommand:
             lg,
             count=len(self._kept),
             performance_count=self._performance_count(len(self._kept), prepared.spec.sizes.largest),
-            load=run.store.load,
+            load=lambda samples: self._load(run, samples),
             unload=run.store.unload,
             issue=run.serving.issue,
             flush=lambda: None,
@@ -230,6 +241,10 @@ class OfflineCommand:
             run.serving.enter("running")
             self._session.run(self._test_settings, self._log_settings)
         run.serving.enter("done")
+
+    def _load(self, run: Run, samples: Indices) -> None:
+        run.store.load(samples)
+        self._loaded_s = time.monotonic()
 
     def _expect_rate(self, run: Run) -> None:
         """Where the user does not say what rate to expect, LoadGen is told one that fits the engine's own."""
@@ -259,7 +274,10 @@ class OfflineCommand:
             self._say(f"left out {len(self._bad)} files that cannot be read:")
             for bad in self._bad:
                 self._say(f"  {bad.path}: {bad.why}")
-        snapshot = run.serving.snapshot()
+        snapshot, answering = run.serving.snapshot(), run.serving.answering
+        warning = None if answering is None else clock_warning(result, answering, self._loaded_s)
+        if warning is not None:
+            self._say(warning)
         verdict = self._verdict(run, result.samples_per_second or snapshot.rate_mean)
         if self._options.trace is not None:
             write_trace(self._options.trace, run.traces())
@@ -277,7 +295,11 @@ class OfflineCommand:
             bad_images=self._bad,
             result=result,
             accuracy=top1,
-            extra={"engines": _engines(run), "verdict": None if verdict is None else verdict.as_dict()},
+            extra={
+                "engines": _engines(run),
+                "verdict": None if verdict is None else verdict.as_dict(),
+                "clock_warning": warning,
+            },
         )
         path = write_summary(self._options.output_dir, summary)
         self._say(f"logs and summary: {path.parent}")

@@ -53,6 +53,27 @@ class _Answered:
     classes: Classes
 
 
+@dataclass(frozen=True)
+class Answering:
+    """From the first query to the last answer.
+
+    Attributes:
+        samples: that were answered.
+        first_s, last_s: when the first query came and the last answer was given, monotonic.
+        clock_step_s: by how much the system's clock was set forward between the two; below 0: back.
+    """
+
+    samples: int
+    first_s: float
+    last_s: float
+    clock_step_s: float
+
+    @property
+    def rate(self) -> float:
+        """Samples/s."""
+        return self.samples / max(self.last_s - self.first_s, 1e-9)
+
+
 class Serving:
     """The issue side, the engines and the complete side of a run.
 
@@ -88,6 +109,7 @@ class Serving:
         self._phase_began = time.monotonic()
         self._first_issue: float | None = None
         self._last_answer = 0.0
+        self._clock_ahead_s = self._clock_was_ahead_s = 0.0
         self._delivering_s = 0.0
         self._timer = _Timer(self._pump) if batching.hold_s else None
         self.latencies = Latencies()
@@ -121,6 +143,7 @@ class Serving:
             with self._lock:
                 if self._first_issue is None:
                     self._first_issue = now
+                    self._clock_was_ahead_s = time.time() - now
                 self._issued += len(ids)
                 self._waiting.put(ids, indices, now)
             self._pump()
@@ -135,18 +158,24 @@ class Serving:
         with self._lock:
             return self._completed / self._delivering_s if self._delivering_s else None
 
-    def snapshot(self) -> Snapshot:
-        now = time.monotonic()
+    @property
+    def answering(self) -> Answering | None:
+        """The time of answering so far; None before the first answer."""
         with self._lock:
-            completed, issued, first, last = self._completed, self._issued, self._first_issue, self._last_answer
-        infer = self.infer.snapshot()
+            if self._first_issue is None or not self._completed:
+                return None
+            step_s = self._clock_ahead_s - self._clock_was_ahead_s
+            return Answering(self._completed, self._first_issue, self._last_answer, step_s)
+
+    def snapshot(self) -> Snapshot:
+        infer, answering = self.infer.snapshot(), self.answering
         return Snapshot(
             phase=self._phase,
-            elapsed_s=now - self._phase_began,
-            completed=completed,
-            expected=issued,
+            elapsed_s=time.monotonic() - self._phase_began,
+            completed=0 if answering is None else answering.samples,
+            expected=self._issued,
             rate_now=infer.rate,
-            rate_mean=completed / max(last - first, 1e-9) if first is not None and completed else 0.0,
+            rate_mean=0.0 if answering is None else answering.rate,
             stages=(self._store.snapshot(), infer, self.complete.snapshot()),
             counted=infer.counted,
             counted_s=infer.counted_s,
@@ -216,6 +245,7 @@ class Serving:
             self.latencies.add(now - batch.since, len(batch.ids))
             self._completed += len(batch.ids)
             self._last_answer = now
+            self._clock_ahead_s = time.time() - now
             self._delivering_s += now - began
 
 

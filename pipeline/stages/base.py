@@ -55,8 +55,9 @@ class Stage(ABC, Generic[T, R]):
         self._failed_samples = 0
         self._failure: StageFailure | None = None
         self.on_room: Callable[[], None] | None = None
-        self._began_s = self._counted_s = time.monotonic()
-        self._meters = [Meter(self._began_s) for _ in range(workers)]
+        self._began_s: float | None = None
+        self._counted_s = time.monotonic()
+        self._meters = [Meter(self._counted_s) for _ in range(workers)]
 
     @abstractmethod
     def start(self) -> None:
@@ -99,7 +100,8 @@ class Stage(ABC, Generic[T, R]):
             # What a worker is at counts when it is done: all counts end where the oldest of it began.
             settled = min(m.until_s if n else now for m, n in zip(meters, under_way, strict=True))
             until = self._counted_s = max(self._counted_s, settled)
-            since = max(self._began_s, until - RATE_WINDOW_S)
+            began = until if self._began_s is None else min(until, self._began_s)
+            since = max(began, until - RATE_WINDOW_S)
             span = max(until - since, 1e-9)
             by_now, by_then = [m.by(until) for m in meters], [m.by(since) for m in meters]
             busy_s = sum(b for _, b in by_now) - sum(b for _, b in by_then)
@@ -149,8 +151,14 @@ class Stage(ABC, Generic[T, R]):
         return self._queued == 0 or self._queued + task.samples <= self.capacity
 
     def _admit(self, task: Task[T]) -> None:
-        self._queued += task.samples
+        self._count_in(task)
         self._enqueue(task)
+
+    def _count_in(self, task: Task[T]) -> None:
+        """Called with `_changed` held."""
+        if self._began_s is None:
+            self._began_s = time.monotonic()
+        self._queued += task.samples
 
     def _finish(self, task: Task[T], result: R, busy_s: float, worker: int = 0) -> None:
         now_s = time.monotonic()

@@ -47,7 +47,7 @@ class ThreadStage(Stage[T, R]):
         For tasks so small that handing them on costs more. `work` has to bear being called by two threads.
         """
         with self._changed:
-            self._queued += task.samples
+            self._count_in(task)
         self._do(task)
 
     def _enqueue(self, task: Task[T]) -> None:

@@ -202,6 +202,23 @@ def test_a_long_query_with_repeats_is_answered_sample_by_sample(
             assert all(a[1] <= b[0] for a, b in itertools.pairwise(spans)), "a record has a batch at a time"
 
 
+def test_a_step_of_the_systems_clock_is_measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with serving(monkeypatch, tmp_path, Sizes.full(4)) as (under_test, answers):
+        under_test.infer.start()
+        assert under_test.answering is None
+        under_test.issue(np.arange(4, dtype=np.uint64), np.zeros(4, np.int64))
+        answers.wait(4)
+        monkeypatch.setattr(serving_module.time, "time", lambda now=time.time: now() - 3600)
+        under_test.issue(np.arange(4, 8, dtype=np.uint64), np.zeros(4, np.int64))
+        answers.wait(8)
+        under_test.complete.drain()
+        seen = under_test.answering
+        assert seen is not None
+        assert seen.samples == 8
+        assert 0 < seen.last_s - seen.first_s < 60
+        assert seen.clock_step_s == pytest.approx(-3600, abs=1)
+
+
 def test_queries_of_one_sample_go_together_while_the_engine_is_busy(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -229,6 +229,7 @@ class SlowWorkers(Stage[int, None]):
 
     def __init__(self, starts_s: Sequence[float], batch_s: float, samples: int) -> None:
         super().__init__("slow", len(starts_s), 0, lambda _task, _result: None, lambda _failure: None)
+        self._began_s = min(starts_s)
         self._ends = [start + batch_s for start in starts_s]
         self._starts, self._batch_s, self._samples = starts_s, batch_s, samples
 
@@ -262,6 +263,8 @@ def test_rates_and_peak_are_over_whole_batches(starts: list[float], monkeypatch:
         seen = stage.snapshot()
         run = Snapshot("running", clock.now, seen.done, 10_000, seen.rate, 0.0, (seen,), seen.counted, seen.counted_s)
         history.add(clock.now, run)
+        if len(starts) == 1 and clock.now >= 3:
+            assert seen.rate == pytest.approx(16 / 3), "from the first batch on"
         if clock.now >= 12:
             rates.append(seen.rate)
             busy.append(seen.busy)
