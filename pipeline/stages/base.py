@@ -18,6 +18,9 @@ R = TypeVar("R")
 
 RATE_WINDOW_S = 2.0
 
+# How often a waiting thread makes sure that what it waits for can still come.
+WATCH_S = 0.5
+
 
 class StageFailure(PipelineError):
     """A stage that cannot go on: which worker, what happened to it, and its traceback if it left one."""
@@ -54,6 +57,7 @@ class Stage(ABC, Generic[T, R]):
         self._queued = 0
         self._failed_samples = 0
         self._failure: StageFailure | None = None
+        self._stopping = threading.Event()
         self.on_room: Callable[[], None] | None = None
         self._began_s: float | None = None
         self._counted_s = time.monotonic()
@@ -74,8 +78,7 @@ class Stage(ABC, Generic[T, R]):
     def submit(self, task: Task[T]) -> None:
         """Admit a task; blocks while the stage is full. Raises StageFailure once the stage has failed."""
         with self._changed:
-            self._changed.wait_for(lambda: self._failure is not None or self._has_room(task))
-            self._raise_failure()
+            self._wait_for(lambda: self._has_room(task))
             self._admit(task)
 
     def try_submit(self, task: Task[T]) -> bool:
@@ -90,8 +93,7 @@ class Stage(ABC, Generic[T, R]):
     def drain(self) -> None:
         """Wait until every admitted task is finished. Raises StageFailure."""
         with self._changed:
-            self._changed.wait_for(lambda: self._failure is not None or self._queued == 0)
-            self._raise_failure()
+            self._wait_for(lambda: self._queued == 0)
 
     def snapshot(self) -> StageSnapshot:
         now = time.monotonic()
@@ -146,6 +148,10 @@ class Stage(ABC, Generic[T, R]):
         with self._changed:
             self._failed_samples += samples
 
+    def _is_served(self) -> bool:
+        """Whether the thread that finishes tasks, where a stage has one, can still do so or has not been started."""
+        return True
+
     def _has_room(self, task: Task[T]) -> bool:
         # A task larger than the whole stage goes in alone.
         return self._queued == 0 or self._queued + task.samples <= self.capacity
@@ -178,6 +184,19 @@ class Stage(ABC, Generic[T, R]):
             self._failure = failure
             self._changed.notify_all()
         self._on_failure(failure)
+
+    def _wait_for(self, ready: Callable[[], bool]) -> None:
+        """Wait, with `_changed` held, until `ready`. Raises StageFailure once that can no longer come."""
+        while True:
+            self._raise_failure()
+            if ready():
+                return
+            if self._stopping.is_set():
+                raise StageFailure(self.name, "was stopped with work under way")
+            if not self._is_served():
+                self._fail(StageFailure(self.name, "its thread has ended"))
+                continue
+            self._changed.wait(WATCH_S)
 
     def _raise_failure(self) -> None:
         if self._failure is not None:

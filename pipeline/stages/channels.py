@@ -10,8 +10,10 @@ ones that come at the rate of the engine. The others, of loaders and of starting
 
 from __future__ import annotations
 
+import os
 import pickle
 import select
+import socket
 import struct
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -114,6 +116,9 @@ def decode(data: bytes) -> Any:
     return pickle.loads(data[1:])
 
 
+# The system counts a limit in clock ticks; no wait that anyone sees the end of is longer.
+_LONGEST_S = 1e6
+
 TO_WORKER: tuple[type, ...] = (Task, TellTrace, Stop)
 FROM_WORKER: tuple[type, ...] = (Ready, Done, Traced, Crashed)
 
@@ -123,10 +128,21 @@ class ChannelClosed(Exception):
 
 
 class Channel:
-    """One end of a worker's pipe: sends and receives only the message types it was made for."""
+    """One end of a worker's pipe: sends and receives only the message types it was made for.
 
-    def __init__(self, pipe: Connection[Any, Any], sends: tuple[type, ...], receives: tuple[type, ...]) -> None:
+    With `timeout_s`, an end that stops in the middle of a message, or does not take one, counts as gone after that.
+    """
+
+    def __init__(
+        self,
+        pipe: Connection[Any, Any],
+        sends: tuple[type, ...],
+        receives: tuple[type, ...],
+        timeout_s: float | None = None,
+    ) -> None:
         self.pipe = pipe
+        if timeout_s is not None:
+            _limit(pipe.fileno(), timeout_s)
         # Connection.poll makes a selector at every call, which costs more than a small message.
         self._poll = select.poll()
         self._poll.register(pipe.fileno(), select.POLLIN)
@@ -139,14 +155,14 @@ class Channel:
             raise TypeError(f"{type(message).__name__} does not travel this way")
         try:
             self.pipe.send_bytes(encode(message))
-        except (BrokenPipeError, ConnectionResetError):
+        except OSError:
             raise ChannelClosed from None
 
     def receive(self) -> Any:
         """The next message; blocks. Raises ChannelClosed when there will be none."""
         try:
             message = decode(self.pipe.recv_bytes())
-        except (EOFError, ConnectionResetError):
+        except (EOFError, OSError):  # OSError: among others, an end in the middle of a message
             raise ChannelClosed from None
         if not isinstance(message, self._receives):
             raise TypeError(f"{type(message).__name__} does not travel this way")
@@ -161,3 +177,11 @@ class Channel:
 
     def close(self) -> None:
         self.pipe.close()
+
+
+def _limit(fd: int, seconds: float) -> None:
+    """Bound every wait for the socket `fd`, which a duplex pipe is."""
+    limit = struct.pack("ll", int(min(seconds, _LONGEST_S)), int(seconds % 1 * 1e6))
+    with socket.socket(fileno=os.dup(fd)) as end:  # an option is of the socket, whichever descriptor it comes through
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)

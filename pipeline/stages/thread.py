@@ -15,6 +15,9 @@ from pipeline.stages.channels import Stop, Task
 T = TypeVar("T")
 R = TypeVar("R")
 
+# How long the task under way may take to end when the stage is stopped.
+GRACE_S = 2.0
+
 
 class ThreadStage(Stage[T, R]):
     """Runs `work` on every task in one thread, in the order they were submitted."""
@@ -37,9 +40,15 @@ class ThreadStage(Stage[T, R]):
         self._thread.start()
 
     def stop(self) -> None:
+        with self._changed:
+            self._stopping.set()
+            self._changed.notify_all()
         self._tasks.put(Stop())
         if self._thread.is_alive() and self._thread is not threading.current_thread():
-            self._thread.join()
+            self._thread.join(GRACE_S)  # one that hangs ends with the process
+
+    def _is_served(self) -> bool:
+        return self._thread.ident is None or self._thread.is_alive()
 
     def do_now(self, task: Task[T]) -> None:
         """Do a task at once, in the thread that calls and ahead of what waits; it counts as any other.
@@ -70,7 +79,7 @@ class ThreadStage(Stage[T, R]):
         except StageFailure as failure:
             self._fail(failure)
             return False
-        except Exception as error:
+        except BaseException as error:
             what = f"failed: {type(error).__name__}: {error}"
             self._fail(StageFailure(self.name, what, traceback.format_exc()))
             return False

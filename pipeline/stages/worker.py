@@ -1,7 +1,7 @@
 """What runs inside a worker process: set up, serve tasks until told to stop, report any crash.
 
-There are two kinds of worker: one that does a task at a time (`serve`), and one that has several under way, on a
-device (`serve_overlapped`).
+There are three kinds of worker: one that does a task at a time (`serve`), one that also says which item of it it is
+on (`serve_items`), and one that has several tasks under way, on a device (`serve_overlapped`).
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Protocol, TypeVar
 
 from int4core.errors import Int4CoreError
@@ -30,9 +31,14 @@ from pipeline.stages.channels import (
     TellTrace,
     Traced,
 )
+from pipeline.stages.place import Place
 from pipeline.telemetry.trace import AnyTracer
 
 W = TypeVar("W", bound="Resident")
+
+# What a terminal, a shell or a system that shuts down sends to the whole process group: the main process decides what
+# it means.
+GROUP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 # How long a worker without patience looks for the next task before it sleeps.
 ALERT_S = 2e-3
@@ -62,6 +68,13 @@ class Worker(Resident, Protocol):
         """Do one task."""
 
 
+class ItemWorker(Resident, Protocol):
+    """The work of a stage whose tasks are lists of items, any of which may be the end of its worker."""
+
+    def work(self, task: Task[Any], begin: Callable[[int], None]) -> Any:
+        """Do one task, calling `begin(i)` before its item `i`, 0 on."""
+
+
 class OverlappedWorker(Resident, Protocol):
     """The work of a stage that has several tasks under way."""
 
@@ -89,18 +102,36 @@ def serve(pipe: Any, make_worker: Callable[[], Worker]) -> None:
     _serve(pipe, make_worker, _one_at_a_time)
 
 
+def serve_items(pipe: Any, make_worker: Callable[[], ItemWorker], place: Place) -> None:
+    """The same for an ItemWorker, which is always found at its `place`."""
+    _serve(pipe, make_worker, partial(_an_item_at_a_time, place=place))
+
+
 def serve_overlapped(pipe: Any, make_worker: Callable[[], OverlappedWorker]) -> None:
     """The same for an OverlappedWorker."""
     _serve(pipe, make_worker, _several_at_a_time)
 
 
 def _one_at_a_time(channel: Channel, worker: Worker) -> None:
+    _each_task(channel, worker, worker.work)
+
+
+def _an_item_at_a_time(channel: Channel, worker: ItemWorker, place: Place) -> None:
+    def work(task: Task[Any]) -> Any:
+        body = worker.work(task, partial(place.enter, task.ticket))
+        place.leave()
+        return body
+
+    _each_task(channel, worker, work)
+
+
+def _each_task(channel: Channel, worker: Resident, work: Callable[[Task[Any]], Any]) -> None:
     while not isinstance(task := channel.receive(), Stop):
         if isinstance(task, TellTrace):
             channel.send(Traced(worker.tracer.to_records()))
             continue
         began = time.perf_counter()
-        body = worker.work(task)
+        body = work(task)
         channel.send(Done(task.ticket, body, time.perf_counter() - began))
 
 
@@ -131,8 +162,8 @@ def _several_at_a_time(channel: Channel, worker: OverlappedWorker) -> None:
 
 
 def _serve(pipe: Any, make_worker: Callable[[], W], loop: Callable[[Channel, W], None]) -> None:
-    # Ctrl-C reaches the whole process group; the main process decides what it means.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in GROUP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
     channel = Channel(pipe, sends=FROM_WORKER, receives=TO_WORKER)
     worker: W | None = None
     try:

@@ -15,10 +15,14 @@ import pytest
 
 from pipeline.report.history import History
 from pipeline.stages import base
+from pipeline.stages import clock as clock_module
+from pipeline.stages import process as process_module
 from pipeline.stages.base import Stage, StageFailure
-from pipeline.stages.channels import Channel, ChannelClosed, Done, Rates, Ready, Task
+from pipeline.stages.channels import FROM_WORKER, TO_WORKER, Channel, ChannelClosed, Done, Rates, Ready, Stop, Task
+from pipeline.stages.clock import LONGEST_STEP_S, AwakeClock
 from pipeline.stages.process import ProcessStage
 from pipeline.stages.thread import ThreadStage
+from pipeline.stages.worker import GROUP_SIGNALS, serve
 from pipeline.telemetry.metrics import Snapshot
 from pipeline.telemetry.trace import Untraced
 
@@ -170,6 +174,114 @@ def test_a_hung_worker_is_taken_as_failed_after_the_timeout() -> None:
         assert 2.5 < time.monotonic() - began < 6
 
 
+def test_stop_kills_a_worker_that_hangs() -> None:
+    outcome = Outcome()
+    with processes(outcome, workers=1) as stage:
+        stage.submit(Task(0, 1, 10**7))
+        pid = stage.pids[0]
+        stage.stop()
+        assert not psutil.pid_exists(pid)
+        with pytest.raises(StageFailure, match="stopped"):
+            stage.drain()
+    assert not outcome.failures
+
+
+def test_a_wait_ends_when_the_stage_is_stopped_by_another_thread() -> None:
+    outcome = Outcome()
+    with processes(outcome, workers=1) as stage:
+        stage.submit(Task(0, 1, 10**7))
+        threading.Timer(0.2, stage.stop).start()
+        with pytest.raises(StageFailure, match="stopped"):
+            stage.drain()
+
+
+def test_a_watcher_that_cannot_watch_fails_the_stage(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse() -> None:
+        raise OSError(24, "Too many open files")
+
+    outcome = Outcome()
+    monkeypatch.setattr(process_module.selectors, "DefaultSelector", refuse)
+    with pytest.raises(StageFailure, match="Too many open files"), processes(outcome):
+        pass
+    assert len(outcome.failures) == 1
+
+
+def test_a_watcher_that_is_gone_fails_the_stage(monkeypatch: pytest.MonkeyPatch) -> None:
+    outcome = Outcome()
+    monkeypatch.setattr(ProcessStage, "_watch", lambda _self: None)
+    with pytest.raises(StageFailure, match="thread has ended"), processes(outcome):
+        pass
+    assert len(outcome.failures) == 1
+
+
+def test_a_process_that_the_system_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_args: object, **_options: object) -> None:
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setattr("pipeline.stages.child.SpawnProcess.start", refuse)
+    outcome = Outcome()
+    with pytest.raises(StageFailure, match=r"worker 0 cannot be started: Resource.*ulimit -u"), processes(outcome):
+        pass
+
+
+def test_time_that_passes_while_the_process_is_stopped_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Time:
+        ahead_s = 0.0
+
+        def monotonic(self) -> float:
+            return time.monotonic() + self.ahead_s
+
+    fake = Time()
+    monkeypatch.setattr(clock_module, "time", fake)
+    clock = AwakeClock()
+    fake.ahead_s = 1000.0
+    assert clock.tick() == LONGEST_STEP_S
+    assert clock.tick() < LONGEST_STEP_S + 0.5
+
+    outcome = Outcome()
+    with processes(outcome, workers=1, timeout_s=3.0) as stage:
+        submit_all(stage, range(50))
+        fake.ahead_s += 1000.0
+        stage.drain()
+    assert len(outcome.results) == 50
+    assert not outcome.failures
+
+
+def tell_mask(pipe: Any, _make_worker: object) -> None:
+    """The main function of a worker that says which signals it was born with blocked, and does nothing about any."""
+    channel = Channel(pipe, sends=FROM_WORKER, receives=TO_WORKER)
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    channel.send(Ready(" ".join(sorted(signal.Signals(number).name for number in blocked))))
+    channel.receive()
+
+
+def test_workers_are_born_with_the_groups_signals_blocked() -> None:
+    with processes(Outcome(), workers=1, serve=tell_mask) as stage:
+        assert stage.notes == ("SIGHUP SIGINT SIGTERM",)
+    assert not signal.pthread_sigmask(signal.SIG_BLOCK, ()) & set(GROUP_SIGNALS), "ours are as they were"
+
+
+def test_workers_ignore_the_groups_signals() -> None:
+    import multiprocessing
+
+    ours, theirs = multiprocessing.Pipe()
+    channel = Channel(ours, sends=TO_WORKER, receives=FROM_WORKER)
+    channel.send(Stop())
+    seen: list[Any] = []
+
+    def make_worker() -> Doubler:
+        seen.extend(signal.getsignal(number) for number in GROUP_SIGNALS)
+        return Doubler()
+
+    before = {number: signal.getsignal(number) for number in GROUP_SIGNALS}
+    try:
+        serve(theirs, make_worker)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert seen == [signal.SIG_IGN] * 3
+
+
 def test_a_wake_up_follows_every_finished_task() -> None:
     outcome = Outcome()
     left = list(range(20))
@@ -304,3 +416,22 @@ def test_a_channel_carries_only_its_own_types() -> None:
     right.close()
     with pytest.raises(ChannelClosed):
         left.receive()
+
+
+def test_a_message_that_stops_in_the_middle_is_the_end_of_the_channel() -> None:
+    import multiprocessing
+
+    ours, theirs = multiprocessing.Pipe()
+    channel = Channel(ours, sends=TO_WORKER, receives=FROM_WORKER, timeout_s=0.2)
+    os.write(theirs.fileno(), (1000).to_bytes(4, "big") + b"P")
+    assert channel.pending()
+    with pytest.raises(ChannelClosed):
+        channel.receive()
+    ours, theirs = multiprocessing.Pipe()
+    channel = Channel(ours, sends=TO_WORKER, receives=FROM_WORKER, timeout_s=0.2)
+    os.write(theirs.fileno(), (1000).to_bytes(4, "big") + b"P")
+    theirs.close()
+    with pytest.raises(ChannelClosed):
+        channel.receive()
+    with pytest.raises(ChannelClosed):
+        channel.send(Stop())
