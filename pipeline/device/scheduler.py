@@ -173,31 +173,40 @@ class Scheduler(Generic[B]):
         self.drain()
         return time.perf_counter() - began
 
-    def time_parts(self, jobs: Sequence[tuple[int, int]]) -> tuple[float, float]:
-        """Seconds that the uploads of these (record, count) take with no network running, and the networks alone.
+    def time_uploads(self, jobs: Sequence[tuple[int, int]]) -> float:
+        """Seconds that the uploads of these (record, count) take with no network running. Nothing may be under way."""
+        # They go through one stream: the link is one, and in a run they take turns.
+        copy = self._free[0].copy
+        return self._time(jobs, lambda _: copy, self._device.upload)
 
-        Networks take turns or run side by side as in a run. Nothing may be under way.
+    def time_networks(self, jobs: Sequence[tuple[int, int]]) -> float:
+        """Seconds that the networks of these (record, count) take, on the inputs that are in place.
+
+        They take turns or run side by side as in a run. Nothing may be under way.
         """
+        first = self._free[0].compute
+        return self._time(
+            jobs,
+            lambda lane: first if self._ordered else lane.compute,
+            lambda batch, _record, _count, stream: batch.run(stream),
+        )
+
+    def _time(
+        self,
+        jobs: Sequence[tuple[int, int]],
+        stream_of: Callable[[_Lane[B]], Any],
+        work: Callable[[B, int, int, Any], None],
+    ) -> float:
         lanes = list(self._free)
-        turns = [(lanes[i % len(lanes)], *job) for i, job in enumerate(jobs)]
-
-        def seconds(streams: list[Any], work: Callable[[_Lane[B], B, int, int], None]) -> float:
-            began = time.perf_counter()
-            for lane, record, count in turns:
-                work(lane, lane.batches[self._sizes.fit(count)], record, count)
-            for lane, stream in zip(lanes, streams, strict=True):
-                lane.answered.record(stream)
-            for lane in lanes:
-                lane.answered.synchronize()
-            return time.perf_counter() - began
-
-        # Uploads go through one stream: the link is one, and in a run they take turns.
-        copy = lanes[0].copy
-        compute = [lanes[0 if self._ordered else i].compute for i in range(len(lanes))]
-        stream_of = dict(zip(lanes, compute, strict=True))
-        uploads = seconds([copy] * len(lanes), lambda _, b, r, n: self._device.upload(b, r, n, copy))
-        networks = seconds(compute, lambda lane, b, _r, _n: b.run(stream_of[lane]))
-        return uploads, networks
+        began = time.perf_counter()
+        for i, (record, count) in enumerate(jobs):
+            lane = lanes[i % len(lanes)]
+            work(lane.batches[self._sizes.fit(count)], record, count, stream_of(lane))
+        for lane in lanes:
+            lane.answered.record(stream_of(lane))
+        for lane in lanes:
+            lane.answered.synchronize()
+        return time.perf_counter() - began
 
     def _mark(self, stream: Any) -> Any:
         return None if self.spans is None else self.spans.mark(stream)

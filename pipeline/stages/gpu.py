@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any, cast
 
@@ -30,8 +32,12 @@ PATIENCE_S = 50e-6
 TRIAL_BATCHES = 12
 WARM_UP_BATCHES = 4
 
-# How long each part of the device's work is measured alone.
-PARTS_S = 0.5
+# The device's parts are measured alone, in rounds. A GPU that is limited by its power runs its networks faster at
+# first: they are measured for so long, and then until two rounds in a row agree.
+ROUND_S = 0.5
+SETTLE_S = 2.0
+SETTLE_AT_MOST_S = 6.0
+AGREE = 0.01
 
 
 class DeviceInferrer:
@@ -95,7 +101,7 @@ class DeviceInferrer:
         self._small = spec.batch_size <= LATENCY_SAMPLES
         # The records of a process that is setting up are nobody's yet, and so is what is in them.
         records = [number * spec.inflight + i for i in range(spec.inflight)]
-        self._rates, by_transfer = choose_transfer(device, self._scheduler, exchange, records, arena.spec.slots)
+        self._rates, by_transfer = choose_transfer(device, self._scheduler, arena, exchange, records)
         if isinstance(self.tracer, Tracer):
             self._scheduler.spans = CudaSpans(self.tracer, network.cupy)
         copies = ", ".join(f"{name} {rate:,.0f}/s" for name, rate in by_transfer.items())
@@ -106,16 +112,18 @@ class DeviceInferrer:
 
 
 def choose_transfer(
-    device: Any, scheduler: Scheduler[Any], exchange: Exchange, records: list[int], slots: int
+    device: Any, scheduler: Scheduler[Any], arena: Arena, exchange: Exchange, records: list[int]
 ) -> tuple[Rates, dict[str, float]]:
     """Run batches of random samples with each way of copying and keep the fastest.
 
-    Returns what the device does with it, and the samples/s with each way, copies and networks at once.
+    The samples are written into the arena: it may not be in use yet. Returns what the device does with the fastest way,
+    and the samples/s with each way, copies and networks at once.
     """
     size = exchange.spec.batch_size
     rng = np.random.default_rng(0)
     for record in records:
-        exchange.slots(record, size)[:] = typical_slots(rng, size, slots)
+        exchange.slots(record, size)[:] = typical_slots(rng, size, arena.spec.slots)
+    fill(arena, np.unique([exchange.slots(record, size) for record in records]), rng)
     jobs = [(records[i % len(records)], size) for i in range(TRIAL_BATCHES)]
     rates = {}
     for name, transfer in device.transfers.items():
@@ -124,11 +132,30 @@ def choose_transfer(
         rates[name] = len(jobs) * size / scheduler.run_through(jobs)
     best = max(rates, key=lambda name: rates[name])
     device.transfer = device.transfers[best]
-    # Long enough for the clocks of a GPU that is limited by its power to come down to what they are in a run.
-    count = max(len(jobs), round(PARTS_S * rates[best] / size))
-    uploads_s, networks_s = scheduler.time_parts([jobs[i % len(jobs)] for i in range(count)])
+    count = max(len(jobs), round(ROUND_S * rates[best] / size))
+    jobs = [jobs[i % len(jobs)] for i in range(count)]
     samples = count * size
-    return Rates(expected=rates[best], engine=samples / networks_s, h2d=samples / uploads_s), rates
+    h2d = samples / scheduler.time_uploads(jobs)
+    return Rates(expected=rates[best], engine=settled(lambda: samples / scheduler.time_networks(jobs)), h2d=h2d), rates
+
+
+def fill(arena: Arena, slots: Slots, rng: np.random.Generator) -> None:
+    """Put noise into `slots` (n,): zeros cost a GPU less power than samples do, and its clocks would be higher."""
+    for slot in slots.tolist():
+        sample = arena.sample(slot)
+        sample[:] = rng.integers(-127, 128, sample.shape, dtype=np.int8)
+
+
+def settled(rate: Callable[[], float]) -> float:
+    """What `rate`, a measurement that takes a while, gives once it has stopped falling."""
+    began_s = time.perf_counter()
+    before = rate()
+    while True:
+        now = rate()
+        lasted_s = time.perf_counter() - began_s
+        if lasted_s >= SETTLE_AT_MOST_S or (lasted_s >= SETTLE_S and abs(now - before) <= AGREE * before):
+            return (now + before) / 2
+        before = now
 
 
 def typical_slots(rng: np.random.Generator, count: int, slots: int) -> Slots:

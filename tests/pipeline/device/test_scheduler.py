@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from pipeline.device.scheduler import Scheduler, Sizes
 from pipeline.device.transfer import merge_runs
 from pipeline.memory.arena import Arena
 from pipeline.memory.exchange import Exchange
+from pipeline.stages import gpu
 from pipeline.stages.gpu import choose_transfer, typical_slots
 from tests.pipeline.fake_device import FakeBatch, FakeDevice, FakeStream
 
@@ -133,7 +135,8 @@ def test_copies_run_under_kernels(tmp_path: Path) -> None:
 
 def test_the_faster_copies_are_chosen(tmp_path: Path) -> None:
     with device(tmp_path, 3, 4, kernel_s=0.0, copy_s=0.01) as (fake, exchange):
-        rates, by_transfer = choose_transfer(fake, Scheduler(fake, Sizes.full(4), 3), exchange, [0, 1, 2], SLOTS)
+        arena = fake._arena
+        rates, by_transfer = choose_transfer(fake, Scheduler(fake, Sizes.full(4), 3), arena, exchange, [0, 1, 2])
         assert set(by_transfer) == {"slow", "fast"}
         assert rates.expected == by_transfer["fast"] > by_transfer["slow"]
         assert fake.transfer == 0.0
@@ -146,13 +149,63 @@ def test_each_part_is_timed_without_the_other(tmp_path: Path, kernel_s: float, c
         for record in range(3):
             exchange.slots(record, 4)[:] = record
         scheduler = Scheduler(fake, Sizes.full(4), 3)
-        uploads_s, networks_s = scheduler.time_parts(jobs)
+        uploads_s, networks_s = scheduler.time_uploads(jobs), scheduler.time_networks(jobs)
         assert fake.uploads == 48
         assert sum(batch.runs for batch in fake.batches) == 12
         slow, quick = (networks_s, uploads_s) if kernel_s else (uploads_s, networks_s)
         assert quick < slow / 2
         # What timing left behind is nobody's.
         assert serve(scheduler, exchange, 20, 4)[1] == 0
+
+
+class PowerLimitedDevice(FakeDevice):
+    """Its kernels take 2 ms on zeros and at most `warm_s` long after the first one; then 10 ms."""
+
+    def __init__(self, arena: Arena, exchange: Exchange, warm_s: float) -> None:
+        super().__init__(arena, exchange, kernel_s=0.0, copy_s=0.0)
+        self._warm_s = warm_s
+        self._first_s: float | None = None
+
+    def batch(self, n: int) -> FakeBatch:
+        batch = super().batch(n)
+        batch._kernel_s = lambda: self._kernel_time(batch)
+        return batch
+
+    def _kernel_time(self, batch: FakeBatch) -> float:
+        if not batch.input.any():
+            return 0.002
+        now = time.perf_counter()
+        self._first_s = self._first_s or now
+        return 0.002 if now < self._first_s + self._warm_s else 0.01
+
+
+@pytest.mark.parametrize("warm_s", [0.0, 1.2], ids=["less power for zeros", "a limit that takes a while"])
+def test_the_rate_at_the_start_is_the_one_that_lasts(tmp_path: Path, warm_s: float) -> None:
+    with Arena.create(SLOTS, SHAPE, tmp_path) as arena, Exchange.create(1, 4, tmp_path) as exchange:
+        fake = PowerLimitedDevice(arena, exchange, warm_s)
+        try:
+            rates, _ = choose_transfer(fake, Scheduler(fake, Sizes.full(4), 1), arena, exchange, [0])
+        finally:
+            fake.close()
+    assert rates.engine is not None
+    assert rates.engine <= 4 / 0.01
+
+
+def test_a_rate_settles_in_a_bounded_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr(gpu, "time", SimpleNamespace(perf_counter=lambda: clock.now))
+
+    def measured(values: Iterator[float]) -> Callable[[], float]:
+        def rate() -> float:
+            clock.now += gpu.ROUND_S
+            return next(values)
+
+        return rate
+
+    assert gpu.settled(measured(iter([100.0, 100.0, 90.0, 70.0, 60.0, 59.8]))) == pytest.approx(59.9)
+    clock.now = 0.0
+    assert gpu.settled(measured(itertools.count(1000.0, -50.0))) > 0
+    assert clock.now == gpu.SETTLE_AT_MOST_S
 
 
 class HostSpans:
