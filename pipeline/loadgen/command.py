@@ -190,6 +190,7 @@ class OfflineCommand:
             bus_ids=target.bus_ids,
             hold_s=plan.hold_s,
             traced=options.trace is not None,
+            rules=options.rules,
         )
         self._say(f"{len(library)} {library.kind}, batch {batch}, {spec.loaders} loaders, model {model_path}")
         return Prepared(target, model_path, network, library, spec)

@@ -26,6 +26,8 @@ from pipeline.loadgen.binding import (
 from pipeline.loadgen.limits import check_field
 from pipeline.loadgen.scenarios import SCENARIOS, Scenario, settings_defaults
 from pipeline.machine.gpus import GPU_CHOICES
+from pipeline.samples.files import DEFAULT_MAX_BYTES
+from pipeline.samples.images import DEFAULT_MAX_PIXELS, MOST_PIXELS, SIXTEEN_BIT_CHOICES, ImageRules
 
 PROG = "python -m pipeline.offline"
 DEFAULT_MODE = "PerformanceOnly"
@@ -51,6 +53,7 @@ class Options:
         test_settings, log_settings: the --lgts_ and --lgls_ options as (field, value).
         stage_timeout_s: silence after which a worker counts as hung.
         trace: the file that the run's timeline is written to.
+        rules: which files are taken as samples.
     """
 
     scenario: Scenario
@@ -80,6 +83,7 @@ class Options:
     stage_timeout_s: float
     trace: Path | None
     skip_bad_images: bool
+    rules: ImageRules
     loadgen_path: Path | None
     test_settings: tuple[tuple[str, Scalar], ...]
     log_settings: tuple[tuple[str, Scalar], ...]
@@ -163,6 +167,26 @@ def _add_inputs(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument("--count", type=values.whole(1), metavar="N", help="only the first N samples")
     group.add_argument("--no-resize", action="store_true", help="the images are sized: centre crop only")
+    group.add_argument(
+        "--sixteen-bit",
+        choices=SIXTEEN_BIT_CHOICES,
+        default="refuse",
+        help="what becomes of 16-bit and float grey: a bad image, or scaled to 8 bits (default: %(default)s)",
+    )
+    group.add_argument(
+        "--max-image-bytes",
+        type=values.whole(1),
+        default=DEFAULT_MAX_BYTES,
+        metavar="N",
+        help="a larger file is a bad image (default: %(default)s)",
+    )
+    group.add_argument(
+        "--max-pixels",
+        type=values.whole(1, MOST_PIXELS),
+        default=DEFAULT_MAX_PIXELS,
+        metavar="N",
+        help="an image of more pixels, or of more memory than 12 bytes for each, is bad (default: %(default)s)",
+    )
     group.add_argument("--skip-bad-images", action="store_true", help="leave unreadable images out instead of stopping")
 
 
@@ -366,6 +390,7 @@ def _check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Options
         stage_timeout_s=args.stage_timeout,
         trace=args.trace,
         skip_bad_images=args.skip_bad_images,
+        rules=ImageRules(args.max_image_bytes, args.max_pixels, args.sixteen_bit),
         loadgen_path=args.loadgen_path,
         test_settings=tuple(test_settings.items()),
         log_settings=tuple(log_settings.items()),

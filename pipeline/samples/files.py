@@ -4,26 +4,35 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from io import BufferedReader
 from pathlib import Path
 
+from int4core.regular import NotRegularError, open_regular
 from pipeline.errors import ImageError
+
+DEFAULT_MAX_BYTES = 512 * 2**20
 
 
 @contextmanager
-def open_sample(path: str | Path) -> Iterator[BufferedReader]:
-    """The file at `path`, open for reading. Raises ImageError when it cannot be opened or is empty."""
-    try:
-        file = open(path, "rb")  # noqa: SIM115 - closed below; only the opening is guarded here
-    except OSError as error:
-        raise ImageError(path, why_not_opened(error)) from error
-    except ValueError as error:  # a NUL in the name
-        raise ImageError(path, f"not a file name: {error}") from error
-    with file:
-        if os.fstat(file.fileno()).st_size == 0:
+def open_sample(path: str | Path, max_bytes: int = DEFAULT_MAX_BYTES) -> Iterator[BufferedReader]:
+    """The file at `path`, open for reading.
+
+    Raises ImageError when it cannot be opened, is no regular file, is empty, or is larger than `max_bytes`.
+    """
+    with ExitStack() as stack:
+        try:
+            number, found = stack.enter_context(open_regular(path))
+        except OSError as error:
+            why = "it is a folder, not a file" if os.path.isdir(path) else why_not_opened(error)
+            raise ImageError(path, why) from error
+        except ValueError as error:  # a NUL in the name
+            raise ImageError(path, f"not a file name: {error}") from error
+        if found.st_size == 0:
             raise ImageError(path, "the file is empty")
-        yield file
+        if found.st_size > max_bytes:
+            raise ImageError(path, f"{found.st_size} bytes are more than --max-image-bytes {max_bytes}")
+        yield stack.enter_context(open(number, "rb", closefd=False))
 
 
 def why_not_opened(error: OSError) -> str:
@@ -34,4 +43,6 @@ def why_not_opened(error: OSError) -> str:
         return "no permission to read it"
     if isinstance(error, IsADirectoryError):
         return "it is a folder, not a file"
+    if isinstance(error, NotRegularError):
+        return f"it {error.strerror}"
     return f"it cannot be opened: {error.strerror or error}"

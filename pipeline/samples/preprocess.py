@@ -30,10 +30,11 @@ from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from pipeline.errors import ImageError
 from pipeline.samples.files import open_sample
+from pipeline.samples.images import ImageRules, check_memory, open_image, to_rgb
 
 Sample: TypeAlias = npt.NDArray[np.int8]
 
@@ -42,8 +43,7 @@ STD = (0.229, 0.224, 0.225)
 INPUT_RANGE = 2.64  # the normalised value that becomes 127; no RGB image goes beyond it
 INT8_LIMIT = 127
 
-# Pixels an image may have once resized: a bound on memory for images as thin as a thread.
-MOST_RESIZED_PIXELS = 64 * 2**20
+PILLOW_BYTES_PER_PIXEL = 4  # of an RGB image in memory
 
 BILINEAR = Image.Resampling.BILINEAR
 
@@ -110,12 +110,29 @@ class Side:
         return max(math.floor(begin - support) - 1, 0), min(math.ceil(end + support) + 1, self.old)
 
 
+def sides(width: int, height: int, short_side: int, size: int) -> tuple[Side, Side]:
+    """Both sides of an image that is resized to `short_side` and cropped to the centre `size` x `size`."""
+    new_width, new_height = resized_size(width, height, short_side)
+    return (
+        Side(width, new_width, crop_offset(new_width, size), size),
+        Side(height, new_height, crop_offset(new_height, size), size),
+    )
+
+
+def memory_to_resize(width: int, height: int, short_side: int, size: int) -> int:
+    """Bytes of the larger image that either pass of `resize_and_crop` makes: much, where one side is tiny."""
+    x, y = sides(width, height, short_side, size)
+    top, bottom = y.read
+    across = (size if x.boxes_exactly else x.new) * (bottom - top)
+    down = size * (size if y.boxes_exactly else y.new)
+    return PILLOW_BYTES_PER_PIXEL * max(across, down)
+
+
 def resize_and_crop(image: Image.Image, short_side: int, size: int) -> Image.Image:
     """The centre `size` x `size` of an RGB `image` resized to `short_side` >= size."""
     width, height = image.size
-    new_width, new_height = resized_size(width, height, short_side)
-    x = Side(width, new_width, crop_offset(new_width, size), size)
-    y = Side(height, new_height, crop_offset(new_height, size), size)
+    x, y = sides(width, height, short_side, size)
+    new_width, new_height = x.new, y.new
 
     if height - new_height > max(0, 2 * (width - new_width)):  # where Pillow 13 starts with the vertical pass
         whole = image.resize((new_width, new_height), BILINEAR)
@@ -141,42 +158,34 @@ class Preprocessor:
     Attributes:
         size: side of the square sample, in pixels.
         resize: what the short side is resized to before the centre crop, or None for images that are sized.
+        rules: which files are taken.
     """
 
-    def __init__(self, size: int = 224, resize: int | None = 256) -> None:
+    def __init__(self, size: int = 224, resize: int | None = 256, rules: ImageRules | None = None) -> None:
         if size < 1 or (resize is not None and resize < size):
             raise ValueError(f"cannot crop {size} x {size} out of images resized to {resize}")
         self.size = size
         self.resize = resize
+        self.rules = ImageRules() if rules is None else rules
         self._tables = tuple(row.tobytes() for row in quantize_table())
 
     def decode_into(self, path: str | Path, out: Sample) -> None:
         """Fill `out`, int8 (3, size, size) and C-contiguous, with the image at `path`.
 
         Raises ImageError with the reason when the file cannot be read, is not an image, is damaged or cut
-        short, is too large, or (without resize) too small. `out` is then as it was.
+        short, is not one that `rules` take, or (without resize) too small. `out` is then as it was.
         """
         if out.shape != (3, self.size, self.size) or out.dtype != np.int8 or not out.flags.c_contiguous:
             raise ValueError(f"a sample is C-contiguous int8 (3, {self.size}, {self.size})")
-        with open_sample(path) as file, warnings.catch_warnings():
-            # Pillow warns of what it mends, and of an image that is suspiciously large: that one is an error.
+        with open_sample(path, self.rules.max_bytes) as file, warnings.catch_warnings():
+            # Pillow warns of what it mends, and of sizes for which `rules` have bounds of their own.
             warnings.simplefilter("ignore")
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
             try:
-                image = Image.open(file)
+                image = open_image(file, path, self.rules)
                 self._check_size(path, *image.size)
-                if image.mode == "RGB":
-                    image.load()
-                    rgb: Image.Image = image
-                else:
-                    rgb = image.convert("RGB")
-                self._write(self._crop(rgb), out)
+                self._write(self._crop(to_rgb(image, path)), out)
             except ImageError:
                 raise
-            except UnidentifiedImageError as error:
-                raise ImageError(path, "not an image, or of a kind that Pillow cannot read") from error
-            except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-                raise ImageError(path, f"too large for a photograph: {error}") from error
             except MemoryError as error:
                 raise ImageError(path, "not enough memory to decode it") from error
             except Exception as error:  # on damaged data Pillow's readers raise nearly anything
@@ -188,13 +197,8 @@ class Preprocessor:
                 due = f"{self.size} x {self.size}"
                 raise ImageError(path, f"{width} x {height} pixels; without resizing it takes {due} or more")
             return
-        new_width, new_height = resized_size(width, height, self.resize)
-        if new_width * new_height > MOST_RESIZED_PIXELS:
-            raise ImageError(
-                path,
-                f"{width} x {height} pixels is too thin: with its short side resized to {self.resize} "
-                f"it would be {new_width} x {new_height}",
-            )
+        memory = memory_to_resize(width, height, self.resize, self.size)
+        check_memory(path, f"{width} x {height} pixels are too thin: resizing them", memory, self.rules)
 
     def _crop(self, image: Image.Image) -> Image.Image:
         if self.resize is not None:

@@ -7,6 +7,7 @@ opaque element of 3*H*W bytes (dtype S150528 or V150528 for 224 x 224), which ho
 from __future__ import annotations
 
 import math
+import os
 from pathlib import Path
 from typing import BinaryIO
 
@@ -15,20 +16,21 @@ import numpy.typing as npt
 from numpy.lib import format as npy
 
 from pipeline.errors import ImageError
-from pipeline.samples.files import open_sample
+from pipeline.samples.files import DEFAULT_MAX_BYTES, open_sample
 
 
-def read_tensor_into(path: str | Path, out: npt.NDArray[np.int8]) -> None:
+def read_tensor_into(path: str | Path, out: npt.NDArray[np.int8], max_bytes: int = DEFAULT_MAX_BYTES) -> None:
     """Fill `out`, int8 (3, H, W) and C-contiguous, with the tensor at `path`.
 
     The bytes go from the file straight into `out`; nothing in the file is ever unpickled. Raises ImageError
-    with the reason when the file is not such a tensor, is cut short, or holds more than the tensor.
+    with the reason when the file is not such a tensor, is cut short, holds more than the tensor, or is larger
+    than `max_bytes`.
     """
     if out.dtype != np.int8 or not out.flags.c_contiguous:
         raise ValueError("a sample is C-contiguous int8 (3, H, W)")
-    with open_sample(path) as file:
+    with open_sample(path, max_bytes) as file:
         _check_header(path, file, out.shape)
-        size = Path(path).stat().st_size - file.tell()
+        size = os.fstat(file.fileno()).st_size - file.tell()
         if size != out.nbytes:
             problem = "cut short" if size < out.nbytes else "longer than its header says"
             raise ImageError(path, f"{problem}: {size} bytes of data where {out.nbytes} are due")

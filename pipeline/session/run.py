@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -15,6 +15,7 @@ from pipeline.machine.hardware import available_cores
 from pipeline.machine.numa import cores_near
 from pipeline.memory.arena import Arena
 from pipeline.memory.exchange import Exchange
+from pipeline.samples.images import ImageRules
 from pipeline.samples.library import SampleLibrary
 from pipeline.session.serving import Deliver, Serving
 from pipeline.session.store import SampleStore
@@ -36,6 +37,7 @@ class RunSpec:
         hold_s: see `pipeline.session.waiting.Batching`.
         input_shape: (3, H, W) of the model.
         resize: short side to resize images to before the centre crop, or None for images that are sized.
+        rules: which images are taken as samples.
         slots: samples that may be loaded at a time.
         stage_timeout_s: silence after which a worker counts as hung.
         traced: whether every process keeps its spans for a trace.
@@ -58,6 +60,7 @@ class RunSpec:
     bus_ids: tuple[str, ...] = ()
     hold_s: float = 0.0
     traced: bool = False
+    rules: ImageRules = field(default_factory=ImageRules)
 
 
 class Run:
@@ -87,6 +90,7 @@ class Run:
             timeout_s=spec.stage_timeout_s,
             on_failure=on_failure,
             traced=spec.traced,
+            rules=spec.rules,
         )
         engine = EngineSpec(
             arena.spec,

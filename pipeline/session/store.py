@@ -10,6 +10,7 @@ import numpy as np
 
 from pipeline.errors import ImageError, PipelineError
 from pipeline.memory.arena import Arena
+from pipeline.samples.images import ImageRules
 from pipeline.samples.library import SampleLibrary
 from pipeline.session.slots import Indices, Slots, SlotTable
 from pipeline.stages.base import StageFailure
@@ -53,6 +54,7 @@ class SampleStore:
         timeout_s: float,
         on_failure: Callable[[StageFailure], None],
         traced: bool = False,
+        rules: ImageRules | None = None,
     ) -> None:
         self._paths = library.paths
         self._file_of: Indices = np.arange(len(library), dtype=np.int64)
@@ -61,7 +63,7 @@ class SampleStore:
         self._bad: list[BadFile] = []
         self._tickets = 0
         self.decode = decode_stage(
-            LoaderSpec(arena.spec, library.paths, library.kind, size, resize, cores, traced),
+            LoaderSpec(arena.spec, library.paths, library.kind, size, resize, cores, traced, rules or ImageRules()),
             loaders=loaders,
             timeout_s=timeout_s,
             on_result=self._on_decoded,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -13,16 +13,20 @@ import numpy.typing as npt
 from pipeline.errors import ImageError
 from pipeline.machine.numa import pin
 from pipeline.memory.arena import Arena, ArenaSpec
+from pipeline.samples.images import ImageRules
 from pipeline.samples.preprocess import Preprocessor
 from pipeline.samples.tensors import read_tensor_into
 from pipeline.stages.base import StageFailure
 from pipeline.stages.channels import Rates, Task
+from pipeline.stages.confined import NativeOutput, limit_memory
 from pipeline.stages.process import ProcessStage
 from pipeline.telemetry.trace import make_tracer
 
 # Files a loader takes at a time: enough to make a message cheap, few enough to share out evenly.
 FILES_PER_TASK = 8
 NO_SLOT = -1
+# What a loader may allocate besides what a single image takes.
+SPARE_BYTES = 128 * 2**20
 
 
 @dataclass(frozen=True)
@@ -48,7 +52,7 @@ class LoaderSpec:
     """What every loader needs to know. `kind` is `images` or `tensors`; `resize` None: already sized.
 
     `cores` are the cores near each GPU of the run (see `pipeline.machine.numa`); loaders are spread over them in
-    turn. `traced` keeps spans for a trace.
+    turn. `traced` keeps spans for a trace. `rules` say which files are taken.
     """
 
     arena: ArenaSpec
@@ -58,17 +62,22 @@ class LoaderSpec:
     resize: int | None
     cores: tuple[frozenset[int], ...] = ()
     traced: bool = False
+    rules: ImageRules = field(default_factory=ImageRules)
 
 
 class Loader:
-    """Decodes images, or reads prepared tensors, into slots."""
+    """Decodes images, or reads prepared tensors, into slots.
+
+    What C libraries print about a file becomes a part of the reason why it is bad.
+    """
 
     def __init__(self, spec: LoaderSpec, number: int = 0) -> None:
         self._spec = spec
         pin(spec.cores, number)
         self._arena = Arena.attach(spec.arena)
         self._scratch = np.empty(spec.arena.sample_shape, dtype=np.int8)
-        self._preprocessor = Preprocessor(size=spec.size, resize=spec.resize)
+        self._preprocessor = Preprocessor(size=spec.size, resize=spec.resize, rules=spec.rules)
+        self._printed = NativeOutput()
         self.tracer = make_tracer(f"loader {number}", spec.traced)
 
     def note(self) -> str:
@@ -88,17 +97,28 @@ class Loader:
             try:
                 self._read(self._spec.paths[file], out)
             except ImageError as error:
-                bad.append((file, error.why))
+                printed = self._printed.take()
+                bad.append((file, f"{error.why} ({printed})" if printed else error.why))
+            else:
+                self._printed.drop()
         return DecodeResult(tuple(bad))
 
     def close(self) -> None:
+        self._printed.close()
         self._arena.close()
 
     def _read(self, path: Path, out: npt.NDArray[np.int8]) -> None:
         if self._spec.kind == "tensors":
-            read_tensor_into(path, out)
+            read_tensor_into(path, out, self._spec.rules.max_bytes)
         else:
             self._preprocessor.decode_into(path, out)
+
+
+def confined_loader(spec: LoaderSpec, number: int) -> Loader:
+    """A loader whose process fails to allocate what `rules` do not allow, whatever a file's header hides."""
+    loader = Loader(spec, number)
+    limit_memory(spec.rules.max_memory + SPARE_BYTES)
+    return loader
 
 
 def decode_stage(
@@ -111,7 +131,7 @@ def decode_stage(
 ) -> ProcessStage[DecodeWork, DecodeResult]:
     return ProcessStage(
         "decode",
-        partial(Loader, spec),
+        partial(confined_loader, spec),
         workers=loaders,
         capacity=4 * loaders * FILES_PER_TASK,
         timeout_s=timeout_s,

@@ -84,15 +84,16 @@ def _palette(path: Path, **options: Any) -> None:
     picture(300, 260).quantize(64).save(path, "PNG", **options)
 
 
-def _sixteen_bits(path: Path) -> None:
-    values = np.random.default_rng(4).integers(0, 1000, (270, 330)).astype(np.uint16)
-    Image.fromarray(values).save(path, "PNG")
-
-
 def _exif_rotated(path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # turn by 90 degrees to see it upright
     picture(320, 280).save(path, "JPEG", exif=exif)
+
+
+def _sixteen_bit_colour(path: Path) -> None:
+    """Pillow does not write it: Netpbm's form is a header and big-endian numbers, and nothing looks at the name."""
+    values = np.random.default_rng(4).integers(0, 65536, (270, 330, 3)).astype(">u2")
+    path.write_bytes(b"P6 330 270 65535\n" + values.tobytes())
 
 
 def _with_transparent_colour(path: Path) -> None:
@@ -117,10 +118,10 @@ KINDS: dict[str, Save] = {
     "one_bit.png": lambda p: picture(300, 280, "L").convert("1").save(p),
     "grey_alpha.png": lambda p: picture(280, 300, "LA").save(p),
     "rgba.png": lambda p: picture(280, 300, "RGBA").save(p),
-    "sixteen_bits.png": _sixteen_bits,
+    "sixteen_bit_colour.ppm": _sixteen_bit_colour,
+    "portable.ppm": lambda p: picture(290, 300).save(p),
     "bitmap.bmp": lambda p: picture(260, 300).save(p),
     "animation.gif": lambda p: picture(300, 260).save(p, save_all=True, append_images=[picture(300, 260, seed=2)]),
-    "float.tiff": lambda p: picture(270, 280, "L").convert("F").save(p),
     "lossless.webp": lambda p: picture(270, 280, "RGBA").save(p, lossless=True),
 }
 
@@ -140,15 +141,12 @@ def test_every_kind_of_image_equals_the_reference(name: str, resize: int | None,
 def test_kinds_are_what_they_are_called(tmp_path: Path) -> None:
     modes = {
         "grey.jpg": "L", "cmyk.jpg": "CMYK", "palette.png": "P", "grey_alpha.png": "LA", "rgba.png": "RGBA",
-        "one_bit.png": "1", "float.tiff": "F", "lab.tiff": "LAB",
+        "one_bit.png": "1", "lab.tiff": "LAB",
     }  # fmt: skip
     for name, mode in modes.items():
         KINDS[name](tmp_path / name)
         with Image.open(tmp_path / name) as image:
             assert image.mode == mode, name
-    KINDS["sixteen_bits.png"](tmp_path / "sixteen_bits.png")
-    with Image.open(tmp_path / "sixteen_bits.png") as image:
-        assert image.mode in ("I;16", "I")  # the latter before Pillow 10.3
     KINDS["png_named.JPEG"](tmp_path / "png_named.JPEG")
     with Image.open(tmp_path / "png_named.JPEG") as image:
         assert image.format == "PNG"
@@ -306,11 +304,11 @@ def test_no_permission_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     path = tmp_path / "secret.jpg"
     picture(300, 300).save(path)
 
-    def refuse(*_args: object) -> None:
+    def refuse(*_args: object, **_options: object) -> None:
         raise PermissionError(13, "Permission denied", str(path))
 
     if os.geteuid() == 0:  # root may read anything
-        monkeypatch.setattr("builtins.open", refuse)
+        monkeypatch.setattr("os.open", refuse)
     else:
         path.chmod(0)
     assert why(path) == "no permission to read it"
@@ -322,18 +320,19 @@ def test_a_sized_image_that_is_too_small_is_an_error(tmp_path: Path) -> None:
     assert why(path, resize=None) == "300 x 223 pixels; without resizing it takes 224 x 224 or more"
 
 
+@pytest.mark.parametrize(("width", "height"), [(20_000, 10), (10, 20_000)])
+def test_a_thin_image_equals_the_reference(width: int, height: int, tmp_path: Path) -> None:
+    path = tmp_path / "thin.png"
+    picture(width, height).save(path)
+    sample = decoded(path)
+    assert np.unique(sample).size > 100
+    np.testing.assert_array_equal(sample, reference_sample(path))
+
+
 def test_an_image_as_thin_as_a_thread_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "thread.png"
-    Image.new("L", (1, 30_000)).save(path)
-    assert "too thin" in why(path)
-
-
-def test_a_decompression_bomb_is_an_error_not_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "bomb.png"
-    Image.new("1", (400, 400)).save(path)
-    for limit in (120_000, 50_000):  # Pillow warns beyond the limit and refuses beyond twice the limit
-        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
-        assert why(path).startswith("too large for a photograph")
+    Image.new("L", (1, 70_001)).save(path)  # too long for its crop to be said in a float32
+    assert why(path).startswith("1 x 70001 pixels are too thin: resizing them takes about 16,057 MB, more than the ")
 
 
 def test_the_slot_must_be_a_sample(tmp_path: Path) -> None:

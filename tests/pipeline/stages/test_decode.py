@@ -1,0 +1,83 @@
+"""The decode stage on real files: samples, reasons, and what loaders keep to themselves."""
+
+from __future__ import annotations
+
+import os
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline.memory.arena import Arena
+from pipeline.samples.images import ImageRules
+from pipeline.samples.preprocess import Preprocessor
+from pipeline.stages.channels import Task
+from pipeline.stages.decode import DecodeResult, DecodeWork, LoaderSpec, decode_stage
+
+SIZE = 32
+
+
+def photo(path: Path, seed: int) -> Path:
+    pixels = np.random.default_rng(seed).integers(0, 256, (50, 60, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+def damaged_tiff(path: Path) -> Path:
+    """One about which libtiff has something to print."""
+    photo(path, 5)
+    with Image.open(path) as image:
+        image.save(path, compression="tiff_lzw")
+    data = bytearray(path.read_bytes())
+    data[20:400] = b"\xff" * 380
+    path.write_bytes(data)
+    return path
+
+
+def greedy_tiff(path: Path) -> Path:
+    """A few bytes on the disk, and a tag of 100 MB that Pillow reads together with the header."""
+    tags = {256: 60, 257: 50, 258: 8, 259: 1, 262: 1, 273: 8, 277: 1, 278: 50, 279: 3000}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    entries += struct.pack("<HHII", 50000, 1, 100_000_000, 200)
+    path.write_bytes(b"II*\0" + struct.pack("<IH", 8, len(tags) + 1) + entries + bytes(4))
+    os.truncate(path, 100_001_000)
+    return path
+
+
+def test_a_loader_names_bad_files_and_goes_on(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    paths = (
+        photo(tmp_path / "a.png", 1),
+        damaged_tiff(tmp_path / "damaged.tif"),
+        greedy_tiff(tmp_path / "greedy.tif"),
+        photo(tmp_path / "b.jpg", 2),
+    )
+    rules = ImageRules(max_pixels=1_000_000)
+    results: list[DecodeResult] = []
+    with Arena.create(4, (3, SIZE, SIZE)) as arena:
+        stage = decode_stage(
+            LoaderSpec(arena.spec, paths, "images", SIZE, SIZE, rules=rules),
+            loaders=1,
+            timeout_s=60,
+            on_result=lambda _task, result: results.append(result),
+            on_failure=lambda failure: None,
+        )
+        try:
+            stage.start()
+            numbers = np.arange(4, dtype=np.int32)
+            stage.submit(Task(1, 4, DecodeWork(numbers, numbers)))
+            stage.drain()
+        finally:
+            stage.stop()
+        [result] = results
+        bad = dict(result.bad)
+        assert set(bad) == {1, 2}
+        assert bad[1].startswith("damaged or cut short: decoder error -2 (")
+        assert "LZW" in bad[1] or "code" in bad[1]
+        assert bad[2] == "not enough memory to decode it"
+        for number in (0, 3):
+            expected = np.empty((3, SIZE, SIZE), dtype=np.int8)
+            Preprocessor(SIZE, SIZE).decode_into(paths[number], expected)
+            np.testing.assert_array_equal(arena.sample(number), expected)
+    assert capfd.readouterr() == ("", "")
