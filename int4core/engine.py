@@ -37,6 +37,7 @@ class Engine:
     def __init__(self, model: Model, backend: str = "numpy", batch_size: int = 16, **options: Any) -> None:
         if batch_size < 1:
             raise EngineError(f"batch_size={batch_size}: at least 1 is needed")
+        self._closed = False
         self.model = model
         self.batch_size = batch_size
         self._out_scale = model.network.scale.out_scale
@@ -101,7 +102,8 @@ class Engine:
         return {name: np.concatenate([t[name] for t in traces]) for name in traces[0]}
 
     def close(self) -> None:
-        """Give back the backend's threads and memory."""
+        """Give back the backend's threads and memory; the engine computes nothing after it. May be called twice."""
+        self._closed = True
         self.backend.close()
 
     def __enter__(self) -> Engine:
@@ -116,6 +118,8 @@ class Engine:
         self.close()
 
     def _batches(self, x: Int8Array) -> Iterator[Int8Array]:
+        if self._closed:
+            raise EngineError("the engine is closed: make another one")
         if not isinstance(x, np.ndarray) or x.dtype != np.int8:
             found = x.dtype if isinstance(x, np.ndarray) else type(x).__name__
             raise EngineError(f"input is {found}, but must be a NumPy array of int8")

@@ -58,5 +58,5 @@ class Backend(Protocol):
         ...
 
     def close(self) -> None:
-        """Give back threads and memory; the backend is not used after it."""
+        """Give back threads and memory; the backend is not used after it. May be called twice."""
         ...

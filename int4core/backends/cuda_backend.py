@@ -43,7 +43,7 @@ class CudaBackend:
         self.classes = model.network.classes
         with self.network.device:
             self._stream = self.network.cupy.cuda.Stream(non_blocking=True)
-            self._batch = self.network.batch(batch_size)
+            self._batch: DeviceBatch | None = self.network.batch(batch_size)
 
     @property
     def notice(self) -> str:
@@ -53,15 +53,15 @@ class CudaBackend:
     def accumulators(self, x: Int8Array) -> Int32Array:
         """int8 (n, 3, H, W) -> int32 (n, classes), before Scale."""
         with self.network.device:
-            self._run(self._batch, x)
-            sums: Int32Array = self._batch.sums[: len(x)].get(stream=self._stream)
+            batch = self._run(self._batch, x)
+            sums: Int32Array = batch.sums[: len(x)].get(stream=self._stream)
             return sums
 
     def top1(self, x: Int8Array) -> Int32Array | None:
         """int32 (n,): the classes, found on the device."""
         with self.network.device:
-            self._run(self._batch, x)
-            classes: Int32Array = self._batch.top1[: len(x)].get(stream=self._stream)
+            batch = self._run(self._batch, x)
+            classes: Int32Array = batch.top1[: len(x)].get(stream=self._stream)
             return classes
 
     def top_k(self, x: Int8Array, k: int) -> tuple[Int32Array, Float32Array] | None:
@@ -74,8 +74,7 @@ class CudaBackend:
         Those are quantize1 and quantize2 of every block, quantize3, maxpool, avgpool and fc.
         """
         with self.network.device:
-            batch = self.network.batch(len(x), keep_all=True)
-            self._run(batch, x)
+            batch = self._run(self.network.batch(len(x), keep_all=True), x)
             shapes = trace_shapes(self.network.model.network, self.network.size)
             channels = {layer.name: layer.output.channels for layer in shapes}
             return {
@@ -86,12 +85,14 @@ class CudaBackend:
             }
 
     def close(self) -> None:
-        del self._batch
+        self._batch = None
         self.network.close()
 
-    def _run(self, batch: DeviceBatch, x: Int8Array) -> None:
+    def _run(self, batch: DeviceBatch | None, x: Int8Array) -> DeviceBatch:
+        assert batch is not None, "the backend is closed"
         batch.input[: len(x)].set(x, stream=self._stream)
         batch.run(self._stream)
+        return batch
 
     def _read(
         self, batch: DeviceBatch, op: StemOp | ConvOp | PoolOp | LinearOp, channels: dict[str, int]

@@ -101,7 +101,7 @@ class CudaDevice:
         runs = Runs(self._cupy, arena, arena.memory.ctypes.data)
         if h2d == "runs":
             return {"runs": runs}
-        gather = Gather.load(self._cupy, arena, base)
+        gather = Gather.load(self.network, arena, base)
         return {"gather": gather} if h2d == "gather" else {"runs": runs, "gather": gather}
 
     def _register(self, memory: Any) -> int:

@@ -19,6 +19,8 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import numpy.typing as npt
 
+from int4core.backends.cuda.network import DeviceNetwork
+from int4core.backends.cuda.source import KernelSource
 from int4core.errors import EngineError
 from pipeline.memory.arena import Arena
 from pipeline.memory.exchange import Slots
@@ -26,7 +28,7 @@ from pipeline.memory.exchange import Slots
 H2d: TypeAlias = Literal["auto", "gather", "runs", "staged"]
 H2D_CHOICES: tuple[H2d, ...] = get_args(H2d)
 
-KERNEL = Path(__file__).parent / "kernels" / "gather.cu"
+KERNEL = KernelSource.of(str(Path(__file__).resolve().parent / "kernels" / "gather.cu"), "gather", {})
 THREADS = 256
 WORD_BYTES = 16
 
@@ -76,15 +78,18 @@ class Gather:
     name: str = "gather"
 
     @classmethod
-    def load(cls, cupy: Any, arena: Arena, base: int) -> Gather:
-        """Compile the kernel. Raises EngineError when NVRTC does not, or samples are not whole 16-byte words."""
+    def load(cls, network: DeviceNetwork, arena: Arena, base: int) -> Gather:
+        """Take the kernel from the network's cache, compiled if it is not there.
+
+        Raises EngineError when it cannot be had, or samples are not whole 16-byte words.
+        """
         if arena.spec.sample_bytes % WORD_BYTES:
             raise EngineError(f"samples of {arena.spec.sample_bytes} bytes cannot be gathered in words of {WORD_BYTES}")
         try:
-            kernel = cupy.RawModule(code=KERNEL.read_text(), options=("-std=c++17",)).get_function("gather")
-        except (cupy.cuda.compiler.CompileException, OSError, RuntimeError) as error:
-            raise EngineError(f"{KERNEL}: cannot be compiled: {error}; choose --h2d runs") from error
-        return cls(cupy, arena, base, kernel)
+            kernel = network.function(KERNEL)
+        except EngineError as error:
+            raise EngineError(f"--h2d gather: {error}; or choose --h2d runs, which needs no kernel") from error
+        return cls(network.cupy, arena, base, kernel)
 
     def __call__(self, slots: Slots, slots_address: int, batch: Any, stream: Any) -> None:
         spec = self.arena.spec

@@ -129,3 +129,10 @@ def test_a_backend_may_compute_classes_itself(monkeypatch: pytest.MonkeyPatch) -
     with Engine(MODEL, batch_size=2) as engine:
         monkeypatch.setattr(engine.backend, "top1", lambda x: np.full(len(x), 4, np.int32))
         np.testing.assert_array_equal(engine.top1(random_input(NET, 3)), [4, 4, 4])
+
+
+def test_a_closed_engine_says_so() -> None:
+    with Engine(MODEL) as engine:
+        engine.close()
+        with pytest.raises(EngineError, match="the engine is closed: make another one"):
+            engine.top1(random_input(NET, 1))

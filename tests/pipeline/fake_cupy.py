@@ -1,12 +1,16 @@
-"""As much of CuPy as `pipeline.device` uses, on the host: addresses are host addresses, copies happen at once."""
+"""As much of CuPy as `pipeline.device` uses, on the host: host addresses, copies at once, kernels emulated."""
 
 from __future__ import annotations
 
 import ctypes
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+
+from int4core.backends.cuda.source import KernelSource
+from tests.kernels.emulator.driver import Emulated
 
 
 class CUDARuntimeError(RuntimeError):
@@ -80,34 +84,14 @@ class FakeRuntime:
         pass
 
 
-class FakeRawModule:
-    """Its one function does what gather.cu says, on host addresses."""
-
-    def __init__(self, **_options: Any) -> None:
-        pass
-
-    def get_function(self, name: str) -> Any:
-        assert name == "gather"
-
-        def launch(grid: Any, block: Any, arguments: Any) -> None:
-            arena, slots, out, slot_words, sample_words, count = map(int, arguments)
-            for sample in range(count):
-                slot = ctypes.c_int32.from_address(slots + 4 * sample).value
-                source = arena + slot * slot_words * 16
-                ctypes.memmove(out + sample * sample_words * 16, source, sample_words * 16)
-
-        return launch
-
-
 def fake_cupy(refuse: bool = False) -> Any:
     cuda = SimpleNamespace(
         Stream=FakeStream,
         Event=FakeEvent,
         runtime=FakeRuntime(refuse),
         alloc_pinned_memory=lambda _size: FakePinned(),
-        compiler=SimpleNamespace(CompileException=RuntimeError),
     )
-    return SimpleNamespace(cuda=cuda, RawModule=FakeRawModule)
+    return SimpleNamespace(cuda=cuda)
 
 
 class _Array:
@@ -131,14 +115,21 @@ class FakeBatch:
 class FakeNetwork:
     notice = "a fake network"
 
-    def __init__(self, cupy: Any, sample_bytes: int, most: int = 1 << 30) -> None:
+    def __init__(self, cupy: Any, sample_bytes: int, most: int = 1 << 30, *, folder: Path = Path()) -> None:
+        """`folder`: where kernels are built, for a CPU."""
         from int4core.errors import EngineError
 
         self.cupy = cupy
+        self._folder = folder
         self.device = SimpleNamespace(use=lambda: None)
         self._sample_bytes = sample_bytes
         self._most = most
         self._error = EngineError
+
+    def function(self, source: KernelSource) -> Any:
+        """The kernel itself: device addresses are host addresses."""
+        kernel = Emulated(source, self._folder)
+        return lambda grid, block, arguments: kernel((*grid, 1, 1), *block, arguments)
 
     def batch(self, n: int) -> FakeBatch:
         if n > self._most:

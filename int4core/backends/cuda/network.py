@@ -82,8 +82,13 @@ class DeviceNetwork:
         self.load([kernel.source for kernel in kernels])
         return tuple(self._launch(kernel, tensors) for kernel in kernels)
 
+    def function(self, source: KernelSource) -> Any:
+        """A kernel that is not of the network, as a cupy.RawKernel, from the same cache. Raises EngineError."""
+        self.load([source])
+        return self._functions[source]
+
     def close(self) -> None:
-        """Give back the device memory of weights and binaries."""
+        """Give back the device memory of weights and binaries. May be called twice."""
         self._constants.clear()
         self._functions.clear()
         self._free()

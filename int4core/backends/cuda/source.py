@@ -18,10 +18,10 @@ _ONCE = re.compile(r"^#pragma once[ \t]*\n", re.MULTILINE)
 
 @dataclass(frozen=True)
 class KernelSource:
-    """A function of a file in int4core/kernels, compiled with constants.
+    """A function of a file in int4core/kernels, or of a kernel that lies elsewhere, compiled with constants.
 
     Attributes:
-        file: path below the kernels' folder.
+        file: path below the kernels' folder, or an absolute one.
         function: the `extern "C"` kernel.
         defines: compile-time constants, by name.
     """

@@ -217,6 +217,12 @@ T __shfl_xor_sync(unsigned, T value, int mask) {
   return exchange(value, emulator::lane() ^ mask);
 }
 
+// A read that never answers from a cache; there is none here.
+template <typename T>
+T __ldcv(const T* pointer) {
+  return *pointer;
+}
+
 inline size_t __cvta_generic_to_shared(const void* pointer) {
   return static_cast<const unsigned char*>(pointer) - emulator::shared;
 }

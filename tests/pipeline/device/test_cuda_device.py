@@ -1,4 +1,4 @@
-"""The CUDA device over a stand-in for CuPy: addresses, runs, pinned memory and its absence."""
+"""The CUDA device over a stand-in for CuPy: addresses, runs, pinned memory and its absence; gather.cu is emulated."""
 
 from __future__ import annotations
 
@@ -9,12 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 
+from int4core.backends.cuda.source import KernelSource
+from int4core.errors import EngineError
 from pipeline.device import transfer as transfer_module
 from pipeline.device.cuda import CudaDevice
 from pipeline.device.scheduler import Scheduler, Sizes
 from pipeline.errors import PipelineError
 from pipeline.memory.arena import Arena
 from pipeline.memory.exchange import Exchange
+from tests.kernels.emulator.driver import needs_compiler
 from tests.pipeline.fake_cupy import FakeNetwork, fake_cupy
 
 SLOTS = 30
@@ -43,11 +46,20 @@ def answers_of(device: Any, exchange: Exchange, slots: np.ndarray) -> list[int]:
     return classes
 
 
-@pytest.mark.parametrize("h2d", ["auto", "gather", "runs", "staged"])
-def test_every_way_of_copying_brings_the_same_samples(memory: tuple[Arena, Exchange], h2d: Any) -> None:
+@pytest.fixture(scope="session")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the kernel is built, once."""
+    return tmp_path_factory.mktemp("built")
+
+
+@pytest.mark.parametrize(
+    "h2d", [*(pytest.param(name, marks=needs_compiler) for name in ("auto", "gather")), "runs", "staged"]
+)
+def test_every_way_of_copying_brings_the_same_samples(memory: tuple[Arena, Exchange], h2d: Any, built: Path) -> None:
     arena, exchange = memory
     cupy = fake_cupy()
-    device = CudaDevice(FakeNetwork(cupy, arena.spec.sample_bytes), arena, exchange, h2d)  # type: ignore[arg-type]
+    network: Any = FakeNetwork(cupy, arena.spec.sample_bytes, folder=built)
+    device = CudaDevice(network, arena, exchange, h2d)
     rng = np.random.default_rng(0)
     for name, transfer in device.transfers.items():
         device.transfer = transfer
@@ -55,7 +67,8 @@ def test_every_way_of_copying_brings_the_same_samples(memory: tuple[Arena, Excha
             slots = np.sort(rng.integers(0, SLOTS, count, dtype=np.int32))
             assert answers_of(device, exchange, slots) == (100 + slots).tolist(), name
     assert set(device.transfers) == ({"runs", "gather"} if h2d == "auto" else {h2d})
-    device.close()
+    for _ in range(2):
+        device.close()
     assert not cupy.cuda.runtime.registered
 
 
@@ -86,7 +99,22 @@ def test_memory_that_cannot_be_pinned_is_said_aloud_or_an_error(memory: tuple[Ar
 def test_a_batch_too_large_for_the_device_names_the_option(memory: tuple[Arena, Exchange]) -> None:
     arena, exchange = memory
     network: Any = FakeNetwork(fake_cupy(), arena.spec.sample_bytes, most=8)
-    device = CudaDevice(network, arena, exchange)
+    device = CudaDevice(network, arena, exchange, "runs")
     with pytest.raises(PipelineError, match="does not fit device memory; choose a smaller --batch_size than 16"):
         Scheduler(device, Sizes.graded(16), 2)
     device.close()
+
+
+def test_a_kernel_that_cannot_be_had_names_the_other_way(memory: tuple[Arena, Exchange]) -> None:
+    """The kernel comes from the network's cache: what is refused there ends the device, with its memory given back."""
+    arena, exchange = memory
+    cupy = fake_cupy()
+    network: Any = FakeNetwork(cupy, arena.spec.sample_bytes)
+
+    def refuse(source: KernelSource) -> None:
+        raise EngineError(f"INT4CORE_REQUIRE_CACHED=1, and {source} is not there")
+
+    network.function = refuse
+    with pytest.raises(EngineError, match=r"--h2d gather: INT4CORE_REQUIRE_CACHED=1, and gather\(\) .*--h2d runs"):
+        CudaDevice(network, arena, exchange)
+    assert not cupy.cuda.runtime.registered

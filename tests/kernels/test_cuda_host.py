@@ -1,0 +1,97 @@
+"""The host side of the CUDA engine over stand-ins: what is told, refused and given back, without a GPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from int4core.backends import cuda_backend
+from int4core.backends.cuda import network as network_module
+from int4core.backends.cuda import nvrtc
+from int4core.backends.cuda.cache import CACHE_DIR
+from int4core.backends.cuda.compiler import REQUIRE_CACHED
+from int4core.backends.cuda.network import DeviceNetwork
+from int4core.backends.cuda.source import KernelSource
+from int4core.engine import Engine
+from int4core.errors import EngineError
+from tests.int4core.networks import as_model, random_network
+
+MODEL = as_model(random_network(seed=1))
+
+
+class FakeDevice:
+    id = 0
+
+    def __init__(self, *_number: int) -> None:
+        pass
+
+    def __enter__(self) -> FakeDevice:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        pass
+
+
+class FakeModule:
+    """Remembers which binary a function is of."""
+
+    def __init__(self, path: str) -> None:
+        self.path = Path(path)
+
+    def get_function(self, name: str) -> tuple[Path, str]:
+        return self.path, name
+
+
+@pytest.fixture
+def freed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """An A100 as CuPy shows it; how often its pool was emptied."""
+    calls: list[str] = []
+    properties = {
+        "name": b"NVIDIA A100-SXM4-80GB", "major": 8, "minor": 0, "multiProcessorCount": 108,
+        "sharedMemPerBlockOptin": 166912,
+    }  # fmt: skip
+    cuda = SimpleNamespace(
+        Device=FakeDevice,
+        Stream=lambda **_options: SimpleNamespace(),
+        runtime=SimpleNamespace(getDeviceProperties=lambda _index: properties),
+        driver=SimpleNamespace(CUDADriverError=RuntimeError),
+    )
+    pool = SimpleNamespace(free_all_blocks=lambda: calls.append("freed"))
+    cupy = SimpleNamespace(cuda=cuda, RawModule=FakeModule, get_default_memory_pool=lambda: pool)
+    monkeypatch.setattr(network_module, "load_cupy", lambda: cupy)
+    return calls
+
+
+def test_an_engine_is_closed_twice_and_computes_nothing_after(
+    freed: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cuda_backend.DeviceNetwork, "batch", lambda _self, n: SimpleNamespace(n=n))
+    x = np.zeros((1, 3, 64, 64), np.int8)
+    with Engine(MODEL, "cuda") as engine:
+        engine.close()
+        for call in (engine.top1, engine.accumulators, engine.trace):
+            with pytest.raises(EngineError, match="the engine is closed"):
+                call(x)
+    assert freed
+
+
+@pytest.mark.skipif(nvrtc.find_nvrtc() is None, reason="needs the nvidia-cuda-nvrtc wheel")
+def test_a_kernel_besides_the_network_s_is_of_its_cache(
+    freed: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(CACHE_DIR, str(tmp_path / "cache"))
+    source = KernelSource.of("top1.cu", "top1", {"WARPS": 4})
+    network: Any = DeviceNetwork(MODEL)
+    monkeypatch.setenv(REQUIRE_CACHED, "1")
+    with pytest.raises(EngineError, match=REQUIRE_CACHED):
+        network.function(source)
+    monkeypatch.delenv(REQUIRE_CACHED)
+    path, name = network.function(source)
+    assert name == "top1"
+    assert path.parent == tmp_path / "cache"
+    assert network.function(source) is network.function(source)
+    assert "1 kernels, 1 compiled now" in network.notice
