@@ -36,6 +36,9 @@ Scalar: TypeAlias = bool | int | float | str
 MODULE = "mlperf_loadgen"
 MODEL = "resnet50"  # the model's name in mlperf.conf and user.conf
 
+# LoadGen reads this file of the current folder, if it is there, over all other settings.
+AUDIT_CONFIG = "audit.config"
+
 # A trace of every sample costs time and gigabytes at this rate.
 LOG_DEFAULTS: Mapping[str, bool] = {"enable_trace": False}
 

@@ -6,7 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from int4core.tuning.autoconfig import Autoconfig
 from pipeline.defaults import DEMO_IMAGES, default_model
 from pipeline.errors import PipelineError
 from pipeline.loadgen.binding import (
+    AUDIT_CONFIG,
     Indices,
     LoadGenSession,
     assign,
@@ -32,6 +33,7 @@ from pipeline.loadgen.binding import (
 from pipeline.loadgen.clock import clock_warning
 from pipeline.loadgen.limits import check_settings
 from pipeline.loadgen.options import Options, parse
+from pipeline.loadgen.outputs import Outputs
 from pipeline.loadgen.results import Accuracy, accuracy, read_result
 from pipeline.loadgen.scenarios import batch_plan, expectations, samples_per_query
 from pipeline.loadgen.summary import summarise, write_summary
@@ -124,7 +126,14 @@ class OfflineCommand:
         """Raises PipelineError or Int4CoreError; nothing is left behind on any way out."""
         options = self._options
         lg = load_module(options.loadgen_path)
-        self._test_settings, self._log_settings = make_settings(lg, options.settings_spec)
+        with Outputs(options) as self._outputs:
+            self._options = replace(options, output_dir=self._outputs.folder)
+            self._test_settings, self._log_settings = make_settings(lg, options.settings_spec(self._outputs.folder))
+            self._run(lg)
+
+    def _run(self, lg: Any) -> None:
+        if os.path.exists(AUDIT_CONFIG):
+            self._say(f"{Path.cwd() / AUDIT_CONFIG} is there: LoadGen reads it, over every option")
         for path in sweep_stale():
             self._say(f"removed {path}, left behind by a run that was killed")
         prepared = self._prepare()
@@ -133,7 +142,7 @@ class OfflineCommand:
             dashboard = Dashboard(
                 run.serving.snapshot,
                 title=f"{prepared.model_path.name} on {prepared.target.notice}",
-                mode=choose_mode(json_lines=options.json, dashboard=options.dashboard),
+                mode=choose_mode(json_lines=self._options.json, dashboard=self._options.dashboard),
                 gpus=tuple(sorted({gpu.index for gpu in prepared.target.gpus})),
             )
             with dashboard:
@@ -142,8 +151,6 @@ class OfflineCommand:
 
     def _prepare(self) -> Prepared:
         options = self._options
-        if options.trace is not None and not options.trace.parent.is_dir():
-            raise PipelineError(f"--trace {options.trace}: there is no folder {options.trace.parent}")
         target = choose(options.gpu, numbers=options.gpus)
         self._say(f"running on {target.notice}")
         model_path = options.model or default_model()
@@ -239,6 +246,7 @@ class OfflineCommand:
             flush=lambda: None,
             on_error=self._supervisor.fail,
         ) as self._session:
+            self._outputs.clear()
             run.serving.enter("running")
             self._session.run(self._test_settings, self._log_settings)
         run.serving.enter("done")
@@ -280,9 +288,6 @@ class OfflineCommand:
         if warning is not None:
             self._say(warning)
         verdict = self._verdict(run, result.samples_per_second or snapshot.rate_mean)
-        if self._options.trace is not None:
-            write_trace(self._options.trace, run.traces())
-            self._say(f"timeline: {self._options.trace}, for https://ui.perfetto.dev")
         summary = summarise(
             self._options,
             test_settings=self._test_settings,
@@ -302,8 +307,11 @@ class OfflineCommand:
                 "clock_warning": warning,
             },
         )
-        path = write_summary(self._options.output_dir, summary)
-        self._say(f"logs and summary: {path.parent}")
+        write_summary(self._outputs.folder, summary)
+        self._say(f"logs and summary: {self._outputs.folder}")
+        if self._options.trace is not None:
+            write_trace(self._options.trace, run.traces())
+            self._say(f"timeline: {self._options.trace}, for https://ui.perfetto.dev")
 
     def _verdict(self, run: Run, rate: float) -> Verdict | None:
         """What bounds the run; None in scenarios whose rate is LoadGen's to choose."""

@@ -6,7 +6,6 @@ import argparse
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, NoReturn, cast
 
@@ -50,6 +49,7 @@ class Options:
         h2d: how samples come to a GPU.
         max_batch, batch_timeout_us: of the Server scenario.
         resize: whether images are resized before the centre crop.
+        overwrite: whether the output folder may hold a run, which is replaced.
         test_settings, log_settings: the --lgts_ and --lgls_ options as (field, value).
         stage_timeout_s: silence after which a worker counts as hung.
         trace: the file that the run's timeline is written to.
@@ -77,7 +77,8 @@ class Options:
     mlperf_conf: Path | None
     user_conf: Path | None
     test_mode: str
-    output_dir: Path
+    output_dir: Path | None
+    overwrite: bool
     json: bool
     dashboard: bool
     stage_timeout_s: float
@@ -88,16 +89,15 @@ class Options:
     test_settings: tuple[tuple[str, Scalar], ...]
     log_settings: tuple[tuple[str, Scalar], ...]
 
-    @property
-    def settings_spec(self) -> SettingsSpec:
-        """What of it is LoadGen's (see `pipeline.loadgen.binding.make_settings`)."""
+    def settings_spec(self, output_dir: Path) -> SettingsSpec:
+        """What of it is LoadGen's (see `pipeline.loadgen.binding.make_settings`), its logs in `output_dir`."""
         return SettingsSpec(
             mlperf_conf=self.mlperf_conf,
             user_conf=self.user_conf,
             test_settings=dict(self.test_settings),
             log_settings=dict(self.log_settings),
             test_mode=self.test_mode,
-            output_dir=self.output_dir,
+            output_dir=output_dir,
             scenario=self.scenario,
             defaults=settings_defaults(self.scenario),
         )
@@ -251,8 +251,12 @@ def _add_running(group: argparse._ArgumentGroup) -> None:
 
 def _add_output(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
-        "--output-dir", type=values.text_path, metavar="DIR", help="logs and summary.json (default: ./results/UTC-TIME)"
+        "--output-dir",
+        type=values.text_path,
+        metavar="DIR",
+        help="logs and summary.json (default: a new ./results/UTC-TIME)",
     )
+    group.add_argument("--overwrite", action="store_true", help="replace the run that --output-dir holds")
     group.add_argument(
         "--trace",
         type=values.path,
@@ -361,7 +365,6 @@ def _check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Options
         wrong("--no-resize is about images; the tensors of -p/--tensorPath are never resized")
     if args.json and args.no_dashboard:
         wrong("--json and --no-dashboard: --json already replaces the dashboard; give one of them")
-    now = datetime.now(timezone.utc)
     return Options(
         scenario=cast("Scenario", scenario),
         gpu=args.gpu,
@@ -384,7 +387,8 @@ def _check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Options
         mlperf_conf=args.mlperf_conf_path,
         user_conf=args.user_conf_path,
         test_mode=str(mode or args.test_mode or DEFAULT_MODE),
-        output_dir=args.output_dir or Path("results") / now.strftime("%Y%m%dT%H%M%SZ"),
+        output_dir=args.output_dir,
+        overwrite=args.overwrite,
         json=args.json,
         dashboard=not (args.no_dashboard or args.json),
         stage_timeout_s=args.stage_timeout,

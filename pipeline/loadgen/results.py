@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -99,19 +100,29 @@ class TextSummary:
 
 
 def find_log(folder: Path, name: str, prefix: str = "mlperf_log_", suffix: str = "") -> Path:
-    """The newest log called `name` (`summary.txt`, `detail.txt`, `accuracy.json`) in `folder`.
+    """The newest of `find_logs`. Raises PipelineError when there is none."""
+    found = find_logs(folder, name, prefix, suffix)
+    if not found:
+        stem, dot, ending = name.partition(".")
+        raise PipelineError(
+            f"{folder / f'{prefix}{stem}{suffix}{dot}{ending}'}: LoadGen has not written this log: "
+            "the run ended before the test did"
+        )
+    return found[-1]
+
+
+def find_logs(folder: Path, name: str, prefix: str = "mlperf_log_", suffix: str = "") -> list[Path]:
+    """The logs called `name` (`summary.txt`, `detail.txt`, `accuracy.json`) in `folder`, the newest last.
 
     LoadGen names a log prefix, date and time if asked to, name, suffix. Raises PipelineError.
     """
     stem, dot, ending = name.partition(".")
     pattern = re.compile(rf"{re.escape(prefix)}.*{stem}{re.escape(suffix + dot + ending)}")
-    found = [p for p in folder.iterdir() if pattern.fullmatch(p.name)] if folder.is_dir() else []
-    if not found:
-        raise PipelineError(
-            f"{folder / f'{prefix}{stem}{suffix}{dot}{ending}'}: LoadGen has not written this log: "
-            "the run ended before the test did"
-        )
-    return max(found, key=lambda p: p.stat().st_mtime_ns)
+    try:
+        found = [p for p in folder.iterdir() if pattern.fullmatch(p.name)] if os.path.isdir(folder) else []
+        return sorted(found, key=lambda p: p.lstat().st_mtime_ns)
+    except OSError as error:
+        raise PipelineError(f"{folder}: cannot be read: {error.strerror}") from error
 
 
 def read_summary(path: Path) -> TextSummary:

@@ -15,7 +15,7 @@ import pytest
 
 from int4core import Model
 from pipeline.memory.arena import segment_folder
-from tests.paths import SHARED, needs_shared
+from tests.paths import ROOT, SHARED, needs_shared
 from tests.pipeline.application import LongRun, labels_of, offline, predictions
 
 
@@ -200,6 +200,7 @@ MISTAKES: list[tuple[str, Callable[[Path], list[object]], str]] = [
     ("no such autoconfig", lambda p: ["-a", p / "none"], "none"),
     ("more than the shared memory holds", lambda p: ["-b", 2 * 10**9], "choose a smaller --batch_size"),
     ("no folder for the trace", lambda p: ["--trace", p / "none" / "trace.json"], "trace.json"),
+    ("a file where the output folder is due", lambda p: ["--output-dir", ROOT / "README.md"], "cannot be made"),
 ]
 
 

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import enum
 import json
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -37,7 +36,8 @@ def test_defaults() -> None:
     assert not options.skip_bad_images
     assert options.test_settings == ()
     assert options.log_settings == ()
-    assert re.fullmatch(r"results/\d{8}T\d{6}Z", options.output_dir.as_posix())
+    assert options.output_dir is None
+    assert not options.overwrite
 
 
 def test_the_submission_s_options_keep_their_names() -> None:
@@ -61,8 +61,8 @@ def test_what_depends_on_the_scenario() -> None:
     assert not parse_line("--scenario Server").ordered
     assert parse_line("--scenario Server --ordered").ordered
     assert not parse_line("--no-ordered").ordered
-    assert parse([]).settings_spec.defaults == {}
-    assert parse_line("--scenario Server").settings_spec.defaults == {
+    assert parse([]).settings_spec(Path("out")).defaults == {}
+    assert parse_line("--scenario Server").settings_spec(Path("out")).defaults == {
         "server_target_latency_ns": 15_000_000,
         "server_coalesce_queries": True,
     }
@@ -77,6 +77,8 @@ def test_ours() -> None:
     assert (options.count, options.resize, options.loaders) == (7, False, 3)
     assert (options.output_dir, options.dashboard) == (Path("out"), False)
     assert (options.stage_timeout_s, options.skip_bad_images) == (2.5, True)
+    assert options.settings_spec(Path("other")).output_dir == Path("other")
+    assert parse_line("--output-dir out --overwrite").overwrite
     assert parse(["--json"]).json
     assert not parse(["--json"]).dashboard
 
