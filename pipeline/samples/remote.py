@@ -1,12 +1,15 @@
-"""Files by URL, through fsspec: s3://, gs://, https:// and what else is installed for it."""
+"""Files by path or by URL: s3://, gs://, https:// and what else is installed for fsspec."""
 
 from __future__ import annotations
 
+import os
 import re
-from typing import Any
+import stat
+from typing import Any, BinaryIO, cast
 
-from pipeline.errors import PipelineError
+from pipeline.errors import ImageError, PipelineError
 from pipeline.extras import require
+from pipeline.samples.files import why_not_opened
 
 URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
@@ -35,3 +38,21 @@ def reason(error: Exception) -> str:
         return "no permission to read it"
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def open_binary(path: str) -> BinaryIO:
+    """The regular file or URL at `path`, open for reading, seekable. Raises ImageError."""
+    if is_url(path):
+        files, name = file_system(path)
+        try:
+            return cast(BinaryIO, files.open(name, "rb"))
+        except Exception as error:  # each protocol has errors of its own
+            raise ImageError(path, reason(error)) from error
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise ImageError(path, "not a regular file")
+        return open(path, "rb")
+    except OSError as error:
+        raise ImageError(path, why_not_opened(error)) from error
+    except ValueError as error:  # a NUL in the name
+        raise ImageError(path, f"not a file name: {error}") from error

@@ -2,37 +2,19 @@
 
 from __future__ import annotations
 
-import os
-import stat
 from collections.abc import Iterator
-from typing import Any, BinaryIO, cast
+from typing import Any
 
-from pipeline.errors import ImageError
+from pipeline.errors import ImageError, PipelineError
 from pipeline.extras import require
-from pipeline.samples.files import why_not_opened
-from pipeline.samples.remote import file_system, is_url, reason
+from pipeline.samples.remote import open_binary
+from pipeline.samples.sources import RowLocator, Source
+
+TABLE_SUFFIX = ".parquet"
 
 # Rows decoded at a time, and bytes of a column chunk read at a time: what a cursor holds beyond one Parquet page.
 ROWS_AT_A_TIME = 32
 BUFFER_BYTES = 1 << 20
-
-
-def open_binary(path: str) -> BinaryIO:
-    """The regular file or URL at `path`, open for reading, seekable. Raises ImageError."""
-    if is_url(path):
-        files, name = file_system(path)
-        try:
-            return cast(BinaryIO, files.open(name, "rb"))
-        except Exception as error:  # each protocol has errors of its own
-            raise ImageError(path, reason(error)) from error
-    try:
-        if not stat.S_ISREG(os.stat(path).st_mode):
-            raise ImageError(path, "not a regular file")
-        return open(path, "rb")
-    except OSError as error:
-        raise ImageError(path, why_not_opened(error)) from error
-    except ValueError as error:  # a NUL in the name
-        raise ImageError(path, f"not a file name: {error}") from error
 
 
 class Table:
@@ -50,6 +32,12 @@ class Table:
         except Exception as error:  # pyarrow's errors have no common type
             self._file.close()
             raise ImageError(path, f"not a Parquet file, or cut short: {_first_line(error)}") from error
+
+    def __enter__(self) -> Table:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     @property
     def schema(self) -> Any:
@@ -120,6 +108,56 @@ class RowCursor:
         self._failed = (self._next, error)
         self.close()
         return error
+
+
+class NoImageColumn(PipelineError):
+    """A table without a column that may hold images."""
+
+
+def image_column(table: Table, column: str | None, *, paths: bool = True) -> str:
+    """The column of `table` with the images: `column`, or else the one of bytes, or else (`paths`) the one of paths.
+
+    Raises NoImageColumn, naming the columns there are, when there is none, and PipelineError when `column` holds
+    something else or several may be meant.
+    """
+    kinds = {str(field.name): _kind(field.type) for field in table.schema}
+    if column is not None:
+        if column not in kinds:
+            raise NoImageColumn(f"{table.path}: no column {column}; its columns are {', '.join(kinds)}")
+        if kinds[column] is None:
+            holds = f"column {column} holds {table.schema.field(column).type}"
+            raise PipelineError(f"{table.path}: {holds}; an image is bytes, a path, or a struct of both")
+        return column
+    for wanted in ("bytes", "path") if paths else ("bytes",):
+        found = [name for name, kind in kinds.items() if kind == wanted]
+        if len(found) == 1:
+            return found[0]
+        if found:
+            raise PipelineError(f"{table.path}: images may be in {' or '.join(found)}; say which with --column")
+    raise NoImageColumn(f"{table.path}: no column of bytes or of paths; its columns are {', '.join(kinds)}")
+
+
+def table_sources(table: Table, column: str) -> Iterator[Source]:
+    """A source for every row, `table.parquet#0` on. Nothing but the footer is read."""
+    number = 0
+    for group, rows in enumerate(table.row_groups()):
+        for row in range(rows):
+            yield Source(f"{table.path}#{number}", RowLocator(table.path, group, row, column))
+            number += 1
+
+
+def _kind(arrow_type: Any) -> str | None:
+    """What a column of `arrow_type` may hold: `bytes`, `path` or neither."""
+    types = require("pyarrow.types", "data", "a Parquet file")
+    if types.is_dictionary(arrow_type):
+        arrow_type = arrow_type.value_type
+    if types.is_struct(arrow_type):
+        fields = {arrow_type.field(n).name: arrow_type.field(n).type for n in range(arrow_type.num_fields)}
+        return next((k for k in ("bytes", "path") if k in fields and _kind(fields[k]) == k), None)
+    if types.is_string(arrow_type) or types.is_large_string(arrow_type):
+        return "path"
+    binary = types.is_binary(arrow_type) or types.is_large_binary(arrow_type)
+    return "bytes" if binary or types.is_fixed_size_binary(arrow_type) else None
 
 
 def _first_line(error: Exception) -> str:

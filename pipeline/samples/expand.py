@@ -1,0 +1,273 @@
+"""From what a user names (files, folders, patterns, lists, shards, tables, URLs) to sources, lazily and in order."""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from hashlib import blake2b
+from itertools import chain, islice, product
+from typing import BinaryIO
+
+from pipeline.errors import ImageError, PipelineError
+from pipeline.samples.files import why_not_opened
+from pipeline.samples.left_out import LeftOut
+from pipeline.samples.library import IMAGE_SUFFIXES
+from pipeline.samples.listing import Entry, glob, has_magic, walk
+from pipeline.samples.remote import file_system, is_url, open_binary, reason
+from pipeline.samples.shards import COMPRESSED_SUFFIXES, SHARD_SUFFIX, WHY_COMPRESSED, shard_sources
+from pipeline.samples.sources import FailedLocator, PathLocator, Source
+from pipeline.samples.tables import TABLE_SUFFIX, NoImageColumn, Table, image_column, table_sources
+
+BRACES = re.compile(r"\{([^{}]*)\}")
+RANGE = re.compile(r"([0-9]+)\.\.([0-9]+)")
+MOST_EXPANDED = 1_000_000
+# A line of a list: longer than any path, short enough for what is no list at all.
+MOST_LINE_BYTES = 1 << 16
+
+
+def expand(
+    arguments: Iterable[str],
+    *,
+    column: str | None = None,
+    shard_labels: bool = False,
+    left_out: LeftOut | None = None,
+    stdin: BinaryIO | None = None,
+) -> Iterator[Source]:
+    """The sources that `arguments` name, in that order.
+
+    An argument is a file, a folder (with all below it), a pattern (`*`, `?`, `[...]`, `**`), `@FILE` or `-` (a path a
+    line, of a file or of `stdin`), a `.tar` shard or a `.parquet` table; all but the last two may be a URL, and so may
+    the shards and tables. `{000..127}` and `{a,b}` stand for many arguments. A path in a list or a table is as if given
+    as an argument, but that it is not looked at here: whatever it names is a source.
+
+    In folders and where a pattern ends in a `*`, images, shards and tables with a fitting column are taken; the rest is
+    counted in `left_out`. `column`: of the tables, the one with the images (see `image_column`). `shard_labels`: `.cls`
+    of a shard are its sources' labels.
+
+    Arguments are looked at at once: PipelineError says that one is not there, cannot be read, or needs a library. What
+    goes wrong afterwards is a failed source, so that no file ends a run.
+    """
+    expander = _Expander(column, shard_labels, left_out if left_out is not None else LeftOut(), stdin)
+    planned = [listing for argument in arguments for listing in expander.plan(argument)]
+    return chain.from_iterable(listing() for listing in planned)
+
+
+def shard(sources: Iterable[Source], index: int, count: int) -> Iterator[Source]:
+    """Of `sources`, those of shard `index` (0, 1, ...) of `count`: each is in one shard, by a hash of its key.
+
+    By the key and not by the place, so that a file that comes or goes between two runs moves no other one to another
+    shard, where it would be done twice or not at all. All shards must name their sources alike.
+    """
+    if not 0 <= index < count:
+        raise ValueError(f"shard {index} of {count}")
+    if count == 1:
+        return iter(sources)
+    return (source for source in sources if _hash(source.key) % count == index)
+
+
+def parse_shard(text: str) -> tuple[int, int]:
+    """(index, count) of `3/8`. Raises PipelineError."""
+    match = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", text)
+    if match is None or int(match[1]) >= int(match[2]):
+        raise PipelineError(f"--shard {text}: it takes INDEX/COUNT with an index from 0 to COUNT - 1, as in 0/4")
+    return int(match[1]), int(match[2])
+
+
+def _hash(key: str) -> int:
+    return int.from_bytes(blake2b(key.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
+
+
+@dataclass
+class _Expander:
+    column: str | None
+    shard_labels: bool
+    left_out: LeftOut
+    stdin: BinaryIO | None
+    first_table: bool = field(default=True)
+
+    def plan(self, argument: str) -> Iterator[Callable[[], Iterator[Source]]]:
+        """Looks at `argument`; each of what it gives lists a part of it once called. Raises PipelineError."""
+        if argument == "-":
+            stream = self.stdin if self.stdin is not None else sys.stdin.buffer
+            yield partial(self._list, "standard input", stream)
+        elif argument.startswith("@"):
+            yield partial(self._list, argument[1:], _open_list(argument[1:]))
+        elif not argument:
+            raise PipelineError("a source has an empty name; name a file, a folder or a list")
+        else:
+            literal = not is_url(argument) and os.path.lexists(argument)
+            for name in [argument] if literal else _expand_braces(argument):
+                yield self._plan_url(name) if is_url(name) else self._plan_path(name)
+
+    def _plan_path(self, path: str) -> Callable[[], Iterator[Source]]:
+        try:
+            mode = os.stat(path).st_mode
+        except FileNotFoundError as error:
+            if os.path.islink(path):
+                raise PipelineError(f"{path}: a link to a file that is not there") from error
+            if has_magic(path):
+                return self._plan_glob(path)
+            raise PipelineError(f"{path}: there is no such file or folder") from error
+        except OSError as error:
+            raise PipelineError(f"{path}: {why_not_opened(error)}") from error
+        except ValueError as error:  # a NUL in the name
+            raise PipelineError(f"{path!r}: not a file name: {error}") from error
+        if stat.S_ISDIR(mode):
+            return partial(self._found, partial(walk, path, self.left_out))
+        return self._plan_file(path)
+
+    def _plan_url(self, url: str) -> Callable[[], Iterator[Source]]:
+        files, path = file_system(url)
+        if _is_known(url):
+            return self._plan_file(url)
+        if has_magic(path):
+            return self._plan_glob(url)
+        try:
+            folder = url.endswith("/") or files.isdir(path)
+        except Exception as error:  # each protocol has errors of its own
+            raise PipelineError(f"{url}: {reason(error)}") from error
+        return partial(self._found, partial(walk, url, self.left_out)) if folder else self._plan_file(url)
+
+    def _plan_glob(self, pattern: str) -> Callable[[], Iterator[Source]]:
+        matches = glob(pattern, self.left_out)
+        seen = list(islice(matches, 2))
+        if not seen:
+            raise PipelineError(f"{pattern}: no file has a name like this")
+        if len(seen) == 1 and seen[0].kind == "failed":
+            raise PipelineError(f"{pattern}: {seen[0].path}: {seen[0].why}")
+        # `*.dat` says what it wants; `*` takes what looks like an image.
+        last = pattern.rpartition("/")[2]
+        named = bool(os.path.splitext(last)[1]) and not has_magic(os.path.splitext(last)[1])
+        return partial(self._found, partial(chain, seen, matches), named=named)
+
+    def _plan_file(self, path: str) -> Callable[[], Iterator[Source]]:
+        if path.lower().endswith(COMPRESSED_SUFFIXES):
+            raise PipelineError(f"{path}: {WHY_COMPRESSED}")
+        if path.lower().endswith(TABLE_SUFFIX) and self.first_table:
+            # A column that is not there is a mistake in the command: better now than as the first answer.
+            self.first_table = False
+            try:
+                table = Table(path)
+            except ImageError:
+                pass  # a failed source, like any other table that is damaged
+            else:
+                with table:
+                    image_column(table, self.column)
+        return partial(self._file, path)
+
+    def _file(self, path: str) -> Iterator[Source]:
+        """The sources in the file that is named: what is no shard or table is an image, whatever its ending."""
+        ending = path.lower()
+        if ending.endswith(SHARD_SUFFIX):
+            yield from shard_sources(path, self.left_out, labels=self.shard_labels)
+        elif ending.endswith(TABLE_SUFFIX):
+            yield from self._table(path)
+        elif ending.endswith(COMPRESSED_SUFFIXES):
+            yield Source(path, FailedLocator(path, WHY_COMPRESSED))
+        else:
+            yield Source(path, PathLocator(path))
+
+    def _found(self, entries: Callable[[], Iterable[Entry]], named: bool = False) -> Iterator[Source]:
+        """The sources in what was found in folders."""
+        for entry in entries():
+            if entry.kind == "failed":
+                yield Source(entry.path, FailedLocator(entry.path, entry.why))
+            elif entry.kind == "folder":
+                yield from self._found(partial(walk, entry.path, self.left_out))
+            elif entry.kind != "file":
+                self.left_out.other(entry.kind)
+            elif os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES:
+                yield Source(entry.path, PathLocator(entry.path))
+            elif entry.name.lower().endswith(TABLE_SUFFIX):
+                yield from self._table(entry.path, named=named)
+            elif entry.name.lower().endswith(SHARD_SUFFIX) or named:
+                yield from self._file(entry.path)
+            else:
+                self.left_out.file(entry.name)
+
+    def _table(self, path: str, named: bool = True) -> Iterator[Source]:
+        """The rows of the table at `path`. One that is not `named` but found may be about something else.
+
+        It is left out when it has no column of images, and its column of paths is only taken when `column` says so.
+        """
+        try:
+            with Table(path) as table:
+                column = image_column(table, self.column, paths=named)
+                yield from table_sources(table, column)
+        except PipelineError as error:
+            if isinstance(error, NoImageColumn) and not named:
+                self.left_out.file(path)
+            else:
+                why = error.why if isinstance(error, ImageError) else str(error)
+                yield Source(path, FailedLocator(path, why))
+
+    def _list(self, name: str, stream: BinaryIO) -> Iterator[Source]:
+        """A path a line, in whatever bytes the file system has them."""
+        with stream:
+            first = True
+            while True:
+                try:
+                    line = stream.readline(MOST_LINE_BYTES + 1)
+                except Exception as error:  # behind a URL each protocol has errors of its own
+                    yield Source(name, FailedLocator(name, f"the list cannot be read to its end: {reason(error)}"))
+                    return
+                if not line:
+                    return
+                if len(line) > MOST_LINE_BYTES:
+                    yield Source(name, FailedLocator(name, "a line is too long for a path; a list has a path a line"))
+                    return
+                path = os.fsdecode(line.removeprefix(b"\xef\xbb\xbf") if first else line).rstrip("\r\n")
+                first = False
+                if path.strip():
+                    yield from self._file(path)
+
+
+def _is_known(url: str) -> bool:
+    """Whether the ending tells that it is one file, so that nobody has to be asked."""
+    path = url.lower()
+    if has_magic(path):
+        return False
+    return path.endswith((SHARD_SUFFIX, TABLE_SUFFIX, *COMPRESSED_SUFFIXES, *IMAGE_SUFFIXES))
+
+
+def _open_list(path: str) -> BinaryIO:
+    """The list at `path`; a pipe will do, as a shell's `@<(find ...)` gives one."""
+    if is_url(path):
+        try:
+            return open_binary(path)
+        except ImageError as error:
+            raise PipelineError(f"{path}: the list cannot be read: {error.why}") from error
+    try:
+        return open(path, "rb")
+    except (OSError, ValueError) as error:
+        why = why_not_opened(error) if isinstance(error, OSError) else f"not a file name: {error}"
+        raise PipelineError(f"{path}: the list cannot be read: {why}") from error
+
+
+def _expand_braces(text: str) -> list[str]:
+    """`{000..127}` as numbers of that width, `{a,b}` as its parts, several of them as all combinations."""
+    pieces = BRACES.split(text)  # literal, inside, literal, inside, ..., literal
+    choices = [_choices(piece) if n % 2 else [piece] for n, piece in enumerate(pieces)]
+    count = 1
+    for choice in choices:
+        count *= len(choice)
+    if count > MOST_EXPANDED:
+        raise PipelineError(f"{text}: stands for {count:,} names, more than {MOST_EXPANDED:,}; write them in a list")
+    return ["".join(parts) for parts in product(*choices)]
+
+
+def _choices(inside: str) -> list[str]:
+    if match := RANGE.fullmatch(inside):
+        first, last = int(match[1]), int(match[2])
+        if abs(last - first) >= MOST_EXPANDED:
+            raise PipelineError(f"{{{inside}}}: stands for more than {MOST_EXPANDED:,} names; write them in a list")
+        padded = any(len(end) > 1 and end.startswith("0") for end in match.groups())
+        width = max(len(end) for end in match.groups()) if padded else 0
+        step = 1 if last >= first else -1
+        return [str(number).zfill(width) for number in range(first, last + step, step)]
+    return inside.split(",") if "," in inside else [f"{{{inside}}}"]

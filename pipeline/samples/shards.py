@@ -1,0 +1,171 @@
+"""Images in tar files, as WebDataset keeps them: found by reading the headers, none of the images.
+
+A sample's members have names that agree up to the first dot: `0001.jpg`, `0001.cls`, `0001.json`. Every member with an
+image's ending is a source, so that a tar of plain files loses none; `.cls` beside it, if asked for, is its label.
+"""
+
+from __future__ import annotations
+
+import os
+import tarfile
+from collections.abc import Iterator
+from typing import BinaryIO
+
+from pipeline.errors import ImageError
+from pipeline.samples.left_out import LeftOut
+from pipeline.samples.library import IMAGE_SUFFIXES
+from pipeline.samples.remote import open_binary
+from pipeline.samples.sources import FailedLocator, RangeLocator, Source
+
+SHARD_SUFFIX = ".tar"
+COMPRESSED_SUFFIXES = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
+WHY_COMPRESSED = "the shard is compressed, so no image in it can be read alone; unpack it to a .tar first"
+
+# A header with the long name and the attributes that belong to it: as much as it may be, so that a wrong number in one
+# does not have the whole shard read into memory.
+MOST_HEADER_BYTES = 1 << 20
+MOST_LABEL_BYTES = 16
+EMPTY_BLOCK = bytes(tarfile.BLOCKSIZE)
+
+
+def shard_sources(path: str, left_out: LeftOut, *, labels: bool = False) -> Iterator[Source]:
+    """The images of the tar at `path`, in its order, with the keys `path/member`.
+
+    With `labels`, `.cls` of the same sample is the source's label. A shard that is damaged or cut short gives what is
+    whole and ends with one failed source of the key `path`: what is lost is never passed over.
+    """
+    try:
+        file = open_binary(path)
+    except ImageError as error:
+        yield Source(path, FailedLocator(path, error.why))
+        return
+    with file:
+        members = _Members(path, file)
+        yield from _labelled(members, left_out) if labels else _images(members, left_out)
+        if members.why:
+            yield Source(path, FailedLocator(path, members.why))
+
+
+class _Headers:
+    """What tarfile sees of a shard: as much as a header may have, `budget` bytes at a time."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.budget = 0
+        self._file = file
+        self.seek = file.seek
+        self.tell = file.tell
+
+    def read(self, size: int = -1) -> bytes:
+        if not 0 <= size <= self.budget:
+            raise tarfile.ReadError(f"a header says {size} bytes")
+        self.budget -= size
+        return self._file.read(size)
+
+
+class _Members:
+    """The members of a tar in its order. `why`, once they are at an end: what was wrong, empty if nothing was."""
+
+    def __init__(self, path: str, file: BinaryIO) -> None:
+        self.path = path
+        self.file = file
+        self.why = ""
+
+    def __iter__(self) -> Iterator[tarfile.TarInfo]:
+        whole = 0
+        try:
+            for member in self._read():
+                yield member
+                whole += 1
+        except Exception as error:  # on damaged data tarfile raises nearly anything, and so do files behind a URL
+            reason = " ".join(str(error).split()) or type(error).__name__
+            self.why = (
+                f"not a tar file: {reason}"
+                if whole == 0
+                else f"damaged or cut short after {whole:,} members ({reason}); the rest is lost, copy the shard again"
+            )
+
+    def _read(self) -> Iterator[tarfile.TarInfo]:
+        """What tarfile's own iteration takes for the end (a damaged header, no end mark) is an error here."""
+        file, headers = self.file, _Headers(self.file)
+        size = file.seek(0, os.SEEK_END)
+        if size == 0:
+            raise tarfile.ReadError("it is empty")
+        file.seek(0)
+        # Opened for writing, it reads nothing by itself: it only carries what `fromtarfile` needs.
+        tar = tarfile.TarFile(fileobj=headers, mode="w", encoding="utf-8", errors="surrogateescape")  # type: ignore[arg-type]
+        offset, ended = 0, False
+        while True:
+            file.seek(offset)
+            block = file.read(tarfile.BLOCKSIZE)
+            if not block and ended:
+                return
+            if not block:
+                raise tarfile.ReadError("it ends without an end mark")
+            if block == EMPTY_BLOCK:
+                # The end, or the seam of tars that were put one behind the other.
+                offset, ended = offset + tarfile.BLOCKSIZE, True
+                continue
+            file.seek(offset)
+            headers.budget = MOST_HEADER_BYTES
+            member = tarfile.TarInfo.fromtarfile(tar)
+            if member.size < 0 or tar.offset <= offset:
+                raise tarfile.ReadError(f"a header says {member.size} bytes")
+            offset, ended = tar.offset, False
+            # A member that the shard ends within is the loader's to report, under its own name.
+            whole = not member.isreg() or member.offset_data + member.size <= size
+            yield member
+            if not whole:
+                raise tarfile.ReadError(f"it ends within {member.name}")
+
+
+def _images(members: _Members, left_out: LeftOut) -> Iterator[Source]:
+    for member in members:
+        if source := _image(members.path, member, left_out):
+            yield source
+
+
+def _labelled(members: _Members, left_out: LeftOut) -> Iterator[Source]:
+    """Sources with the label of their sample: a sample's members follow each other, the label before or after."""
+    sample = ""
+    images: list[Source] = []
+    label: int | None = None
+    for member in members:
+        name, ending = _sample(member.name)
+        if name != sample:
+            yield from (Source(s.key, s.locator, label) for s in images)
+            sample, images, label = name, [], None
+        if ending == "cls" and member.isreg():
+            label = _label(members.file, member)
+        elif source := _image(members.path, member, left_out):
+            images.append(source)
+    yield from (Source(s.key, s.locator, label) for s in images)
+
+
+def _sample(name: str) -> tuple[str, str]:
+    """What names the sample of a member, and the rest of the member's name: split at the first dot of its file name."""
+    folder, slash, file = name.rpartition("/")
+    stem, _, ending = file.partition(".")
+    return f"{folder}{slash}{stem}", ending.lower()
+
+
+def _image(path: str, member: tarfile.TarInfo, left_out: LeftOut) -> Source | None:
+    if member.isdir():
+        return None
+    name = member.name
+    if any(part.startswith(".") and part not in (".", "..") for part in name.split("/")):
+        left_out.hidden(folder=False)
+    elif not member.isreg():
+        left_out.other("link" if member.issym() or member.islnk() else "special file")
+    elif os.path.splitext(name)[1].lower() not in IMAGE_SUFFIXES:
+        left_out.file(name)
+    elif member.issparse():
+        return Source(f"{path}/{name}", FailedLocator(path, "the member is sparse; pack the shard without --sparse"))
+    else:
+        return Source(f"{path}/{name}", RangeLocator(path, member.offset_data, member.size))
+    return None
+
+
+def _label(file: BinaryIO, member: tarfile.TarInfo) -> int | None:
+    file.seek(member.offset_data)
+    text = file.read(min(member.size, MOST_LABEL_BYTES)).strip()
+    return int(text) if text.isdigit() and len(text) < 10 else None
