@@ -1,6 +1,6 @@
 # Two commands do everything on a machine with Python 3.10+ and make:
 #   make run    a virtual environment, the package, and the offline benchmark on what comes with it
-#   make test   the same environment, ruff, mypy and every test
+#   make test   the same environment, ruff, mypy and every test; with an NVIDIA driver, the GPU's tests may not be skipped
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
@@ -35,7 +35,7 @@ $(SHAPES)/map.txt: | $(VENV)/.run
 test: $(VENV)/.test $(if $(WITH_TORCH),$(VENV)/.torch)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest $(ARGS)
+	$(if $(CUDA_EXTRA),INT4CORE_REQUIRE_GPU=$${INT4CORE_REQUIRE_GPU:-1}) $(BIN)/python -m pytest $(ARGS)
 
 $(VENV)/.run: pyproject.toml | check-python
 	$(PYTHON) -m venv $(VENV)

@@ -6,14 +6,10 @@ from typing import Any
 
 import pytest
 
+from tests.gpu import cupy_or_skip
+
 
 @pytest.fixture(scope="session")
 def cupy() -> Any:
-    """CuPy on a machine with a GPU; elsewhere the test is skipped."""
-    module = pytest.importorskip("cupy")
-    try:
-        if module.cuda.runtime.getDeviceCount() == 0:
-            pytest.skip("no GPU")
-    except module.cuda.runtime.CUDARuntimeError:
-        pytest.skip("no GPU")
-    return module
+    """CuPy on a machine with a GPU; elsewhere the test is skipped, or fails where a GPU is required."""
+    return cupy_or_skip()

@@ -10,14 +10,14 @@ from typing import Any
 from int4core.backends.cuda.chips import CHIPS, Chip, name_of
 from int4core.errors import EngineError
 
-INSTALL = "pip install 'int4-resnet50[cuda12]' (driver for CUDA 12) or 'int4-resnet50[cuda13]'"
+INSTALL = "pip install 'cupy-cuda13x[ctk]' (or 'cupy-cuda12x[ctk]' with a driver for CUDA 12)"
 
 
 def load_cupy() -> Any:
-    """The cupy module. Raises EngineError when it is not installed or finds no GPU."""
+    """The cupy module. Raises EngineError when it is not installed, broken, or finds no GPU."""
     try:
         import cupy
-    except ImportError as error:
+    except Exception as error:  # a broken wheel fails with whatever its libraries raise
         raise EngineError(f"CuPy cannot be imported ({error}): {INSTALL}") from error
     try:
         count = cupy.cuda.runtime.getDeviceCount()

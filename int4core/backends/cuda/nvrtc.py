@@ -39,10 +39,7 @@ def require_nvrtc() -> Path:
     """The library `find_nvrtc` finds. Raises EngineError when there is none."""
     library = find_nvrtc()
     if library is None:
-        raise EngineError(
-            "NVRTC, which compiles the kernels, is not installed: pip install 'int4-resnet50[cuda13]', or "
-            "nvidia-cuda-nvrtc by itself"
-        )
+        raise EngineError("NVRTC, which compiles the kernels, is not installed: pip install nvidia-cuda-nvrtc")
     return library
 
 
