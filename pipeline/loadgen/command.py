@@ -167,7 +167,7 @@ class OfflineCommand:
         height, width = default_input_size(network)
         if height != width:
             raise PipelineError(f"{model_path}: takes {height}x{width} inputs; images are cropped to squares")
-        library = self._library()
+        library = self._library(network.classes)
         plan = batch_plan(
             options.scenario,
             gpu=bool(target.gpus),
@@ -209,12 +209,16 @@ class OfflineCommand:
         config.validate(layers={layer.name for layer in walk(network)})
         return config
 
-    def _library(self) -> SampleLibrary:
+    def _library(self, classes: int) -> SampleLibrary:
         options = self._options
         if options.tensors is not None:
-            return SampleLibrary.from_tensors(options.tensors, options.map_path, options.count)
-        images = options.images or DEMO_IMAGES
-        return SampleLibrary.from_images(images, options.map_path, options.count)
+            folder, listed = options.tensors, SampleLibrary.from_tensors
+        else:
+            folder, listed = options.images or DEMO_IMAGES, SampleLibrary.from_images
+        library = listed(folder, options.map_path, options.count, recursive=options.recursive, classes=classes)
+        for notice in library.notices:
+            self._say(notice)
+        return library
 
     def _performance_count(self, samples: int, batch: int) -> int:
         """How many samples LoadGen may ask to have loaded at a time."""

@@ -53,6 +53,7 @@ class Options:
         test_settings, log_settings: the --lgts_ and --lgls_ options as (field, value).
         stage_timeout_s: silence after which a worker counts as hung.
         trace: the file that the run's timeline is written to.
+        recursive: whether samples of the folder's folders are taken, too.
         rules: which files are taken as samples.
     """
 
@@ -84,6 +85,7 @@ class Options:
     stage_timeout_s: float
     trace: Path | None
     skip_bad_images: bool
+    recursive: bool
     rules: ImageRules
     loadgen_path: Path | None
     test_settings: tuple[tuple[str, Scalar], ...]
@@ -167,6 +169,7 @@ def _add_inputs(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument("--count", type=values.whole(1), metavar="N", help="only the first N samples")
     group.add_argument("--no-resize", action="store_true", help="the images are sized: centre crop only")
+    group.add_argument("--recursive", action="store_true", help="samples of the folders in it, too, without a map")
     group.add_argument(
         "--sixteen-bit",
         choices=SIXTEEN_BIT_CHOICES,
@@ -361,6 +364,8 @@ def _check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Options
         wrong(f"--test-mode {args.test_mode} and --lgts_mode {mode} contradict each other; give one of them")
     if args.map_path is not None and args.images is None and args.tensors is None:
         wrong("-m/--mapPath names files of a folder: give that folder with --images or -p")
+    if args.map_path is not None and args.recursive:
+        wrong("--recursive takes all samples there are, and -m/--mapPath those of the map; give one of them")
     if args.no_resize and args.tensors is not None:
         wrong("--no-resize is about images; the tensors of -p/--tensorPath are never resized")
     if args.json and args.no_dashboard:
@@ -394,6 +399,7 @@ def _check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Options
         stage_timeout_s=args.stage_timeout,
         trace=args.trace,
         skip_bad_images=args.skip_bad_images,
+        recursive=args.recursive,
         rules=ImageRules(args.max_image_bytes, args.max_pixels, args.sixteen_bit),
         loadgen_path=args.loadgen_path,
         test_settings=tuple(test_settings.items()),

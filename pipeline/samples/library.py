@@ -4,23 +4,29 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Literal, TypeVar
+from typing import Literal, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
+from int4core.regular import read_regular
 from pipeline.errors import PipelineError
 
 T = TypeVar("T")
+Kind: TypeAlias = Literal["images", "tensors"]
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".ppm", ".tif", ".tiff", ".webp"})
 TENSOR_SUFFIX = ".npy"
 # A map that lies in the folder itself is used unasked; the first of these that is there.
 MAP_NAMES = ("map.txt", "val_map.txt")
 NAMED_IN_ERRORS = 5
+ENDINGS_SAID = 5
+# Of a map file: ten million lines.
+MAX_MAP_BYTES = 2**30
 
 
 @dataclass(frozen=True)
@@ -40,15 +46,23 @@ class SampleLibrary:
         paths: their files.
         labels: their classes, int32 (n,), read-only; None when they are not known.
         kind: `images`, or `tensors` that were prepared before.
+        names: what the map calls them, or else their names in the folder; their files' names if left out.
+        notices: what the user should know of how they were found, a line each.
     """
 
     paths: tuple[Path, ...]
     labels: npt.NDArray[np.int32] | None
-    kind: Literal["images", "tensors"]
+    kind: Kind
+    names: tuple[str, ...] = ()
+    notices: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.paths:
             raise PipelineError("a sample library needs at least one sample")
+        if not self.names:
+            object.__setattr__(self, "names", tuple(path.name for path in self.paths))
+        if len(self.names) != len(self.paths):
+            raise ValueError(f"{len(self.names)} names of {len(self.paths)} samples")
         if self.labels is not None:
             if self.labels.shape != (len(self.paths),) or self.labels.dtype != np.int32:
                 raise ValueError(f"labels must be int32 ({len(self.paths)},)")
@@ -56,19 +70,32 @@ class SampleLibrary:
 
     @classmethod
     def from_images(
-        cls, folder: str | Path, map_file: str | Path | None = None, count: int | None = None
+        cls,
+        folder: str | Path,
+        map_file: str | Path | None = None,
+        count: int | None = None,
+        *,
+        recursive: bool = False,
+        classes: int | None = None,
     ) -> SampleLibrary:
         """Images of `folder`, as `map_file` (or the folder's own map.txt or val_map.txt) lists them.
 
-        With no map: every image of the folder, by name, without labels. `count` keeps the first so many.
-        Raises PipelineError.
+        With no map, or `recursive`: every image of the folder (and of the folders in it), by name, without labels.
+        `count` keeps the first so many. Labels must lie in 0..classes-1, if `classes` is given. Raises PipelineError.
         """
         folder = Path(folder)
-        return _build(folder, map_file, count, "images", lambda name: (folder / name,))
+        place = _Place(folder, "images", IMAGE_SUFFIXES, lambda name: (folder / name,))
+        return _build(place, map_file, count, recursive, classes)
 
     @classmethod
     def from_tensors(
-        cls, folder: str | Path, map_file: str | Path | None = None, count: int | None = None
+        cls,
+        folder: str | Path,
+        map_file: str | Path | None = None,
+        count: int | None = None,
+        *,
+        recursive: bool = False,
+        classes: int | None = None,
     ) -> SampleLibrary:
         """Tensors of `folder`, listed as in `from_images`; an image's name in a map stands for its tensor.
 
@@ -81,7 +108,8 @@ class SampleLibrary:
             path = folder / name
             return path.with_suffix(TENSOR_SUFFIX), folder / f"{name}{TENSOR_SUFFIX}", path
 
-        return _build(folder, map_file, count, "tensors", candidates)
+        place = _Place(folder, "tensors", frozenset({TENSOR_SUFFIX}), candidates)
+        return _build(place, map_file, count, recursive, classes)
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -90,7 +118,8 @@ class SampleLibrary:
         """The samples at `keep_indices`, in that order. Raises PipelineError when there are none."""
         keep = np.asarray(keep_indices, dtype=np.int64)
         labels = None if self.labels is None else self.labels[keep]
-        return SampleLibrary(tuple(self.paths[i] for i in keep.tolist()), labels, self.kind)
+        paths, names = (tuple(of[i] for i in keep.tolist()) for of in (self.paths, self.names))
+        return SampleLibrary(paths, labels, self.kind, names, self.notices)
 
 
 def read_map(path: Path) -> tuple[MapEntry, ...]:
@@ -100,13 +129,14 @@ def read_map(path: Path) -> tuple[MapEntry, ...]:
     file and line for a line that is malformed, a name that leaves the folder, and a name that came before.
     """
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = read_regular(path, MAX_MAP_BYTES).decode("utf-8-sig")
     except FileNotFoundError as error:
         raise PipelineError(f"{path}: there is no such map file") from error
     except UnicodeDecodeError as error:
         raise PipelineError(f"{path}: not a text file in UTF-8: {error}") from error
     except (OSError, ValueError) as error:
-        raise PipelineError(f"{path}: the map file cannot be read: {error}") from error
+        why = getattr(error, "strerror", None) or error
+        raise PipelineError(f"{path}: the map file cannot be read: {why}") from error
     entries: list[MapEntry] = []
     line_of: dict[str, int] = {}
     for number, line in enumerate(text.split("\n"), start=1):
@@ -141,34 +171,127 @@ def _parse_line(where: str, number: int, line: str) -> MapEntry:
     return MapEntry(number, name, int(fields[1]))
 
 
+@dataclass(frozen=True)
+class _Place:
+    """Where samples are looked for.
+
+    Attributes:
+        suffixes: endings of the files that are samples where no map names them.
+        candidates: the files that a name of a map may stand for; the first that is there is taken.
+    """
+
+    folder: Path
+    kind: Kind
+    suffixes: frozenset[str]
+    candidates: Callable[[str], tuple[Path, ...]]
+
+    def find(self, name: str) -> Path | None:
+        return next((p for p in self.candidates(name) if os.path.isfile(p)), None)
+
+
+@dataclass(frozen=True)
+class _Listing:
+    """What is in a folder: names of files in order, relative to it, and how much else there is by what it is."""
+
+    files: tuple[str, ...]
+    others: Counter[str]
+
+
 def _build(
-    folder: Path,
-    map_file: str | Path | None,
-    count: int | None,
-    kind: Literal["images", "tensors"],
-    candidates: Callable[[str], tuple[Path, ...]],
+    place: _Place, map_file: str | Path | None, count: int | None, recursive: bool, classes: int | None
 ) -> SampleLibrary:
-    """`candidates` gives the files that a name of the map may stand for; the first that is there is taken."""
     if count is not None and count < 1:
         raise PipelineError(f"{count} samples were asked for; it takes at least one")
-    suffixes = IMAGE_SUFFIXES if kind == "images" else frozenset({TENSOR_SUFFIX})
-    names = _names_in(folder)
-    if map_file is None:
-        map_file = next((folder / name for name in MAP_NAMES if name in names), None)
-    if map_file is None:
-        found = tuple(folder / name for name in names if Path(name).suffix.lower() in suffixes)
-        if not found:
-            raise PipelineError(f"{folder}: no {kind} here ({', '.join(sorted(suffixes))})")
-        return SampleLibrary(_first(found, count, folder), None, kind)
+    listing = _list(place.folder, recursive)
+    notices: list[str] = []
+    if map_file is not None:
+        map_path = Path(map_file)
+        notices.append(f"samples as {map_path} lists them")
+        return _from_map(place, map_path, read_map(map_path), listing, notices, count, classes)
+    for name in MAP_NAMES:
+        if name not in listing.files:
+            continue
+        map_path = place.folder / name
+        if recursive:
+            notices.append(f"{map_path} is not used: --recursive takes all {place.kind} there are; -m names a map")
+            break
+        try:
+            entries = read_map(map_path)
+            meant = any(place.find(entry.name) is not None for entry in entries)
+            why = f"none of its names is one of the {place.kind}"
+        except PipelineError as error:
+            if _names_samples(place, map_path):
+                raise
+            meant, why = False, str(error)
+        if meant:
+            notices.append(f"samples as {map_path} lists them, which was found there; -m names another map")
+            return _from_map(place, map_path, entries, listing, notices, count, classes)
+        notices.append(f"{map_path} is not used, as it is no map: {why}")
+    return _from_listing(place, listing, notices, count)
 
-    map_path = Path(map_file)
-    entries = _first(read_map(map_path), count, map_path)
-    chosen = [next((p for p in candidates(e.name) if os.path.isfile(p)), None) for e in entries]
+
+def _names_samples(place: _Place, path: Path) -> bool:
+    """Whether any line of a file begins with the name of a sample: a map with a mistake in it, then."""
+    try:
+        lines = read_regular(path, MAX_MAP_BYTES).decode("utf-8-sig", errors="replace").split("\n")
+    except OSError:
+        return False
+    for line in lines:
+        first = re.split("\t" if "\t" in line.strip() else r"\s+", line.strip())[0]
+        if first and "\0" not in first and place.find(first) is not None:
+            return True
+    return False
+
+
+def _from_listing(place: _Place, listing: _Listing, notices: list[str], count: int | None) -> SampleLibrary:
+    found = tuple(name for name in listing.files if Path(name).suffix.lower() in place.suffixes)
+    endings = Counter(Path(n).suffix.lower() or "no ending" for n in listing.files) - Counter(
+        Path(n).suffix.lower() for n in found
+    )
+    ignored = ", ".join(_ignored(endings, listing.others))
+    if not found:
+        there = f"; there are {ignored}" if ignored else ""
+        raise PipelineError(f"{place.folder}: no {place.kind} here ({', '.join(sorted(place.suffixes))}){there}")
+    if ignored:
+        notices.append(f"{place.folder}: ignored {ignored}")
+    names = _first(found, count, place.folder)
+    return SampleLibrary(tuple(place.folder / n for n in names), None, place.kind, names, tuple(notices))
+
+
+def _ignored(endings: Counter[str], others: Counter[str]) -> Iterator[str]:
+    """What of a folder is no sample: `7 files (.heic 4, .txt 3)`, `2 folders`."""
+    if endings:
+        said = [f"{ending} {many}" for ending, many in endings.most_common(ENDINGS_SAID)]
+        more = ", ..." if len(endings) > ENDINGS_SAID else ""
+        yield f"{_many(endings.total(), 'file')} ({', '.join(said)}{more})"
+    for what, many in sorted(others.items()):
+        yield _many(many, what)
+
+
+def _many(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def _from_map(
+    place: _Place,
+    map_path: Path,
+    entries: tuple[MapEntry, ...],
+    listing: _Listing,
+    notices: list[str],
+    count: int | None,
+    classes: int | None,
+) -> SampleLibrary:
+    if classes is not None:
+        _check_labels(map_path, entries, classes)
+    named = {entry.name for entry in entries}
+    unlisted = sum(name not in named and Path(name).suffix.lower() in place.suffixes for name in listing.files)
+    entries = _first(entries, count, map_path)
+    chosen = [place.find(e.name) for e in entries]
     missing = [f"{e.name} (line {e.line})" for e, p in zip(entries, chosen, strict=True) if p is None]
     if missing:
         more = ", ..." if len(missing) > NAMED_IN_ERRORS else ""
         raise PipelineError(
-            f"{map_path}: {len(missing)} of {len(entries)} {kind} are not in {folder}: "
+            f"{map_path}: {len(missing)} of {len(entries)} {place.kind} are not in {place.folder}: "
             f"{', '.join(missing[:NAMED_IN_ERRORS])}{more}"
         )
     paths = tuple(p for p in chosen if p is not None)
@@ -177,21 +300,57 @@ def _build(
         first = line_of.setdefault(path, entry.line)
         if first != entry.line:
             raise PipelineError(f"{map_path}:{entry.line}: {entry.name} is {path}, as on line {first}")
+    if unlisted and place.kind == "images":  # a tensor's name is seldom the one in the map
+        notices.append(f"{place.folder}: ignored {_many(unlisted, 'image')} that the map does not list")
     values = [e.label for e in entries if e.label is not None]
-    return SampleLibrary(paths, np.array(values, dtype=np.int32) if values else None, kind)
+    labels = np.array(values, dtype=np.int32) if values else None
+    return SampleLibrary(paths, labels, place.kind, tuple(e.name for e in entries), tuple(notices))
 
 
-def _names_in(folder: Path) -> list[str]:
-    """The files of `folder`, hidden ones left out, by name."""
-    try:
-        with os.scandir(folder) as found:
-            return sorted(f.name for f in found if f.is_file() and not f.name.startswith("."))
-    except FileNotFoundError as error:
-        raise PipelineError(f"{folder}: there is no such folder") from error
-    except NotADirectoryError as error:
-        raise PipelineError(f"{folder}: a file, where a folder of samples is due") from error
-    except OSError as error:
-        raise PipelineError(f"{folder}: the folder cannot be read: {error.strerror or error}") from error
+def _check_labels(path: Path, entries: tuple[MapEntry, ...], classes: int) -> None:
+    """Raises PipelineError with the line of a label that is none of `classes` classes, counted from 0."""
+    labelled = [(e.line, e.label) for e in entries if e.label is not None]
+    wrong = next(((line, label) for line, label in labelled if label >= classes), None)
+    if wrong is None:
+        return
+    from_1 = all(1 <= label <= classes for _, label in labelled)
+    hint = "; all labels fit if they are counted from 1: subtract 1 from each" if from_1 else ""
+    line, label = wrong
+    raise PipelineError(f"{path}:{line}: label {label} is no class of the model, which are 0 to {classes - 1}{hint}")
+
+
+def _list(folder: Path, recursive: bool) -> _Listing:
+    """What is in `folder`, and with `recursive` in the folders below. Links to folders are not followed."""
+    files: list[str] = []
+    others: Counter[str] = Counter()
+    ahead = [""]
+    while ahead:
+        below = ahead.pop()
+        try:
+            with os.scandir(folder / below) as found:
+                for entry in found:
+                    if entry.name.startswith("."):
+                        others["hidden file"] += 1
+                    elif entry.is_file():
+                        files.append(below + entry.name)
+                    elif recursive and entry.is_dir(follow_symlinks=False):
+                        ahead.append(f"{below}{entry.name}/")
+                    else:
+                        others[_what(entry)] += 1
+        except FileNotFoundError as error:
+            raise PipelineError(f"{folder / below}: there is no such folder") from error
+        except NotADirectoryError as error:
+            raise PipelineError(f"{folder / below}: a file, where a folder of samples is due") from error
+        except OSError as error:
+            raise PipelineError(f"{folder / below}: the folder cannot be read: {error.strerror or error}") from error
+    return _Listing(tuple(sorted(files)), others)
+
+
+def _what(entry: os.DirEntry[str]) -> str:
+    """What something that is neither hidden nor a file is called."""
+    if entry.is_dir():
+        return "folder"
+    return "broken link" if entry.is_symlink() else "special file"
 
 
 def _first(items: tuple[T, ...], count: int | None, where: Path) -> tuple[T, ...]:

@@ -13,6 +13,7 @@ import pytest
 
 from pipeline.loadgen.binding import fields
 from pipeline.loadgen.options import Options, build_parser, parse
+from pipeline.samples.images import ImageRules
 from tests.paths import ROOT
 
 
@@ -71,8 +72,12 @@ def test_what_depends_on_the_scenario() -> None:
 def test_ours() -> None:
     options = parse_line(
         "--gpu cpu --model m --images i --count 7 --no-resize --loaders 3 --output-dir out --no-dashboard "
-        "--stage-timeout 2.5 --skip-bad-images"
+        "--stage-timeout 2.5 --skip-bad-images --recursive --sixteen-bit scale --max-image-bytes 9 --max-pixels 7"
     )
+    assert options.recursive
+    assert options.rules == ImageRules(max_bytes=9, max_pixels=7, sixteen_bit="scale")
+    assert not parse([]).recursive
+    assert parse([]).rules == ImageRules()
     assert (options.gpu, options.model, options.images) == ("cpu", Path("m"), Path("i"))
     assert (options.count, options.resize, options.loaders) == (7, False, 3)
     assert (options.output_dir, options.dashboard) == (Path("out"), False)
@@ -161,6 +166,8 @@ def test_help_shows_the_fields_with_their_defaults(capsys: pytest.CaptureFixture
     ("arguments", "says"),
     [
         ("--images a -p b", "not allowed with"),
+        ("--max-pixels 178956971", "from 1 to 178,956,970"),
+        ("--images i -m map.txt --recursive", "give one of them"),
         ("-m map.txt", "give that folder with --images or -p"),
         ("-p tensors --no-resize", "never resized"),
         ("--json --no-dashboard", "already replaces"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 from pathlib import Path
 
@@ -42,6 +43,108 @@ def test_a_folder_without_a_map(tmp_path: Path) -> None:
     assert library.labels is None
     assert library.kind == "images"
     assert len(library) == 3
+
+
+def test_what_of_a_folder_is_ignored_is_said(tmp_path: Path) -> None:
+    touch(
+        tmp_path, "a.jpg", *(f"{n}.heic" for n in range(3)), "x.HEIC", "b.mp4", "README", ".DS_Store", "s/c.jpg", "t/d"
+    )
+    (tmp_path / "e.jpg").symlink_to(tmp_path / "nowhere.jpg")
+    os.mkfifo(tmp_path / "f.jpg")
+    library = SampleLibrary.from_images(tmp_path)
+    assert names(library) == ["a.jpg"]
+    [notice] = library.notices
+    assert notice == (
+        f"{tmp_path}: ignored 6 files (.heic 4, no ending 1, .mp4 1), "
+        "1 broken link, 2 folders, 1 hidden file, 1 special file"
+    )
+    (tmp_path / "a.jpg").unlink()
+    assert error(tmp_path).endswith("; there are 6 files (.heic 4, no ending 1, .mp4 1), 1 broken link, 2 folders, "
+                                    "1 hidden file, 1 special file")  # fmt: skip
+    (tmp_path / "clean").mkdir()
+    assert SampleLibrary.from_images(touch(tmp_path / "clean", "a.jpg")).notices == ()
+
+
+def test_recursive_takes_the_folders_below_too(tmp_path: Path) -> None:
+    touch(tmp_path, "b.jpg", "a/z.jpg", "a/deep/y.png", "c/x.txt", ".git/w.jpg", "c/map.txt")
+    (tmp_path / "a" / "loop").symlink_to(tmp_path)
+    library = SampleLibrary.from_images(tmp_path, recursive=True)
+    assert library.names == ("a/deep/y.png", "a/z.jpg", "b.jpg")
+    assert library.paths == tuple(tmp_path / name for name in library.names)
+    assert library.notices == (f"{tmp_path}: ignored 2 files (.txt 2), 1 folder, 1 hidden file",)
+    write_map(tmp_path / "map.txt", "b.jpg 1\n")
+    library = SampleLibrary.from_images(tmp_path, recursive=True)
+    assert len(library) == 3
+    assert library.labels is None
+    assert library.notices[0].startswith(f"{tmp_path / 'map.txt'} is not used: --recursive takes all images")
+
+
+def test_which_map_is_used_is_said(tmp_path: Path) -> None:
+    touch(tmp_path, "a.jpg", "b.jpg", "c.jpg", "notes.txt")
+    found = write_map(tmp_path / "map.txt", "a.jpg 1\n")
+    assert SampleLibrary.from_images(tmp_path).notices == (
+        f"samples as {found} lists them, which was found there; -m names another map",
+        f"{tmp_path}: ignored 2 images that the map does not list",
+    )
+    other = write_map(tmp_path / "other", "a.jpg 1\nb.jpg 2\nc.jpg 3\n")
+    # What is beyond the count is listed all the same.
+    assert SampleLibrary.from_images(tmp_path, other, count=1).notices == (f"samples as {other} lists them",)
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("Streets of the town, from north to south\n", "map.txt:1: 8 fields"),
+        ("north\nsouth\n", "none of its names is one of the images"),
+        ("/etc/none 1\n", "does not stay within"),
+        ("", "lists no samples"),
+    ],
+)
+def test_a_file_that_is_no_map_is_no_error_when_nobody_asked_for_it(text: str, why: str, tmp_path: Path) -> None:
+    touch(tmp_path, "a.jpg", "b.jpg")
+    path = write_map(tmp_path / "map.txt", text)
+    library = SampleLibrary.from_images(tmp_path)
+    assert names(library) == ["a.jpg", "b.jpg"]
+    assert library.labels is None
+    assert library.notices[0].startswith(f"{path} is not used, as it is no map: ")
+    assert why in library.notices[0]
+    error(tmp_path, path)
+    # The next one may be one.
+    write_map(tmp_path / "val_map.txt", "b.jpg 1\n")
+    assert names(SampleLibrary.from_images(tmp_path)) == ["b.jpg"]
+
+
+@pytest.mark.parametrize("text", ["a.jpg 1\nb.jpg two\n", "a.jpg 1\nno.jpg 2\n", "x y z\na.jpg 1\n", "a.jpg\t1\t2\n"])
+def test_a_map_with_a_mistake_is_an_error_though_nobody_asked_for_it(text: str, tmp_path: Path) -> None:
+    touch(tmp_path, "a.jpg", "b.jpg")
+    write_map(tmp_path / "map.txt", text)
+    assert "map.txt" in error(tmp_path)
+
+
+def test_labels_are_classes_of_the_model(tmp_path: Path) -> None:
+    touch(tmp_path, "a.jpg", "b.jpg", "c.jpg")
+
+    def refused(text: str, count: int | None = None) -> str:
+        with pytest.raises(PipelineError) as caught:
+            SampleLibrary.from_images(tmp_path, write_map(tmp_path / "m", text), count, classes=10)
+        return str(caught.value)
+
+    where = f"{tmp_path / 'm'}:3: label 10 is no class of the model, which are 0 to 9"
+    assert refused("a.jpg 0\nb.jpg 9\nc.jpg 10\n") == where
+    assert refused("a.jpg 0\nb.jpg 9\nc.jpg 10\n", count=1) == where
+    hint = "; all labels fit if they are counted from 1: subtract 1 from each"
+    assert refused("a.jpg 1\nb.jpg 9\nc.jpg 10\n") == where + hint
+    assert refused("a.jpg 1\nb.jpg 11\nc.jpg 10\n").endswith(":2: label 11 is no class of the model, which are 0 to 9")
+    good = write_map(tmp_path / "m", "a.jpg 0\nb.jpg 9\nc.jpg 1\n")
+    assert len(SampleLibrary.from_images(tmp_path, good, classes=10)) == 3
+
+
+@pytest.mark.timeout(20)  # a FIFO waits for a writer, /dev/zero never ends
+def test_maps_are_regular_files(tmp_path: Path) -> None:
+    touch(tmp_path, "a.jpg")
+    os.mkfifo(tmp_path / "fifo")
+    for path in (tmp_path / "fifo", Path("/dev/zero")):
+        assert error(tmp_path, path) == f"{path}: the map file cannot be read: is not a regular file"
 
 
 def test_a_map_gives_the_order_and_the_labels(tmp_path: Path) -> None:
@@ -92,6 +195,7 @@ def test_subset(tmp_path: Path) -> None:
     assert part.labels is not None
     assert part.labels.tolist() == [3, 1]
     assert part.kind == "images"
+    assert part.names == ("c.jpg", "a.jpg")
     with pytest.raises(PipelineError, match="at least one sample"):
         library.subset([])
 
@@ -129,7 +233,7 @@ def test_two_names_of_one_tensor_are_refused(tmp_path: Path) -> None:
         ("\n \n", "lists no samples"),
         ("../a.jpg 1\n", "m:1: '../a.jpg' does not stay within"),
         ("sub/../../a.jpg 1\n", "does not stay within"),
-        ("/etc/passwd 1\n", "does not stay within"),
+        ("/etc/none 1\n", "does not stay within"),
         ("..\\a.jpg 1\n", "does not stay within"),
         ("C:\\a.jpg 1\n", "does not stay within"),
         ("a\0.jpg 1\n", "does not stay within"),
