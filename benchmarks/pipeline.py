@@ -192,6 +192,7 @@ def jpeg_part(options: argparse.Namespace, target: Target, figures: Figures) -> 
         loaders=loaders,
         slots=2 * JPEG_CHUNK,
         stage_timeout_s=120.0,
+        image_timeout_s=60.0,
         inflight=options.inflight,
         bus_ids=target.bus_ids[:1],
     )

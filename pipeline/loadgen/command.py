@@ -190,6 +190,7 @@ class OfflineCommand:
             loaders=min(loaders, len(library)),
             slots=self._performance_count(len(library), batch),
             stage_timeout_s=options.stage_timeout_s,
+            image_timeout_s=options.image_timeout_s,
             engines=len(target.gpus) or options.engines,
             inflight=plan.inflight,
             h2d=options.h2d,
@@ -283,6 +284,8 @@ class OfflineCommand:
         top1 = self._accuracy(run, prepared.library)
         if top1 is not None:
             self._say(f"top-1: {top1}")
+        if run.store.decode.replaced:
+            self._say(f"{run.store.decode.replaced} loaders were lost, and replaced")
         if self._bad:
             self._say(f"left out {len(self._bad)} files that cannot be read:")
             for bad in self._bad:

@@ -32,6 +32,7 @@ PROG = "python -m pipeline.offline"
 DEFAULT_MODE = "PerformanceOnly"
 TEST_MODES = ("SubmissionRun", "PerformanceOnly", "AccuracyOnly", "FindPeakPerformance")
 DEFAULT_STAGE_TIMEOUT_S = 60.0
+DEFAULT_IMAGE_TIMEOUT_S = 30.0
 DEFAULT_SCENARIO: Scenario = "Offline"
 GPU_IN_FLIGHT = 3
 
@@ -52,6 +53,7 @@ class Options:
         overwrite: whether the output folder may hold a run, which is replaced.
         test_settings, log_settings: the --lgts_ and --lgls_ options as (field, value).
         stage_timeout_s: silence after which a worker counts as hung.
+        image_timeout_s: the most that one file may take to become a sample.
         trace: the file that the run's timeline is written to.
         recursive: whether samples of the folder's folders are taken, too.
         rules: which files are taken as samples.
@@ -83,6 +85,7 @@ class Options:
     json: bool
     dashboard: bool
     stage_timeout_s: float
+    image_timeout_s: float
     trace: Path | None
     skip_bad_images: bool
     recursive: bool
@@ -248,7 +251,14 @@ def _add_running(group: argparse._ArgumentGroup) -> None:
         type=values.seconds,
         default=DEFAULT_STAGE_TIMEOUT_S,
         metavar="SECONDS",
-        help="a worker that is silent this long ends the run (default: %(default)g)",
+        help="an engine that is silent this long ends the run (default: %(default)g)",
+    )
+    group.add_argument(
+        "--image-timeout",
+        type=values.seconds,
+        default=DEFAULT_IMAGE_TIMEOUT_S,
+        metavar="SECONDS",
+        help="a file that takes longer to become a sample is a bad image (default: %(default)g)",
     )
 
 
@@ -397,6 +407,7 @@ def _check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Options
         json=args.json,
         dashboard=not (args.no_dashboard or args.json),
         stage_timeout_s=args.stage_timeout,
+        image_timeout_s=args.image_timeout,
         trace=args.trace,
         skip_bad_images=args.skip_bad_images,
         recursive=args.recursive,

@@ -40,6 +40,7 @@ class RunSpec:
         rules: which images are taken as samples.
         slots: samples that may be loaded at a time.
         stage_timeout_s: silence after which a worker counts as hung.
+        image_timeout_s: the most that one file may take to become a sample.
         traced: whether every process keeps its spans for a trace.
     """
 
@@ -53,6 +54,7 @@ class RunSpec:
     loaders: int
     slots: int
     stage_timeout_s: float
+    image_timeout_s: float
     engines: int = 1
     inflight: int = CPU_IN_FLIGHT
     h2d: str = "auto"
@@ -88,6 +90,7 @@ class Run:
             loaders=spec.loaders,
             cores=cores_near(spec.bus_ids),
             timeout_s=spec.stage_timeout_s,
+            image_timeout_s=spec.image_timeout_s,
             on_failure=on_failure,
             traced=spec.traced,
             rules=spec.rules,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from pipeline.stages.decode import (
     LoaderSpec,
     decode_stage,
 )
+from pipeline.stages.lost import Lost, triage
 from pipeline.telemetry.metrics import StageSnapshot
 
 
@@ -52,6 +54,7 @@ class SampleStore:
         loaders: int,
         cores: tuple[frozenset[int], ...] = (),
         timeout_s: float,
+        image_timeout_s: float,
         on_failure: Callable[[StageFailure], None],
         traced: bool = False,
         rules: ImageRules | None = None,
@@ -61,12 +64,14 @@ class SampleStore:
         self._slot_count = arena.spec.slots
         self._table = SlotTable(len(library), self._slot_count)
         self._bad: list[BadFile] = []
-        self._tickets = 0
+        self._tickets = itertools.count()  # drawn from by the thread that loads and by the stage's
         self.decode = decode_stage(
             LoaderSpec(arena.spec, library.paths, library.kind, size, resize, cores, traced, rules or ImageRules()),
             loaders=loaders,
             timeout_s=timeout_s,
+            image_timeout_s=image_timeout_s,
             on_result=self._on_decoded,
+            on_lost=self._on_lost,
             on_failure=on_failure,
         )
 
@@ -114,12 +119,21 @@ class SampleStore:
         self._bad = []
         for begin in range(0, len(files), FILES_PER_TASK):
             some = slice(begin, begin + FILES_PER_TASK)
-            body = DecodeWork(files[some].astype(np.int32), slots[some])
-            self._tickets += 1
-            self.decode.submit(Task(self._tickets, len(body.files), body))
+            self.decode.submit(self._task(DecodeWork(files[some].astype(np.int32), slots[some])))
         self.decode.drain()
         return tuple(sorted(self._bad, key=lambda b: b.number))
+
+    def _task(self, work: DecodeWork) -> Task[DecodeWork]:
+        return Task(next(self._tickets), len(work.files), work)
 
     def _on_decoded(self, _task: Task[DecodeWork], result: DecodeResult) -> None:
         self.decode.count_failed(len(result.bad))
         self._bad.extend(BadFile(number, self._paths[number], why) for number, why in result.bad)
+
+    def _on_lost(self, task: Task[DecodeWork], lost: Lost) -> None:
+        blame, again = triage(task.samples, lost)
+        if blame is not None:
+            number = int(task.body.files[blame])
+            self._on_decoded(task, DecodeResult(((number, f"its loader {lost.why}"),)))
+        for items in again:
+            self.decode.put_back(self._task(task.body.only(items)))

@@ -19,7 +19,9 @@ from pipeline.samples.tensors import read_tensor_into
 from pipeline.stages.base import StageFailure
 from pipeline.stages.channels import Rates, Task
 from pipeline.stages.confined import NativeOutput, limit_memory
-from pipeline.stages.process import ProcessStage
+from pipeline.stages.lost import Items
+from pipeline.stages.process import OnLost, ProcessStage
+from pipeline.stages.worker import serve_items
 from pipeline.telemetry.trace import make_tracer
 
 # Files a loader takes at a time: enough to make a message cheap, few enough to share out evenly.
@@ -38,6 +40,11 @@ class DecodeWork:
 
     files: npt.NDArray[np.int32]
     slots: npt.NDArray[np.int32]
+
+    def only(self, items: Items) -> DecodeWork:
+        """The files at these places in it."""
+        chosen = list(items)
+        return DecodeWork(self.files[chosen], self.slots[chosen])
 
 
 @dataclass(frozen=True)
@@ -86,13 +93,14 @@ class Loader:
     def rates(self) -> Rates:
         return Rates()
 
-    def work(self, task: Task[DecodeWork]) -> DecodeResult:
+    def work(self, task: Task[DecodeWork], begin: Callable[[int], None]) -> DecodeResult:
         with self.tracer.span("decode", files=task.samples):
-            return self._decode(task.body)
+            return self._decode(task.body, begin)
 
-    def _decode(self, body: DecodeWork) -> DecodeResult:
+    def _decode(self, body: DecodeWork, begin: Callable[[int], None]) -> DecodeResult:
         bad = []
-        for file, slot in zip(body.files.tolist(), body.slots.tolist(), strict=True):
+        for place, (file, slot) in enumerate(zip(body.files.tolist(), body.slots.tolist(), strict=True)):
+            begin(place)
             out = self._scratch if slot == NO_SLOT else self._arena.sample(slot)
             try:
                 self._read(self._spec.paths[file], out)
@@ -126,9 +134,12 @@ def decode_stage(
     *,
     loaders: int,
     timeout_s: float,
+    image_timeout_s: float,
     on_result: Callable[[Task[DecodeWork], DecodeResult], None],
+    on_lost: OnLost[DecodeWork],
     on_failure: Callable[[StageFailure], None],
 ) -> ProcessStage[DecodeWork, DecodeResult]:
+    """The stage over `loaders` processes; one that is lost, or takes longer than its time over a file, is replaced."""
     return ProcessStage(
         "decode",
         partial(confined_loader, spec),
@@ -137,4 +148,7 @@ def decode_stage(
         timeout_s=timeout_s,
         on_result=on_result,
         on_failure=on_failure,
+        serve=serve_items,
+        on_lost=on_lost,
+        item_timeout_s=image_timeout_s,
     )

@@ -306,7 +306,7 @@ class ProcessStage(Stage[T, R]):
     def _end_overstayer(self, selector: selectors.BaseSelector, child: Child, at: At) -> None:
         child.kill()
         self._hear(child)  # what it sent before counts
-        why = f"was ended for an item that took longer than {self._item_timeout_s:g} s"
+        why = f"took longer than {self._item_timeout_s:g} s (--image-timeout)"
         # It may have gone on in the last moment; then no item is to blame.
         there = child.place is not None and child.place.read() == at
         self._replace(selector, child, why, at if there else None, overstayed=there)

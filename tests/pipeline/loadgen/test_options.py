@@ -72,7 +72,8 @@ def test_what_depends_on_the_scenario() -> None:
 def test_ours() -> None:
     options = parse_line(
         "--gpu cpu --model m --images i --count 7 --no-resize --loaders 3 --output-dir out --no-dashboard "
-        "--stage-timeout 2.5 --skip-bad-images --recursive --sixteen-bit scale --max-image-bytes 9 --max-pixels 7"
+        "--stage-timeout 2.5 --image-timeout 3.5 --skip-bad-images "
+        "--recursive --sixteen-bit scale --max-image-bytes 9 --max-pixels 7"
     )
     assert options.recursive
     assert options.rules == ImageRules(max_bytes=9, max_pixels=7, sixteen_bit="scale")
@@ -81,7 +82,8 @@ def test_ours() -> None:
     assert (options.gpu, options.model, options.images) == ("cpu", Path("m"), Path("i"))
     assert (options.count, options.resize, options.loaders) == (7, False, 3)
     assert (options.output_dir, options.dashboard) == (Path("out"), False)
-    assert (options.stage_timeout_s, options.skip_bad_images) == (2.5, True)
+    assert (options.stage_timeout_s, options.image_timeout_s, options.skip_bad_images) == (2.5, 3.5, True)
+    assert parse([]).image_timeout_s == 30.0
     assert options.settings_spec(Path("other")).output_dir == Path("other")
     assert parse_line("--output-dir out --overwrite").overwrite
     assert parse(["--json"]).json

@@ -140,7 +140,7 @@ def test_an_item_that_overstays_is_bad_at_once_and_its_time_is_not_the_tasks() -
         stage.submit(owner.task("c"))
         stage.drain()
         assert sorted(owner.done) == ["A", "B", "C"]
-        assert owner.bad == {"hang": "was ended for an item that took longer than 1.5 s"}
+        assert owner.bad == {"hang": "took longer than 1.5 s (--image-timeout)"}
         assert [(lost.item, lost.overstayed) for lost in owner.lost] == [(1, True), (None, False)]
         assert stage.replaced == 1
 
