@@ -24,7 +24,7 @@ from rich.table import Table
 
 from int4core.backends.numpy_backend import usable_cpus
 from int4core.engine import Engine
-from int4core.errors import Int4CoreError
+from int4core.errors import Int4CoreError, printed
 from int4core.model import Model
 from int4core.network import trace_shapes
 from int4core.random_model import random_model
@@ -145,7 +145,7 @@ def main(arguments: list[str] | None = None) -> int:
             label = "ResNet-50 with random weights"
         result = measure(model, label, options.batch, options.rounds, options.sgemm)
     except Int4CoreError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printed(error)}", file=sys.stderr)
         return 1
     Console().print(table(result))
     if options.json:

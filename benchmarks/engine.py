@@ -27,7 +27,7 @@ import numpy as np
 from benchmarks.torch_peers import copy_gbs, int8_peak_tops, resnet50_rates
 from int4core.backends.cuda.network import DeviceBatch, DeviceNetwork
 from int4core.engine import Engine
-from int4core.errors import EngineError, Int4CoreError
+from int4core.errors import EngineError, Int4CoreError, printed
 from int4core.model import Model
 from int4core.ranges import captured
 from int4core.tuning.measure import Site, microseconds, tensor_bytes
@@ -175,7 +175,7 @@ def main() -> int:
     try:
         return run(options)
     except Int4CoreError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printed(error)}", file=sys.stderr)
         return 1
 
 

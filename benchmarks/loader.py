@@ -30,6 +30,7 @@ from rich.console import Console
 from rich.table import Table
 
 import pipeline
+from int4core.errors import printed
 from pipeline.errors import PipelineError
 from pipeline.samples.library import SampleLibrary
 from pipeline.samples.preprocess import Preprocessor, quantize_table
@@ -185,7 +186,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         paths = SampleLibrary.from_images(options.images).paths
         check(paths)
     except PipelineError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printed(error)}", file=sys.stderr)
         return 1
     figures = measure(paths, options.repeat)
     show(figures, len(paths), options.repeat)

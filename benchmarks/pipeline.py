@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.pipeline_device import DeviceRates, DeviceSpec, measure
-from int4core.errors import Int4CoreError
+from int4core.errors import Int4CoreError, printed
 from int4core.model import Model
 from int4core.network import default_input_size
 from pipeline.defaults import DEMO_IMAGES, default_model
@@ -295,7 +295,7 @@ def main() -> int:
             raise PipelineError(f"{target.notice}: this benchmark measures a GPU")
         return run(options, target)
     except (PipelineError, Int4CoreError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printed(error)}", file=sys.stderr)
         return 1
 
 

@@ -31,7 +31,7 @@ from int4core.backends.cuda.ops import ConvOp, LinearOp, Op, StemOp
 from int4core.backends.cuda.sm90_kernel import FIRST_NUMBER as FIRST_WGMMA
 from int4core.backends.cuda.sm90_kernel import Sm90Conv
 from int4core.backends.cuda.stem import StemConv
-from int4core.errors import EngineError, Int4CoreError
+from int4core.errors import EngineError, Int4CoreError, printed
 from int4core.layers import ResNet
 from int4core.model import Model
 from int4core.tuning import autoconfig
@@ -213,7 +213,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 autoconfig.write(path, choice(layers, chip, options.batch, images))
                 print(f"wrote {path}\n")
     except Int4CoreError as error:
-        print(f"static_model: {error}", file=sys.stderr)
+        print(f"static_model: {printed(error)}", file=sys.stderr)
         return 1
     return 0
 

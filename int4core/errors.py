@@ -13,13 +13,27 @@ def shown(text: str) -> str:
     return repr(text if len(text) <= SHOWN else text[: SHOWN - 3] + "...")
 
 
-def printable(text: str) -> str:
-    """`text` with what a terminal would act on, or cannot encode, escaped as Python does."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+def printable(text: object) -> str:
+    """`text` as one line, with what a terminal would act on, or cannot encode, escaped as Python does."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in str(text))
+
+
+def printed(error: Exception) -> str:
+    """The message of an error as a terminal gets it: its own `lines`, in which all else is escaped."""
+    lines: tuple[str, ...] = getattr(error, "lines", (str(error),))
+    return "\n".join(map(printable, lines))
 
 
 class Int4CoreError(Exception):
-    """Base of every error the engine raises on purpose."""
+    """Base of every error the engine raises on purpose.
+
+    Attributes:
+        lines: the message as it is printed. A name in it may hold anything, newlines too: it is parted nowhere else.
+    """
+
+    @property
+    def lines(self) -> tuple[str, ...]:
+        return (str(self),)
 
 
 class FileError(Int4CoreError):
@@ -48,4 +62,19 @@ class ModelError(FileError):
 
 
 class EngineError(Int4CoreError):
-    """The engine cannot run as asked: wrong input, unknown backend, a GPU that is not there."""
+    """The engine cannot run as asked: wrong input, unknown backend, a GPU that is not there.
+
+    Attributes:
+        log: what a compiler said of it, in many lines.
+    """
+
+    def __init__(self, why: str, log: str = "") -> None:
+        super().__init__(why, log)
+        self.log = log.rstrip()
+
+    def __str__(self) -> str:
+        return "\n".join(self.lines)
+
+    @property
+    def lines(self) -> tuple[str, ...]:
+        return (str(self.args[0]), *self.log.splitlines())

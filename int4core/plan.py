@@ -16,7 +16,7 @@ from int4core.backends.cuda.chips import CHIPS, Chip
 from int4core.backends.cuda.ops import Op
 from int4core.backends.cuda.planner import NetworkPlan, check_batch, make_plan
 from int4core.backends.cuda.table import describe
-from int4core.errors import Int4CoreError
+from int4core.errors import Int4CoreError, printed
 from int4core.model import Model
 from int4core.tuning import autoconfig
 from int4core.tuning.files import load_tuning
@@ -72,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         size = tuple(options.size) if options.size else None
         plan = make_plan(net, chip, options.batch, size=size, numbers=tuning.numbers_for(options.batch))
     except Int4CoreError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printed(error)}", file=sys.stderr)
         return 1
     print(f"{chip.name} ({chip.arch}), batch {plan.n}: {tuning.notice}")
     for line in (*table(plan), *plan.notes):

@@ -21,7 +21,7 @@ from int4core.backends.cuda.kernel import Kernel
 from int4core.backends.cuda.network import DeviceNetwork
 from int4core.backends.cuda.ops import ConvOp, Op, StemOp
 from int4core.backends.cuda.table import KNOWN_NUMBERS, candidates
-from int4core.errors import EngineError, Int4CoreError, shown
+from int4core.errors import EngineError, Int4CoreError, printed, shown
 from int4core.model import Model
 from int4core.tuning import autoconfig
 from int4core.tuning.autoconfig import Autoconfig
@@ -134,7 +134,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             for n in options.batch:
                 _tune_batch(network, n, options)
     except Int4CoreError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printed(error)}", file=sys.stderr)
         return 1
     return 0
 

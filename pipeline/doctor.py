@@ -17,6 +17,7 @@ from typing import Literal
 
 from int4core.backends.cuda.cache import CACHE_DIR
 from int4core.backends.cuda.table import KNOWN_NUMBERS
+from int4core.errors import printable
 from int4core.tuning import autoconfig
 from int4core.tuning.autoconfig import AutoconfigError
 from int4core.tuning.files import file_of
@@ -294,7 +295,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(json.dumps({"ok": not failed, "findings": [asdict(finding) for finding in findings]}, indent=1))
         return 1 if failed else 0
     for finding in findings:
-        print("\n".join(finding.lines()))
+        print("\n".join(map(printable, finding.lines())))
     counts = {status: sum(f.status == status for f in findings) for status in ("ok", "warning", "fail")}
     print(f"{counts['ok']} ok, {counts['warning']} with a drawback, {counts['fail']} failing")
     return 1 if failed else 0

@@ -6,7 +6,15 @@ from pathlib import Path
 
 
 class PipelineError(Exception):
-    """A run that cannot start or go on; the command prints the message and exits non-zero."""
+    """A run that cannot start or go on; the command prints the message and exits non-zero.
+
+    Attributes:
+        lines: the message as it is printed. A name in it may hold anything, newlines too: it is parted nowhere else.
+    """
+
+    @property
+    def lines(self) -> tuple[str, ...]:
+        return (str(self),)
 
 
 class ImageError(PipelineError):

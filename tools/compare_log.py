@@ -19,6 +19,7 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from int4core.errors import printable, printed
 from pipeline.errors import PipelineError
 from pipeline.loadgen.results import (
     NOT_PREDICTED,
@@ -50,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return compare(args.a, args.b, args.map_path, args.show)
     except PipelineError as error:
-        print(f"compare_log: {error}", file=sys.stderr)
+        print(f"compare_log: {printed(error)}", file=sys.stderr)
         return 2
 
 
@@ -73,7 +74,7 @@ def compare(a: Path, b: Path, map_path: Path | None, show: int) -> int:
     sides = [_spread(log, count) for log in logs]
     if labels is not None:
         for side in sides:
-            print(f"{side.name}: top-1 {accuracy(side.classes, labels)}")
+            print(f"{printable(side.name)}: top-1 {accuracy(side.classes, labels)}")
     if len(sides) == 1:
         assert labels is not None
         _show_first("wrong", Side("label", labels), sides[0], labels, show)
@@ -96,11 +97,11 @@ def _spread(log: AccuracyLog, count: int) -> Side:
     repeated = len(log.indices) - len(np.unique(log.indices))
     missing = np.flatnonzero(classes == NOT_PREDICTED)
     if repeated:
-        print(f"{log.path}: {repeated:,} repeated records; the first of each sample counts")
+        print(f"{printable(log.path)}: {repeated:,} repeated records; the first of each sample counts")
     if len(disagreeing):
-        print(f"{log.path}: records of one sample disagree: {describe(disagreeing.tolist())}")
+        print(f"{printable(log.path)}: records of one sample disagree: {describe(disagreeing.tolist())}")
     if len(missing):
-        print(f"{log.path}: no prediction for {len(missing):,} of {count:,}: {describe(missing.tolist())}")
+        print(f"{printable(log.path)}: no prediction for {len(missing):,} of {count:,}: {describe(missing.tolist())}")
     return Side(log.path, classes)
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from int4core.errors import Int4CoreError
+from int4core.errors import Int4CoreError, printable, printed
 from int4core.model import Model
 from int4core.network import LayerShape, trace_shapes
 
@@ -63,17 +63,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         folder = find_model(folder)
     except FileNotFoundError as error:
-        print(f"{error}\n\n{WHERE}", file=sys.stderr)
+        print(f"{printed(error)}\n\n{WHERE}", file=sys.stderr)
         return 2
     try:
         model = Model.load(folder)
         shapes = trace_shapes(model.network)
     except Int4CoreError as error:
-        print(f"{error}\n\n{WHERE}", file=sys.stderr)
+        print(f"{printed(error)}\n\n{WHERE}", file=sys.stderr)
         return 1
     Console().print(summary(shapes))
     blocks, size = len(model.network.blocks), shapes[0].input
-    print(f"{folder}: sound; {blocks} blocks, {model.network.classes} classes, images of {size}")
+    print(f"{printable(folder)}: sound; {blocks} blocks, {model.network.classes} classes, images of {size}")
     return 0
 
 

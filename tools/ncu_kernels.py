@@ -20,7 +20,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from int4core.errors import Int4CoreError
+from int4core.errors import Int4CoreError, printed
 from pipeline.defaults import DEFAULT_MODEL
 from pipeline.errors import PipelineError
 from pipeline.machine.profilers import NCU, require_profiler
@@ -108,7 +108,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return run(options)
     except (PipelineError, Int4CoreError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printed(error)}", file=sys.stderr)
         return 1
 
 

@@ -18,7 +18,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from int4core.errors import Int4CoreError
+from int4core.errors import Int4CoreError, printed
 from pipeline.defaults import DEFAULT_MODEL
 from pipeline.errors import PipelineError
 from pipeline.machine.profilers import NSYS, require_profiler
@@ -107,7 +107,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return run(options)
     except (PipelineError, Int4CoreError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printed(error)}", file=sys.stderr)
         return 1
 
 
@@ -142,7 +142,7 @@ def _named(options: argparse.Namespace) -> tuple[Launch, ...]:
     try:
         return planned_pass(options.model, options.gpu, options.batch)
     except Int4CoreError as error:
-        print(f"layers are not named: {error}")
+        print(f"layers are not named: {printed(error)}")
         return ()
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from rich.console import Console
 
-from int4core.errors import Int4CoreError
+from int4core.errors import Int4CoreError, printable, printed
 from int4core.layers import ResNet, walk
 from int4core.model import Model
 from int4core.network import default_input_size
@@ -68,10 +68,16 @@ class BadImages(PipelineError):
     """Files of the library that cannot become samples; the run was not allowed to leave them out."""
 
     def __init__(self, bad: Sequence[BadFile], total: int) -> None:
-        lines = [f"{len(bad)} of {total} files cannot be read:"]
-        lines += [f"  {b.path}: {b.why}" for b in bad]
-        lines.append("mend or remove them, or leave them out with --skip-bad-images")
-        super().__init__("\n".join(lines))
+        self._lines = (
+            f"{len(bad)} of {total} files cannot be read:",
+            *(f"  {b.path}: {b.why}" for b in bad),
+            "fix or remove them, or leave them out with --skip-bad-images",
+        )
+        super().__init__("\n".join(self._lines))
+
+    @property
+    def lines(self) -> tuple[str, ...]:
+        return self._lines
 
 
 def command(argv: Sequence[str], supervisor: Supervisor) -> int:
@@ -85,12 +91,12 @@ def command(argv: Sequence[str], supervisor: Supervisor) -> int:
         return 0
     except Interrupted as error:
         status = 128 + error.number
-        errors.print(f"stopped: {error}", style="bold yellow")
+        errors.print(printable(f"stopped: {error}"), style="bold yellow")
     except (PipelineError, Int4CoreError) as error:
         status = 1
         if isinstance(error, StageFailure) and error.traceback:
-            errors.print(error.traceback.rstrip())
-        errors.print(f"error: {error}", style="bold red")
+            errors.print("\n".join(map(printable, error.traceback.rstrip().split("\n"))))
+        errors.print(f"error: {printed(error)}", style="bold red")
     if supervisor.job_is_stuck:
         # LoadGen cannot be told to give up a test. All that has to be given back has been.
         sys.stdout.flush()
@@ -280,7 +286,8 @@ class OfflineCommand:
     def _report(self, run: Run, prepared: Prepared, history: History) -> None:
         log = self._log_settings.log_output
         result = read_result(Path(log.outdir), log.prefix, log.suffix)
-        self._say(result.verdict())
+        for line in result.verdict().splitlines():
+            self._say(line)
         top1 = self._accuracy(run, prepared.library)
         if top1 is not None:
             self._say(f"top-1: {top1}")
@@ -342,4 +349,4 @@ class OfflineCommand:
         self._session.complete(ids, classes)
 
     def _say(self, line: str) -> None:
-        self._console.print(line)
+        self._console.print(printable(line))

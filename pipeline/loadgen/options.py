@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NoReturn, cast
 
+from int4core.errors import printable
 from pipeline.device.transfer import H2D_CHOICES
 from pipeline.errors import PipelineError
 from pipeline.loadgen import values
@@ -116,9 +117,14 @@ class Options:
         }
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        super().error(printable(message))
+
+
 def parse(argv: Sequence[str]) -> Options:
     """Parse a command line without its program name. Exits as argparse does: 0 for help, 2 for a mistake."""
-    first = argparse.ArgumentParser(PROG, add_help=False, allow_abbrev=False)
+    first = _Parser(PROG, add_help=False, allow_abbrev=False)
     _add_loadgen_path(first)
     path = first.parse_known_args(list(argv))[0].loadgen_path
     try:
@@ -131,7 +137,7 @@ def parse(argv: Sequence[str]) -> Options:
 
 def build_parser(loadgen_module: Any) -> argparse.ArgumentParser:
     """The parser, with one option for every field that this build of LoadGen has."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         PROG,
         usage=f"{PROG} [options] [--lgts_FIELD VALUE ...] [--lgls_FIELD VALUE ...]",
         allow_abbrev=False,

@@ -175,7 +175,8 @@ def _serve(pipe: Any, make_worker: Callable[[], W], loop: Callable[[Channel, W],
     except (PipelineError, Int4CoreError) as error:
         # Raised on purpose, with the mend: where it was raised is of no use to anyone.
         with contextlib.suppress(ChannelClosed):
-            channel.send(Crashed(str(error), ""))
+            first, *others = error.lines
+            channel.send(Crashed(first, "\n".join(others)))
         sys.exit(1)
     except BaseException as error:
         with contextlib.suppress(ChannelClosed):

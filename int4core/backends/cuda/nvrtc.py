@@ -71,7 +71,7 @@ class Report:
     def _found(self, pattern: str) -> list[str]:
         found = re.findall(pattern, self.log)
         if not found:
-            raise EngineError(f"ptxas gave no report of registers and spills:\n{self.log}")
+            raise EngineError("ptxas gave no report of registers and spills:", self.log)
         return found
 
 
@@ -110,7 +110,7 @@ def compile_source(library: Path, source: KernelSource, arch: str, *, fresh: boo
     nvrtc.nvrtcGetProgramLog(program, log)
     if status:
         said = log.value.decode()
-        raise EngineError(f"{source} does not compile for {arch} with NVRTC {version(library)}:\n{said}")
+        raise EngineError(f"{source} does not compile for {arch} with NVRTC {version(library)}:", said)
     nvrtc.nvrtcGetCUBINSize(program, ctypes.byref(size))
     cubin = ctypes.create_string_buffer(size.value)
     nvrtc.nvrtcGetCUBIN(program, cubin)
