@@ -81,6 +81,11 @@ class Arena:
         sample: npt.NDArray[np.int8] = self._samples[slot]
         return sample.reshape(self.spec.sample_shape)
 
+    def raw(self, slot: int) -> npt.NDArray[np.uint8]:
+        """All bytes of the slot, a writable view, uint8 (slot_bytes,)."""
+        begin = slot * self.spec.slot_bytes
+        return self._segment.bytes[begin : begin + self.spec.slot_bytes]
+
     def gather(self, slots: npt.NDArray[np.int32]) -> npt.NDArray[np.int8]:
         """Copy the samples of `slots` (N,) into one array, int8 (N, 3, H, W)."""
         batch: npt.NDArray[np.int8] = self._samples[slots]

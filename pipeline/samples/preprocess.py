@@ -25,8 +25,9 @@ from __future__ import annotations
 import math
 import warnings
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
-from typing import TypeAlias
+from typing import BinaryIO, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -175,9 +176,21 @@ class Preprocessor:
         Raises ImageError with the reason when the file cannot be read, is not an image, is damaged or cut
         short, is not one that `rules` take, or (without resize) too small. `out` is then as it was.
         """
+        with open_sample(path, self.rules.max_bytes) as file:
+            self._decode(file, path, out)
+
+    def decode_bytes(self, data: bytes, name: str, out: Sample) -> None:
+        """The same of the bytes of an image file, which `name` names in errors."""
+        if not data:
+            raise ImageError(name, "the file is empty")
+        if len(data) > self.rules.max_bytes:
+            raise ImageError(name, f"{len(data)} bytes are more than --max-image-bytes {self.rules.max_bytes}")
+        self._decode(BytesIO(data), name, out)
+
+    def _decode(self, file: BinaryIO, path: str | Path, out: Sample) -> None:
         if out.shape != (3, self.size, self.size) or out.dtype != np.int8 or not out.flags.c_contiguous:
             raise ValueError(f"a sample is C-contiguous int8 (3, {self.size}, {self.size})")
-        with open_sample(path, self.rules.max_bytes) as file, warnings.catch_warnings():
+        with warnings.catch_warnings():
             # Pillow warns of what it mends, and of sizes for which `rules` have bounds of their own.
             warnings.simplefilter("ignore")
             try:

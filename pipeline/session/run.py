@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +22,7 @@ from pipeline.session.store import SampleStore
 from pipeline.session.waiting import Batching
 from pipeline.stages.base import StageFailure
 from pipeline.stages.spec import CPU_IN_FLIGHT, EngineSpec, records_for
-from pipeline.telemetry.ceilings import Ceilings
+from pipeline.telemetry.ceilings import Ceilings, total
 from pipeline.telemetry.trace import Records, make_tracer
 
 
@@ -143,7 +143,7 @@ class Run:
         `decode_timed` says whether decoding was a part of what the rate was measured over.
         """
         infer, decode = self.serving.infer, self.store.decode
-        engine, busy = _total(r.engine for r in infer.rates), infer.rate_while_busy
+        engine, busy = total(r.engine for r in infer.rates), infer.rate_while_busy
         if engine is None and busy is not None:
             engine = busy * infer.workers
         return Ceilings(
@@ -152,7 +152,7 @@ class Run:
             decode_timed=decode_timed,
             loaders=decode.workers,
             cores=available_cores(),
-            h2d=_total(r.h2d for r in infer.rates),
+            h2d=total(r.h2d for r in infer.rates),
             engine=engine,
             loadgen=self.serving.delivery_rate,
             sample_bytes=math.prod(self.spec.input_shape),
@@ -169,9 +169,3 @@ class Run:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-def _total(rates: Iterable[float | None]) -> float | None:
-    """The sum, or None where one was not measured."""
-    known = list(rates)
-    return sum(r for r in known if r is not None) if known and None not in known else None

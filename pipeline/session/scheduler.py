@@ -20,6 +20,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any, Generic, TypeVar
 
 S = TypeVar("S")
@@ -120,6 +121,11 @@ class Scheduler(Generic[S]):
     def leases(self) -> int:
         """Slots that are somebody's, pinned ones included."""
         return self.slots - len(self._free)
+
+    @property
+    def jobs(self) -> int:
+        """Jobs that loaders have."""
+        return len(self._jobs)
 
     @property
     def preparing(self) -> int:
@@ -243,6 +249,16 @@ class Scheduler(Generic[S]):
             out.append(outcome)
             held.popleft()
         return out
+
+    def has_answers(self, stream: Stream[S]) -> bool:
+        """Whether `answers` would give any."""
+        return bool(stream.ready) or bool(stream.held and stream.held[0].outcome is not None)
+
+    def unanswered(self, stream: Stream[S]) -> list[S]:
+        """The sources of a stream that have no answer yet, in no order."""
+        jobs = (held for job in self._jobs.values() for held in job)
+        everywhere = chain(self._waiting, self._alone, jobs, self._at_engines.values())
+        return [held.source for held in everywhere if held.stream is stream]
 
     def unpin(self, slots: Iterable[int]) -> None:
         """Give pinned slots back. Raises ValueError for one that is not pinned."""

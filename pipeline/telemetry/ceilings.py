@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 
 
@@ -51,3 +52,9 @@ class Ceilings:
         decode = self.decode if self.decode_timed else None
         known = {"decode": decode, "h2d": self.h2d, "engine": self.engine, "loadgen": self.loadgen}
         return dict(sorted(((k, v) for k, v in known.items() if v is not None), key=lambda item: item[1]))
+
+
+def total(rates: Iterable[float | None]) -> float | None:
+    """The sum, or None where one was not measured."""
+    known = list(rates)
+    return sum(r for r in known if r is not None) if known and None not in known else None

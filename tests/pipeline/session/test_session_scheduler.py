@@ -135,7 +135,9 @@ class World:
 
     def take(self) -> bool:
         caller = self.rng.choice(self.callers)
+        there = self.core.has_answers(caller.stream)
         out = self.core.answers(caller.stream)
+        assert bool(out) == there
         caller.out += out
         assert not (caller.dropped and out)
         if caller.stream.pins:
@@ -191,6 +193,7 @@ def test_promises_hold_over_any_schedule(seed: int) -> None:
             assert outcome.error == expected(outcome.source)
             if outcome.error is None and not caller.stream.pins:
                 assert outcome.value == f"class of {outcome.source.key}"
+        assert not world.core.unanswered(caller.stream)
     # No lease is left but the pins, and these can be given back.
     assert world.core.leases == len(world.pinned)
     assert world.core.preparing == 0

@@ -1,0 +1,274 @@
+"""Samples in slots become batches, batches go through the engines, answers go back to whoever asked.
+
+Who asks is a client: LoadGen's adapter with its queries, a session with the samples its loaders have prepared. Each has
+a queue of its own here. Nothing waits on the side that asks: samples are kept as the arrays they came in, and the next
+batch is cut from them whenever there is a free record in the exchange.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.memory.exchange import Classes, Exchange, Slots
+from pipeline.session.waiting import Batching, Ids, Indices, Waiting
+from pipeline.stages.base import StageFailure
+from pipeline.stages.channels import Task
+from pipeline.stages.infer import infer_stage
+from pipeline.stages.spec import EngineSpec
+from pipeline.stages.thread import ThreadStage
+from pipeline.telemetry.latency import Latencies
+from pipeline.telemetry.trace import AnyTracer, Untraced
+
+BATCHES_TO_DELIVER = 8
+
+# Answers of so few samples go back at once, from the thread that hears of them: handing them on costs more.
+DELIVER_AT_ONCE = 64
+
+
+@dataclass(frozen=True)
+class Answered:
+    """A batch's answers; the arrays are the receiver's own.
+
+    Attributes:
+        ids, indices: as they were put, uint64 (n,) and int64 (n,).
+        classes: int32 (n,).
+        top_ids, top_scores: int32 and float32 (n, k), best first; None where the engines answer with classes alone.
+    """
+
+    ids: Ids
+    indices: Indices
+    classes: Classes
+    top_ids: npt.NDArray[np.int32] | None = None
+    top_scores: npt.NDArray[np.float32] | None = None
+
+
+class Client(Protocol):
+    """Who asks. Called from threads of the engines' side, never with a lock held but `filling` and `slots_of`."""
+
+    def slots_of(self, indices: Indices) -> Slots:
+        """The arena slots of samples (n,), int32 (n,)."""
+
+    def filling(self) -> bool:
+        """Whether more samples are on their way, so that a batch is worth holding back for them."""
+
+    def deliver(self, answered: Answered) -> None:
+        """Take a batch's answers."""
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Samples on their way, and two times.
+
+    `since` (monotonic) is when the first of them was put, `cut_s` (perf_counter) when the batch was made.
+    """
+
+    queue: Queue
+    ids: Ids
+    indices: Indices
+    record: int
+    since: float
+    cut_s: float
+
+
+class Queue:
+    """A client's samples that wait for a batch, and what came of those before."""
+
+    def __init__(self, batches: Batches, client: Client, batching: Batching) -> None:
+        self._batches = batches
+        self.client = client
+        self.batching = batching
+        self.waiting = Waiting()
+        self.latencies = Latencies()
+        self.issued = 0
+        self.completed = 0
+        self.first_issue: float | None = None
+        self.last_answer = 0.0
+        self.delivering_s = 0.0
+
+    def put(self, ids: Ids, indices: Indices) -> None:
+        """Ask for samples: the client's ids (n,) and the samples' indices (n,). Returns at once."""
+        self._batches.put(self, ids, indices)
+
+    @property
+    def delivery_rate(self) -> float | None:
+        """Samples/s over the seconds that the client took to accept answers; None before any."""
+        return self.completed / self.delivering_s if self.delivering_s else None
+
+
+class Batches:
+    """The engines, the batches under way at them, and the thread that hands answers back.
+
+    Args:
+        exchange: where a batch's slots and answers are.
+        engine: what every engine process is built from.
+        timeout_s: silence after which an engine at work counts as hung.
+    """
+
+    def __init__(
+        self,
+        exchange: Exchange,
+        engine: EngineSpec,
+        *,
+        timeout_s: float,
+        on_failure: Callable[[StageFailure], None],
+        tracer: AnyTracer | None = None,
+    ) -> None:
+        self._tracer = Untraced() if tracer is None else tracer
+        self._exchange = exchange
+        self._lock = threading.Lock()
+        self._queues: list[Queue] = []
+        self._underway: dict[int, _Batch] = {}
+        self._tickets = 0
+        self._timer = _Timer(self.pump)
+        self.infer = infer_stage(engine, timeout_s=timeout_s, on_result=self._on_answers, on_failure=on_failure)
+        self.infer.on_room = self.pump
+        self.complete: ThreadStage[tuple[_Batch, Answered], None] = ThreadStage(
+            "complete",
+            self._complete,
+            capacity=BATCHES_TO_DELIVER * engine.batch_size,
+            on_result=lambda _task, _result: None,
+            on_failure=on_failure,
+        )
+
+    def start(self) -> None:
+        """Start the threads of this side; the engines are started as a stage."""
+        self.complete.start()
+        self._timer.start()
+
+    def stop(self) -> None:
+        """End those threads. Safe to call twice."""
+        self._timer.stop()
+        self.complete.stop()
+
+    def open(self, client: Client, batching: Batching) -> Queue:
+        """A queue for a client, whose batches are cut by the rule."""
+        queue = Queue(self, client, batching)
+        with self._lock:
+            self._queues.append(queue)
+        return queue
+
+    def close(self, queue: Queue) -> None:
+        """Forget a client. What it has under way is delivered still."""
+        with self._lock:
+            self._queues.remove(queue)
+
+    def put(self, queue: Queue, ids: Ids, indices: Indices) -> None:
+        now = time.monotonic()
+        with self._tracer.span("issue", samples=len(ids)):
+            with self._lock:
+                if queue.first_issue is None:
+                    queue.first_issue = now
+                queue.issued += len(ids)
+                queue.waiting.put(ids, indices, now)
+            self.pump()
+
+    def pump(self) -> None:
+        """Cut batches from what waits while there is room for them and the rule says so."""
+        with self._lock:
+            for queue in self._queues:
+                while queue.waiting:
+                    wait_s = self._time_to_hold(queue)
+                    if wait_s > 0:
+                        self._timer.wake_in(wait_s)
+                        break
+                    if not self._exchange.free:
+                        return
+                    try:
+                        self._submit(queue)
+                    except StageFailure:
+                        return  # its on_failure has been told
+
+    def _time_to_hold(self, queue: Queue) -> float:
+        """Seconds until the next batch is due, 0 or less when it is. Called with `_lock` held."""
+        oldest_s = time.monotonic() - queue.waiting.since
+        filling = bool(self._underway) or queue.client.filling()
+        due = queue.batching.due(len(queue.waiting), oldest_s, filling)
+        return 0.0 if due else queue.batching.hold_s - oldest_s
+
+    def _submit(self, queue: Queue) -> None:
+        """Send the next batch to the engines. Called with `_lock` held, a record free."""
+        since = queue.waiting.since
+        ids, indices = queue.waiting.take(queue.batching.largest)
+        slots = queue.client.slots_of(indices)
+        if len(slots) > 1:
+            # In the order of slots, a batch is fewer and longer copies. Clients take answers in any order.
+            order = np.argsort(slots, kind="stable")
+            slots, ids, indices = slots[order], ids[order], indices[order]
+        record = self._exchange.take(slots)
+        self._underway[self._tickets] = _Batch(queue, ids, indices, record, since, time.perf_counter())
+        # There is a record for every batch that the stage admits.
+        admitted = self.infer.try_submit(Task(self._tickets, len(slots), record))
+        assert admitted, "a free record, and no room in the stage"
+        self._tickets += 1
+
+    def _on_answers(self, task: Task[int], _result: None) -> None:
+        with self._lock:
+            batch = self._underway.pop(task.ticket)
+            answers = [part.copy() for part in self._exchange.answers(batch.record, task.samples)]
+            self._exchange.give(batch.record)
+        lane = f"record {batch.record}"
+        self._tracer.complete("batch", lane, batch.cut_s, time.perf_counter(), ticket=task.ticket, samples=task.samples)
+        answered = Answered(batch.ids, batch.indices, *answers)
+        delivery = Task(task.ticket, task.samples, (batch, answered))
+        if task.samples <= DELIVER_AT_ONCE:
+            self.complete.do_now(delivery)
+        else:
+            self.complete.submit(delivery)
+
+    def _complete(self, answered: tuple[_Batch, Answered]) -> None:
+        batch, answers = answered
+        queue, samples = batch.queue, len(batch.ids)
+        began = time.monotonic()
+        with self._tracer.span("deliver", samples=samples):
+            queue.client.deliver(answers)
+        now = time.monotonic()
+        with self._lock:
+            queue.latencies.add(now - batch.since, samples)
+            queue.completed += samples
+            queue.last_answer = now
+            queue.delivering_s += now - began
+
+
+class _Timer:
+    """Calls `wake` at the earliest time that was asked for; one thread for the whole run."""
+
+    def __init__(self, wake: Callable[[], None]) -> None:
+        self._wake = wake
+        self._changed = threading.Condition()
+        self._due: float | None = None
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name="batch-timer", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        with self._changed:
+            self._stopping = True
+            self._changed.notify()
+        if self._thread.is_alive() and self._thread is not threading.current_thread():
+            self._thread.join()
+
+    def wake_in(self, seconds: float) -> None:
+        due = time.monotonic() + seconds
+        with self._changed:
+            if self._due is None or due < self._due:
+                self._due = due
+                self._changed.notify()
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                while not self._stopping and (self._due is None or self._due > time.monotonic()):
+                    self._changed.wait(None if self._due is None else max(0.0, self._due - time.monotonic()))
+                if self._stopping:
+                    return
+                self._due = None
+            self._wake()

@@ -1,0 +1,64 @@
+"""What a session is made of: the one settings object of a process that classifies."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.device.scheduler import Sizes
+from pipeline.session.waiting import Batching
+from pipeline.stages.load import SAMPLES_PER_JOB, Preparation
+from pipeline.stages.spec import CPU_IN_FLIGHT, records_for
+
+# Jobs that a loader may have: one that it does, and one ready to follow.
+JOBS_PER_LOADER = 2
+
+
+@dataclass(frozen=True)
+class SessionSpec:
+    """Everything that is decided before the first process starts.
+
+    Attributes:
+        model: the model folder.
+        backend, backend_options: see `int4core.Engine`.
+        sizes, engines, inflight, h2d, ordered, bus_ids, top: see `pipeline.stages.spec.EngineSpec`.
+        input_shape: (3, H, W) of the model.
+        preparation: what a loader does with an image (see `pipeline.stages.load`).
+        loaders: processes that read and decode.
+        slots: samples that the arena holds; 0 takes `slots_for_streaming`.
+        hold_s: how long a prepared sample may wait for a batch to fill up.
+        stage_timeout_s: silence after which a worker counts as hung.
+        image_timeout_s: the most that one image may take; None sets no limit.
+        traced: whether every process keeps its spans for a trace.
+    """
+
+    model: Path
+    backend: str
+    backend_options: tuple[tuple[str, Any], ...]
+    sizes: Sizes
+    input_shape: tuple[int, int, int]
+    preparation: Preparation
+    loaders: int
+    slots: int = 0
+    stage_timeout_s: float = 60.0
+    image_timeout_s: float | None = None
+    engines: int = 1
+    inflight: int = CPU_IN_FLIGHT
+    h2d: str = "auto"
+    ordered: bool = False
+    bus_ids: tuple[str, ...] = ()
+    hold_s: float = 0.1
+    top: int = 0
+    traced: bool = False
+
+    @property
+    def batching(self) -> Batching:
+        return Batching(self.sizes.largest, self.hold_s)
+
+    @property
+    def slots_for_streaming(self) -> int:
+        """Slots that keep everything busy: every batch that the engines may have, one that fills up, every job that
+        the loaders may have, and a batch's worth for what waits behind a slow image."""
+        batches = records_for(self.engines, self.inflight) + 2
+        return batches * self.sizes.largest + JOBS_PER_LOADER * self.loaders * SAMPLES_PER_JOB

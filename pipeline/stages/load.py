@@ -1,0 +1,191 @@
+"""Load: processes that read sources and leave int8 samples in slots of the arena."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Literal, TypeAlias
+
+from pipeline.errors import ImageError
+from pipeline.machine.numa import pin
+from pipeline.memory.arena import Arena, ArenaSpec
+from pipeline.memory.segment import Segment
+from pipeline.samples.images import ImageRules
+from pipeline.samples.preprocess import Preprocessor
+from pipeline.samples.reader import Reader
+from pipeline.samples.sources import Locator, PathLocator
+from pipeline.samples.tensors import read_tensor_into
+from pipeline.stages.base import StageFailure
+from pipeline.stages.channels import Rates, Task
+from pipeline.stages.confined import NativeOutput, limit_memory
+from pipeline.stages.process import OnLost, ProcessStage
+from pipeline.stages.worker import serve_items
+from pipeline.telemetry.trace import make_tracer
+
+Kind: TypeAlias = Literal["images", "tensors"]
+
+# Sources of a job, at most: enough to make a message cheap, few enough to share out evenly.
+SAMPLES_PER_JOB = 16
+
+# What a loader may allocate besides what a single image takes.
+SPARE_BYTES = 128 * 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class SlotLocator:
+    """The image file's bytes, which lie where its sample will: in the slot, from its beginning on."""
+
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentLocator:
+    """The image file's bytes, in a segment of shared memory."""
+
+    path: str
+    length: int
+
+
+Placed: TypeAlias = "Locator | SlotLocator | SegmentLocator"
+
+
+@dataclass(frozen=True)
+class LoadWork:
+    """Where the images are, and the slots that their samples go to."""
+
+    locators: tuple[Placed, ...]
+    slots: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class LoadResult:
+    """The places in the work that became no sample, each with its reason."""
+
+    bad: tuple[tuple[int, str], ...]
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """What a loader does with a source.
+
+    Attributes:
+        kind: `images`, or `tensors` that were prepared before (.npy).
+        size: side of the square sample, in pixels.
+        resize: what the short side is resized to before the centre crop, or None for images that are sized.
+        rules: which images are taken.
+    """
+
+    kind: Kind
+    size: int
+    resize: int | None
+    rules: ImageRules = field(default_factory=ImageRules)
+
+
+class Loader:
+    """Decodes images, or reads prepared tensors, into slots.
+
+    What C libraries print about a file becomes a part of the reason why it is bad.
+    """
+
+    def __init__(
+        self,
+        arena: ArenaSpec,
+        preparation: Preparation,
+        cores: tuple[frozenset[int], ...] = (),
+        traced: bool = False,
+        number: int = 0,
+    ) -> None:
+        pin(cores, number)
+        self._arena = Arena.attach(arena)
+        self._preparation = preparation
+        self._preprocessor = Preprocessor(size=preparation.size, resize=preparation.resize, rules=preparation.rules)
+        self._reader = Reader(preparation.rules.max_bytes)
+        self._printed = NativeOutput()
+        self.tracer = make_tracer(f"loader {number}", traced)
+
+    def note(self) -> str:
+        return self._preparation.kind
+
+    def rates(self) -> Rates:
+        return Rates()
+
+    def work(self, task: Task[LoadWork], begin: Callable[[int], None]) -> LoadResult:
+        bad = []
+        with self.tracer.span("decode", files=task.samples):
+            for place, (locator, slot) in enumerate(zip(task.body.locators, task.body.slots, strict=True)):
+                begin(place)
+                try:
+                    self._load(locator, slot)
+                except ImageError as error:
+                    printed = self._printed.take()
+                    bad.append((place, f"{error.why} ({printed})" if printed else error.why))
+                else:
+                    self._printed.drop()
+        return LoadResult(tuple(bad))
+
+    def close(self) -> None:
+        self._reader.close()
+        self._printed.close()
+        self._arena.close()
+
+    def _load(self, locator: Placed, slot: int) -> None:
+        out = self._arena.sample(slot)
+        if self._preparation.kind == "tensors":
+            if not isinstance(locator, PathLocator):
+                raise ImageError("tensor", "a prepared tensor is a file of its own")
+            read_tensor_into(locator.path, out, self._preparation.rules.max_bytes)
+            return
+        self._preprocessor.decode_bytes(self._bytes_of(locator, slot), "image", out)
+
+    def _bytes_of(self, locator: Placed, slot: int) -> bytes:
+        if isinstance(locator, SlotLocator):
+            return self._arena.raw(slot)[: locator.length].tobytes()
+        if isinstance(locator, SegmentLocator):
+            segment = Segment.attach(locator.path, locator.length)
+            try:
+                return segment.bytes.tobytes()
+            finally:
+                segment.close()
+        return self._reader.read(locator)
+
+
+def confined_loader(
+    arena: ArenaSpec, preparation: Preparation, cores: tuple[frozenset[int], ...], traced: bool, number: int
+) -> Loader:
+    """A loader whose process fails to allocate what the rules do not allow, whatever a file's header hides."""
+    loader = Loader(arena, preparation, cores, traced, number)
+    limit_memory(preparation.rules.max_memory + SPARE_BYTES)
+    return loader
+
+
+def load_stage(
+    arena: ArenaSpec,
+    preparation: Preparation,
+    *,
+    loaders: int,
+    capacity: int,
+    timeout_s: float,
+    image_timeout_s: float | None,
+    on_result: Callable[[Task[LoadWork], LoadResult], None],
+    on_lost: OnLost[LoadWork],
+    on_failure: Callable[[StageFailure], None],
+    cores: tuple[frozenset[int], ...] = (),
+    traced: bool = False,
+) -> ProcessStage[LoadWork, LoadResult]:
+    """The stage over `loaders` processes; `capacity` in samples. A loader that is lost is replaced.
+
+    `cores` are the cores near each GPU (see `pipeline.machine.numa`); loaders are spread over them in turn.
+    """
+    return ProcessStage(
+        "decode",
+        partial(confined_loader, arena, preparation, cores, traced),
+        workers=loaders,
+        capacity=capacity,
+        timeout_s=timeout_s,
+        on_result=on_result,
+        on_failure=on_failure,
+        serve=serve_items,
+        on_lost=on_lost,
+        item_timeout_s=image_timeout_s,
+    )

@@ -1,0 +1,269 @@
+"""A session with its processes: sources in, answers out, and whatever sources do to loaders."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from int4core import Engine, Model
+from pipeline.device.scheduler import Sizes
+from pipeline.errors import PipelineError
+from pipeline.samples.preprocess import Preprocessor
+from pipeline.samples.sources import BytesLocator, Source
+from pipeline.session.batches import Answered
+from pipeline.session.session import Answer, Session, as_source
+from pipeline.session.spec import SessionSpec
+from pipeline.session.waiting import Batching
+from pipeline.stages.base import StageFailure
+from pipeline.stages.load import Preparation
+from tests.pipeline.conftest import IMAGES, SIZE
+
+RESIZE = round(SIZE * 256 / 224)
+TOP = 3
+
+
+@pytest.fixture(scope="module")
+def paths(images: Path) -> list[str]:
+    return [str(images / f"{number}.jpg") for number in range(IMAGES)]
+
+
+@pytest.fixture(scope="module")
+def best(model_dir: Path, paths: list[str]) -> list[tuple[tuple[int, ...], tuple[float, ...]]]:
+    """Classes and scores of the images, computed in this process without any of the session's parts."""
+    x = np.empty((IMAGES, 3, SIZE, SIZE), dtype=np.int8)
+    for sample, path in zip(x, paths, strict=True):
+        Preprocessor(size=SIZE, resize=RESIZE).decode_into(path, sample)
+    ids, scores = Engine(Model.load(model_dir)).top_k(x, TOP)
+    return [(tuple(i), tuple(s)) for i, s in zip(ids.tolist(), scores.tolist(), strict=True)]
+
+
+@pytest.fixture(scope="module")
+def spec(model_dir: Path) -> SessionSpec:
+    return SessionSpec(
+        model=model_dir,
+        backend="numpy",
+        backend_options=(),
+        sizes=Sizes.full(4),
+        input_shape=(3, SIZE, SIZE),
+        preparation=Preparation("images", SIZE, RESIZE),
+        loaders=2,
+        top=TOP,
+        hold_s=0.05,
+    )
+
+
+@contextmanager
+def running(spec: SessionSpec) -> Iterator[Session]:
+    with Session(spec) as session:
+        session.start()
+        yield session
+
+
+@pytest.fixture(scope="module")
+def session(spec: SessionSpec) -> Iterator[Session]:
+    """One for all tests that leave it as it was."""
+    with running(spec) as session:
+        yield session
+        assert session.leases == 0
+
+
+def test_answers_come_in_the_order_of_the_sources(session: Session, paths: list[str], best: list) -> None:
+    answers = list(session.classify(paths))
+    assert [a.source.key for a in answers] == paths
+    assert [(a.classes, a.scores) for a in answers] == best
+    assert not [a.error for a in answers if a.error]
+
+
+def test_bytes_are_classified_as_their_file_is(session: Session, paths: list[str], best: list) -> None:
+    data = [Path(p).read_bytes() for p in paths]
+    # With a long comment, bytes are more than a slot holds.
+    long = data[0][:2] + b"\xff\xfe\xff\xff" + bytes(0xFFFD) + data[0][2:]
+    sources = [Source(f"{i}", BytesLocator(d)) for i, d in enumerate([*data, long, b""])]
+    answers = list(session.classify(sources))
+    assert [(a.classes, a.scores) for a in answers[:-1]] == [*best, best[0]]
+    assert answers[-1].error == "the file is empty"
+
+
+def test_a_bad_source_is_an_error_at_its_place(session: Session, paths: list[str], best: list, tmp_path: Path) -> None:
+    (tmp_path / "text.jpg").write_text("not an image")
+    (tmp_path / "cut.jpg").write_bytes(Path(paths[1]).read_bytes()[:600])
+    text, cut, none = (str(tmp_path / name) for name in ("text.jpg", "cut.jpg", "none.jpg"))
+    sources = [paths[0], text, paths[1], cut, none, paths[2]]
+    answers = list(session.classify(sources))
+    assert [a.error is None for a in answers] == [True, False, True, False, False, True]
+    assert [a.classes for a in answers if a.error is None] == [classes for classes, _ in best[:3]]
+    assert "no such file" in str(answers[4].error)
+    assert session.load.snapshot().failed >= 3
+
+
+def test_sources_are_read_no_further_than_there_is_room(session: Session, paths: list[str]) -> None:
+    taken = 0
+
+    def many() -> Iterator[str]:
+        nonlocal taken
+        while True:
+            yield paths[taken % IMAGES]
+            taken += 1
+
+    answers = session.classify(many())
+    for _ in range(3):
+        next(answers)
+    time.sleep(0.2)
+    # What waits in the window, and the answers that have been taken out of it together.
+    assert taken <= 2 * session.slots
+    answers.close()
+    wait_for(lambda: session.leases == 0)
+
+
+def test_what_the_sources_raise_comes_after_the_answers_before(session: Session, paths: list[str]) -> None:
+    def broken() -> Iterator[str]:
+        yield from paths[:5]
+        raise OSError("the listing broke off")
+
+    got: list[Answer] = []
+
+    def collect() -> None:
+        for answer in session.classify(broken()):
+            got.append(answer)
+
+    with pytest.raises(OSError, match="broke off"):
+        collect()
+    assert [a.source.key for a in got] == paths[:5]
+
+
+def test_no_sources_give_no_answers(session: Session) -> None:
+    assert list(session.classify([])) == []
+
+
+def test_callers_side_by_side(session: Session, paths: list[str], best: list) -> None:
+    kept: dict[int, list[Answer]] = {}
+
+    def call(number: int) -> None:
+        kept[number] = list(session.classify(paths * 3, ordered=number % 2 == 0))
+
+    threads = [threading.Thread(target=call, args=(n,)) for n in range(4)]
+    for thread in threads:
+        thread.start()
+    future = session.submit(paths[7])
+    for thread in threads:
+        thread.join(60)
+    assert (future.result(60).classes, future.result().scores) == best[7]
+    by_key = dict(zip(paths, best, strict=True))
+    for number, answers in kept.items():
+        keys = [a.source.key for a in answers]
+        assert (keys if number % 2 == 0 else sorted(keys)) == (paths * 3 if number % 2 == 0 else sorted(paths * 3))
+        assert all((a.classes, a.scores) == by_key[a.source.key] for a in answers)
+
+
+def test_a_future_has_the_error_of_its_source(session: Session) -> None:
+    assert "no such file" in str(session.submit("nowhere.jpg").result(60).error)
+
+
+def test_pinned_samples_are_asked_for_by_their_slots(session: Session, paths: list[str], best: list) -> None:
+    pinned = session.pin([*paths[:6], "nowhere.jpg"])
+    assert "no such file" in str(pinned[-1].error)
+    slots = np.array([p.value for p in pinned[:-1]], np.int32)
+    assert session.leases == len(slots)
+    received: list[Answered] = []
+
+    class Client:
+        def slots_of(self, indices: np.ndarray) -> np.ndarray:
+            return slots[indices]
+
+        def filling(self) -> bool:
+            return False
+
+        def deliver(self, answered: Answered) -> None:
+            received.append(answered)
+
+    queue = session.queries(Client(), Batching(4))
+    asked = np.array([5, 0, 0, 3, 5, 1, 2], np.int64)
+    queue.put(np.arange(100, 107, dtype=np.uint64), asked)
+    wait_for(lambda: sum(len(r.ids) for r in received) == len(asked))
+    classes = {int(i): int(c) for r in received for i, c in zip(r.ids, r.classes, strict=True)}
+    assert classes == {100 + i: best[a][0][0] for i, a in enumerate(asked.tolist())}
+    assert queue.completed == queue.issued == 7
+    session.batches.close(queue)
+    session.unpin(slots.tolist())
+    assert session.leases == 0
+
+
+def test_more_pins_than_slots_are_refused(session: Session, paths: list[str]) -> None:
+    with pytest.raises(PipelineError, match="slots are free"):
+        session.pin([paths[0]] * (session.slots + 1))
+
+
+def test_a_loader_that_is_killed_costs_nothing(session: Session, paths: list[str], best: list) -> None:
+    answers = session.classify(paths * 8)
+    got = [next(answers)]
+    os.kill(session.load.pids[0], signal.SIGKILL)
+    got += answers
+    assert [(a.classes, a.scores) for a in got] == best * 8
+    assert session.load.replaced >= 1
+
+
+def test_a_source_that_takes_too_long_is_an_error_and_no_other_is(
+    spec: SessionSpec, paths: list[str], best: list, tmp_path: Path
+) -> None:
+    from PIL import Image
+
+    # Decoding this one takes seconds: a PNG of 80 million pixels.
+    slow = tmp_path / "slow.png"
+    Image.new("L", (9900, 9900)).save(slow, compress_level=1)
+    with running(replace(spec, image_timeout_s=0.15)) as session:
+        answers = list(session.classify([*paths[:3], str(slow), *paths[3:]]))
+        assert session.leases == 0
+    assert "0.15 s" in str(answers.pop(3).error)
+    assert [(a.classes, a.scores) for a in answers] == best
+
+
+@pytest.mark.usefixtures("clean")
+def test_a_dead_engine_ends_the_session_and_everyone_is_told(spec: SessionSpec, paths: list[str]) -> None:
+    failures: list[StageFailure] = []
+    with Session(spec, on_failure=failures.append) as session:
+        session.start()
+        os.kill(session.batches.infer.pids[0], signal.SIGSTOP)
+        future = session.submit(paths[0])
+        answers = session.classify(paths)
+        os.kill(session.batches.infer.pids[0], signal.SIGKILL)
+        with pytest.raises(StageFailure, match="SIGKILL"):
+            list(answers)
+        with pytest.raises(StageFailure, match="SIGKILL"):
+            future.result(60)
+        with pytest.raises(StageFailure, match="SIGKILL"):
+            session.submit(paths[0])
+    assert len(failures) == 1
+
+
+@pytest.mark.usefixtures("clean")
+def test_whoever_waits_at_the_end_of_a_session_is_told(spec: SessionSpec, paths: list[str]) -> None:
+    with running(spec) as session:
+        os.kill(session.batches.infer.pids[0], signal.SIGSTOP)
+        future = session.submit(paths[0])
+        os.kill(session.batches.infer.pids[0], signal.SIGCONT)
+        answers = session.classify(iter(lambda: paths[0], None))
+        next(answers)
+    with pytest.raises(PipelineError, match="session is over"):
+        for _ in answers:
+            pass
+    assert future.done()
+
+
+def test_a_key_is_what_the_user_named(tmp_path: Path) -> None:
+    assert as_source(tmp_path / "a.jpg").key == str(tmp_path / "a.jpg")
+
+
+def wait_for(condition, seconds: float = 30.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
