@@ -28,6 +28,7 @@ from int4core.errors import Int4CoreError, printed
 from int4core.model import Model
 from int4core.network import trace_shapes
 from int4core.random_model import random_model
+from int4core.streams import run_command
 
 
 @dataclass(frozen=True)
@@ -154,4 +155,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(main))

@@ -30,6 +30,7 @@ from int4core.engine import Engine
 from int4core.errors import EngineError, Int4CoreError, printed
 from int4core.model import Model
 from int4core.ranges import captured
+from int4core.streams import run_command
 from int4core.tuning.measure import Site, microseconds, tensor_bytes
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -223,4 +224,4 @@ def run(options: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(main))

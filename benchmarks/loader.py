@@ -31,6 +31,7 @@ from rich.table import Table
 
 import pipeline
 from int4core.errors import printed
+from int4core.streams import run_command
 from pipeline.errors import PipelineError
 from pipeline.samples.library import SampleLibrary
 from pipeline.samples.preprocess import Preprocessor, quantize_table
@@ -206,4 +207,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(main))

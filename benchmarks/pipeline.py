@@ -34,6 +34,7 @@ from benchmarks.pipeline_device import DeviceRates, DeviceSpec, measure
 from int4core.errors import Int4CoreError, printed
 from int4core.model import Model
 from int4core.network import default_input_size
+from int4core.streams import run_command
 from pipeline.defaults import DEMO_IMAGES, default_model
 from pipeline.device.scheduler import Sizes
 from pipeline.errors import PipelineError
@@ -333,4 +334,4 @@ def run(options: argparse.Namespace, target: Target) -> int:
 
 if __name__ == "__main__":
     os.environ.setdefault("PYTHONUNBUFFERED", "1")
-    sys.exit(main())
+    sys.exit(run_command(main))

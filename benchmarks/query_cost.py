@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import psutil
 
+from int4core.streams import run_command
 from pipeline.loadgen.binding import LoadGenSession, SettingsSpec, load_module, make_settings
 from pipeline.loadgen.results import read_result
 
@@ -106,4 +107,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(main))

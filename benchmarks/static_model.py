@@ -34,6 +34,7 @@ from int4core.backends.cuda.stem import StemConv
 from int4core.errors import EngineError, Int4CoreError, printed
 from int4core.layers import ResNet
 from int4core.model import Model
+from int4core.streams import run_command
 from int4core.tuning import autoconfig
 from int4core.tuning.autoconfig import Autoconfig
 from int4core.tuning.files import FOLDER, file_of
@@ -219,4 +220,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(main))

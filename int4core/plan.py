@@ -18,6 +18,7 @@ from int4core.backends.cuda.planner import NetworkPlan, check_batch, make_plan
 from int4core.backends.cuda.table import describe
 from int4core.errors import Int4CoreError, printed
 from int4core.model import Model
+from int4core.streams import run_command
 from int4core.tuning import autoconfig
 from int4core.tuning.files import load_tuning
 
@@ -81,4 +82,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(main))

@@ -23,6 +23,7 @@ from int4core.backends.cuda.ops import ConvOp, Op, StemOp
 from int4core.backends.cuda.table import KNOWN_NUMBERS, candidates
 from int4core.errors import EngineError, Int4CoreError, printed, shown
 from int4core.model import Model
+from int4core.streams import run_command
 from int4core.tuning import autoconfig
 from int4core.tuning.autoconfig import Autoconfig
 from int4core.tuning.files import FOLDER, file_of
@@ -163,4 +164,4 @@ def _tune_batch(network: DeviceNetwork, n: int, options: argparse.Namespace) -> 
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(main))

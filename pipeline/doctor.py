@@ -18,6 +18,7 @@ from typing import Literal
 from int4core.backends.cuda.cache import CACHE_DIR
 from int4core.backends.cuda.table import KNOWN_NUMBERS
 from int4core.errors import printable
+from int4core.streams import run_command
 from int4core.tuning import autoconfig
 from int4core.tuning.autoconfig import AutoconfigError
 from int4core.tuning.files import file_of
@@ -302,4 +303,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(main))

@@ -17,9 +17,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     supervisor = Supervisor()
     with supervisor.signals():
         # Imported here, signals already in hand: a Ctrl-C in the middle of an import would be a traceback.
+        from int4core.streams import run_command
         from pipeline.loadgen.command import command
 
-        return command(sys.argv[1:] if argv is None else argv, supervisor)
+        return run_command(lambda: command(sys.argv[1:] if argv is None else argv, supervisor))
 
 
 if __name__ == "__main__":

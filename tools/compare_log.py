@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from int4core.errors import printable, printed
+from int4core.streams import run_command
 from pipeline.errors import PipelineError
 from pipeline.loadgen.results import (
     NOT_PREDICTED,
@@ -130,4 +131,4 @@ def _word(side: Side, index: int) -> str:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    sys.exit(run_command(main))

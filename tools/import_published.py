@@ -16,6 +16,7 @@ from rich.table import Table
 from int4core.errors import Int4CoreError, printable, printed
 from int4core.model import Model
 from int4core.network import LayerShape, trace_shapes
+from int4core.streams import run_command
 
 WHERE = """\
 The INT4 ResNet-50 of NVIDIA's open-division submission to MLPerf Inference v0.5 (Apache-2.0) is in
@@ -78,4 +79,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(main))

@@ -21,6 +21,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from int4core.errors import Int4CoreError, printed
+from int4core.streams import run_command
 from pipeline.defaults import DEFAULT_MODEL
 from pipeline.errors import PipelineError
 from pipeline.machine.profilers import NCU, require_profiler
@@ -153,4 +154,4 @@ def _text(file: Path) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(main))

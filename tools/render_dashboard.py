@@ -11,6 +11,7 @@ import argparse
 import io
 import math
 import re
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.segment import Segment
 from rich.terminal_theme import TerminalTheme
 
+from int4core.streams import run_command
 from pipeline.machine.hardware import GpuLoad, Load
 from pipeline.report.frame import MAX_WIDTH, Frame, View
 from pipeline.report.history import History
@@ -122,4 +124,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    sys.exit(run_command(main))

@@ -16,6 +16,7 @@ from int4core.errors import Int4CoreError, printable, printed
 from int4core.layers import ResNet, walk
 from int4core.model import Model
 from int4core.network import default_input_size
+from int4core.streams import Stream
 from int4core.tuning import autoconfig
 from int4core.tuning.autoconfig import Autoconfig
 from pipeline.defaults import DEMO_IMAGES, default_model
@@ -123,6 +124,7 @@ class OfflineCommand:
         self._options = options
         self._supervisor = supervisor
         self._console = console
+        self._stdout = sys.stdout
         self._bad: tuple[BadFile, ...] = ()
         self._kept: Any = None
         self._session: LoadGenSession | None = None
@@ -143,6 +145,7 @@ class OfflineCommand:
         for path in sweep_stale():
             self._say(f"removed {path}, left behind by a run that was killed")
         prepared = self._prepare()
+        self._check_stdout()
         self._supervisor.check()
         with Run(prepared.spec, deliver=self._deliver, on_failure=self._supervisor.fail) as run:
             dashboard = Dashboard(
@@ -257,6 +260,7 @@ class OfflineCommand:
             flush=lambda: None,
             on_error=self._supervisor.fail,
         ) as self._session:
+            self._check_stdout()
             self._outputs.clear()
             run.serving.enter("running")
             self._session.run(self._test_settings, self._log_settings)
@@ -347,6 +351,11 @@ class OfflineCommand:
     def _deliver(self, ids: Any, classes: Any) -> None:
         assert self._session is not None, "an answer before LoadGen's session exists"
         self._session.complete(ids, classes)
+
+    def _check_stdout(self) -> None:
+        """A run whose output is lost from the start ends; one that loses it later goes on, for its logs."""
+        if isinstance(self._stdout, Stream) and self._stdout.error:
+            raise PipelineError(f"standard output cannot be written: {self._stdout.error}")
 
     def _say(self, line: str) -> None:
         self._console.print(printable(line))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,7 +17,7 @@ import pytest
 from int4core import Model
 from pipeline.memory.arena import segment_folder
 from tests.paths import ROOT, SHARED, needs_shared
-from tests.pipeline.application import LongRun, labels_of, offline, predictions
+from tests.pipeline.application import LongRun, command, labels_of, offline, predictions
 
 
 @pytest.mark.usefixtures("clean")
@@ -194,6 +195,61 @@ def test_workers_end_with_a_killed_main_process_and_the_next_run_sweeps(
     assert done.returncode == 0, done.stderr
     assert not any(segment.exists() for segment in stale)
     assert all(segment.name in done.stdout + done.stderr for segment in stale)
+
+
+@pytest.mark.usefixtures("clean")
+def test_an_image_whose_name_is_not_utf_8_on_a_strict_terminal(model_dir: Path, images: Path, tmp_path: Path) -> None:
+    folder, out = tmp_path / "images", tmp_path / "out"
+    folder.mkdir()
+    (folder / "a.jpg").write_bytes((images / "0.jpg").read_bytes())
+    (folder / os.fsdecode(b"\xff.jpg")).write_bytes(b"no image")
+    done = offline(
+        "--model", model_dir, "--images", folder, "--output-dir", out, "--skip-bad-images", "--test-mode",
+        "AccuracyOnly", env=os.environ | {"PYTHONIOENCODING": "utf-8:strict"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "udcff.jpg" in done.stdout
+    assert json.loads((out / "summary.json").read_text())["bad_images"][0]["path"].endswith("\udcff.jpg")
+
+
+@pytest.mark.usefixtures("clean")
+@pytest.mark.parametrize("options", [["--no-dashboard"], ["--json"]], ids=["lines", "json"])
+def test_a_full_standard_output_ends_the_run_before_its_timed_part(
+    options: list[str], model_dir: Path, images: Path, tmp_path: Path
+) -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            command("--model", model_dir, "--images", images, "--output-dir", tmp_path / "out", *options),
+            cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60, check=False,
+        )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr.endswith("error: standard output cannot be written: No space left on device\n")
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.usefixtures("clean")
+def test_a_reader_that_goes_away_in_the_timed_part_costs_the_status_not_the_results(
+    model_dir: Path, images: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    run = subprocess.Popen(
+        command(
+            "--model", model_dir, "--images", images, "--output-dir", out, "--json", "--lgts_min_duration_ms", 2000,
+            "--lgts_offline_expected_qps", 1000, "-b", 4,
+        ),
+        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert run.stdout is not None
+    assert run.stderr is not None
+    while not out.exists() or not list(out.glob("mlperf_log_*")):
+        time.sleep(0.02)
+        assert run.poll() is None
+    run.stdout.close()
+    said = run.stderr.read()
+    assert run.wait(60) == 1
+    assert said.endswith("error: standard output cannot be written: Broken pipe\n")
+    assert json.loads((out / "summary.json").read_text())["loadgen"]["samples_per_second"] > 0
 
 
 MISTAKES: list[tuple[str, Callable[[Path], list[object]], str]] = [

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from int4core.errors import Int4CoreError
+from int4core.streams import run_command
 from tools.finetune.errors import FinetuneError, need_torch
 from tools.finetune.options import build_parser
 
@@ -25,4 +26,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(main))

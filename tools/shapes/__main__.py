@@ -9,6 +9,7 @@ from pathlib import Path
 
 from rich.progress import Progress
 
+from int4core.streams import run_command
 from tools.shapes.files import ShapesError, contact_sheet, demo_specs, draw_specs, make
 from tools.shapes.names import CLASSES
 
@@ -57,4 +58,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(main))
