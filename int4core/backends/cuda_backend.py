@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from int4core.backends.cuda.network import DeviceBatch, DeviceNetwork
+from int4core.backends.cuda.head import TopK
+from int4core.backends.cuda.launch import Launch
+from int4core.backends.cuda.network import DeviceBatch, DeviceNetwork, top_parts
 from int4core.backends.cuda.ops import ConvOp, LinearOp, PoolOp, StemOp, TopOp
 from int4core.backends.cuda.sm90 import Output
 from int4core.layers import Float32Array, Int8Array, Int32Array, Pair
@@ -44,6 +47,7 @@ class CudaBackend:
         with self.network.device:
             self._stream = self.network.cupy.cuda.Stream(non_blocking=True)
             self._batch: DeviceBatch | None = self.network.batch(batch_size)
+        self._tops: dict[int, tuple[Launch, Any, Any, Any]] = {}
 
     @property
     def notice(self) -> str:
@@ -65,8 +69,26 @@ class CudaBackend:
             return classes
 
     def top_k(self, x: Int8Array, k: int) -> tuple[Int32Array, Float32Array] | None:
-        """None: the engine computes them from the accumulators."""
-        return None
+        """int32 (n, k) and float32 (n, k): the best classes and their scores, found on the device."""
+        with self.network.device:
+            batch = self._run(self._batch, x)
+            launch, _, ids, scores = self._top(batch, k)
+            with self._stream:
+                launch()
+            return ids[: len(x)].get(stream=self._stream), scores[: len(x)].get(stream=self._stream)
+
+    def _top(self, batch: DeviceBatch, k: int) -> tuple[Launch, Any, Any, Any]:
+        """The kernel that finds the best `k` in the batch's sums, and the parts of what it writes."""
+        if k not in self._tops:
+            network = self.network
+            op = batch.plan.steps[-1].op
+            assert isinstance(op, TopOp)
+            kernel = TopK(replace(op, k=k))
+            memory = network.cupy.empty(kernel.op.output.bytes, np.uint8)
+            (launch,) = network.launches((kernel,), {**batch.addresses, op.target: memory.data.ptr})
+            # What comes before it on the stream is a graph, which ends as a whole.
+            self._tops[k] = (replace(launch, overlap=False), *top_parts(memory, batch.n))
+        return self._tops[k]
 
     def trace(self, x: Int8Array) -> dict[str, Int32Array]:
         """Layer name -> output, int32 NCHW, of the layers whose outputs exist: the last one of every fused operation.
@@ -86,6 +108,7 @@ class CudaBackend:
 
     def close(self) -> None:
         self._batch = None
+        self._tops.clear()
         self.network.close()
 
     def _run(self, batch: DeviceBatch | None, x: Int8Array) -> DeviceBatch:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 
@@ -17,11 +18,12 @@ from int4core.backends.cuda.chips import CHIPS, Chip
 from int4core.backends.cuda.fuse import fuse
 from int4core.backends.cuda.kernel import Kernel
 from int4core.backends.cuda.nvrtc import compile_source, find_nvrtc
-from int4core.backends.cuda.ops import ConvOp, Op, StemOp
+from int4core.backends.cuda.ops import ConvOp, Op, StemOp, TopOp
 from int4core.backends.cuda.source import KernelSource
 from int4core.backends.cuda.table import candidates, default_kernel
 from int4core.layers import ResNet
 from int4core.model import Model
+from int4core.scores import MAX_K
 from tests.int4core.networks import random_network
 from tests.paths import ROOT
 
@@ -43,6 +45,8 @@ def kernels(op: Op, chip: Chip) -> Iterator[Kernel]:
         yield from candidates(op, chip)
     else:
         yield default_kernel(op, chip)
+    if isinstance(op, TopOp):
+        yield default_kernel(replace(op, k=MAX_K), chip)
 
 
 def chosen(chip: Chip) -> dict[KernelSource, Kernel]:

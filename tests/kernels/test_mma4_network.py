@@ -91,8 +91,9 @@ def test_golden_logits_with_the_kernels_of_another_chip(name: str, monkeypatch: 
     golden = np.load(SHARED / "golden" / "inputs8.npz")
     network = DeviceNetwork(published)
 
-    def plan(n: int, keep_all: bool = False) -> NetworkPlan:
-        return make_plan(published.network, CHIPS[name], n, numbers=tuning.numbers_for(n), keep_all=keep_all)
+    def plan(n: int, keep_all: bool = False, top: int = 0) -> NetworkPlan:
+        numbers = tuning.numbers_for(n)
+        return make_plan(published.network, CHIPS[name], n, numbers=numbers, keep_all=keep_all, top=top)
 
     monkeypatch.setattr(network, "plan", plan)
     batch = network.batch(len(golden["x"]))

@@ -28,15 +28,18 @@ from int4core.dtypes import U7
 from int4core.errors import EngineError
 from int4core.layers import Bottleneck, Conv2d, Int8Array, Int16Array, Pair, Quantize, ResNet
 from int4core.network import LayerShape, trace_shapes
+from int4core.scores import check_k
 
 Shapes = Mapping[str, LayerShape]
 
 
-def fuse(net: ResNet, n: int, size: Pair | None = None) -> tuple[Op, ...]:
+def fuse(net: ResNet, n: int, size: Pair | None = None, top: int = 0) -> tuple[Op, ...]:
     """The operations for batches of `n` images of `size` = (H, W), in running order.
 
+    The last one gives the class alone, or for `top` > 0 the best `top` classes and their scores too.
+
     Raises:
-        EngineError: the size does not fit the network, or it has a layer that no kernel computes.
+        EngineError: the size or `top` does not fit the network, or it has a layer that no kernel computes.
     """
     shapes = {layer.name: layer for layer in trace_shapes(net, size)}
     ops: list[Op] = [_stem(net, shapes, n)]
@@ -44,7 +47,7 @@ def fuse(net: ResNet, n: int, size: Pair | None = None) -> tuple[Op, ...]:
     for block in net.blocks:
         ops += _bottleneck(block, shapes, n, source)
         source = block.quantize3.name
-    return (*ops, *_head(net, shapes, n, source))
+    return (*ops, *_head(net, shapes, n, source, top))
 
 
 def _stem(net: ResNet, shapes: Shapes, n: int) -> StemOp:
@@ -109,8 +112,10 @@ def _branch(conv: Conv2d, down: Quantize, up: Quantize) -> Branch:
     return Branch(conv.name, weight, bias, _rescale(down), _rescale(up), Limits.of(weight, bias, 0, 15))
 
 
-def _head(net: ResNet, shapes: Shapes, n: int, source: str) -> tuple[Op, ...]:
+def _head(net: ResNet, shapes: Shapes, n: int, source: str, top: int) -> tuple[Op, ...]:
     pool, fc = net.avgpool, net.fc
+    if top:
+        check_k(top, net.classes)
     last = shapes[pool.name].input
     mean = PoolOp(
         pool.name, source, pool.name, n, last.height, last.width, padded(last.channels), pool.kernel_size
@@ -120,7 +125,7 @@ def _head(net: ResNet, shapes: Shapes, n: int, source: str) -> tuple[Op, ...]:
     return (
         mean,
         LinearOp(fc.name, pool.name, CLASSES, n, mean.features, weight, fc.bias),
-        TopOp(net.scale.name, CLASSES, TOP1, n, net.scale.out_scale),
+        TopOp(net.scale.name, CLASSES, TOP1, n, net.scale.out_scale, top),
     )
 
 

@@ -1,4 +1,4 @@
-"""Host side of the network's end: `mean_u7.cu`, `linear_u7s8.cu`, `top1.cu`."""
+"""Host side of the network's end: `mean_u7.cu`, `linear_u7s8.cu`, `top1.cu`, `top_k.cu`."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from int4core.backends.cuda.kernel import Arguments, Grid, address
 from int4core.backends.cuda.mma_layout import arrange_linear
 from int4core.backends.cuda.ops import LinearOp, PoolOp, TopOp
 from int4core.backends.cuda.source import KernelSource
+from int4core.scores import LANES
 
 MEAN_SHAPE = np.dtype([(name, "<i4") for name in ("n", "h", "w", "channels", "features")])
 """`MeanShape` in mean_u7.cu."""
@@ -115,3 +116,33 @@ class Top1:
 
     def __str__(self) -> str:
         return "top-1"
+
+
+@dataclass(frozen=True, eq=False)
+class TopK:
+    """Scale, the best classes and their scores; a block an image."""
+
+    op: TopOp
+    number: None = None
+    threads: int = LANES
+    shared_bytes: int = 8 * LANES + 2 * 8 * (LANES // 32)
+    layout: str = "top1"
+
+    @property
+    def grid(self) -> Grid:
+        return self.op.n, 1, 1
+
+    @property
+    def source(self) -> KernelSource:
+        return KernelSource.of("top_k.cu", "top_k", {"WARPS": LANES // 32})
+
+    def constants(self) -> tuple[npt.NDArray[Any], ...]:
+        return (self.op.out_scale,)
+
+    def arguments(self, tensors: Mapping[str, int], constants: Sequence[int]) -> Arguments:
+        op = self.op
+        addresses = (tensors[op.source], *constants, tensors[op.target])
+        return (*map(address, addresses), np.int32(len(op.out_scale)), np.int32(op.k))
+
+    def __str__(self) -> str:
+        return f"top-{self.op.k}"

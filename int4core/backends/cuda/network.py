@@ -67,15 +67,18 @@ class DeviceNetwork:
         """What it runs on, which kernels, and what compiling took so far."""
         return f"{self.chip.name} ({self.chip.arch}), {self.tuning.notice}; {self.compiled}"
 
-    def plan(self, n: int, keep_all: bool = False) -> NetworkPlan:
+    def plan(self, n: int, keep_all: bool = False, top: int = 0) -> NetworkPlan:
         check_batch(n)
         numbers = self.tuning.numbers_for(n)
-        return make_plan(self.model.network, self.chip, n, size=self.size, numbers=numbers, keep_all=keep_all)
+        return make_plan(self.model.network, self.chip, n, size=self.size, numbers=numbers, keep_all=keep_all, top=top)
 
-    def batch(self, n: int, keep_all: bool = False) -> DeviceBatch:
-        """Memory and a graph for batches of `n` images; every call gives another one."""
+    def batch(self, n: int, keep_all: bool = False, top: int = 0) -> DeviceBatch:
+        """Memory and a graph for batches of `n` images; every call gives another one.
+
+        With `top` > 0 the graph also gives the best `top` classes and their scores.
+        """
         with self.device:
-            return DeviceBatch(self, self.plan(n, keep_all))
+            return DeviceBatch(self, self.plan(n, keep_all, top))
 
     def launches(self, kernels: tuple[Kernel, ...], tensors: Mapping[str, int]) -> tuple[Launch, ...]:
         """The kernels on tensors at these device addresses."""
@@ -136,6 +139,13 @@ class DeviceNetwork:
         return self._constants[key]
 
 
+def top_parts(memory: Any, n: int) -> tuple[Any, Any, Any]:
+    """The parts of what a TopOp gives for `n` images, uint8 (bytes,): classes (n,), ids and scores (n, k)."""
+    words = memory.view(np.int32)
+    parts = words[n:].reshape(2, n, (len(words) // n - 1) // 2)
+    return words[:n], parts[0], parts[1].view(np.float32)
+
+
 class DeviceBatch:
     """Activation memory for batches of `n` images, and the CUDA graph that runs the network on it.
 
@@ -144,6 +154,7 @@ class DeviceBatch:
         input: cupy int8 (n, 3, H, W), to be written before a run.
         sums: cupy int32 (n, classes), the last linear layer's.
         top1: cupy int32 (n,).
+        top_ids, top_scores: cupy int32 and float32 (n, top), the best classes first; see `int4core.scores`.
     """
 
     def __init__(self, network: DeviceNetwork, plan: NetworkPlan) -> None:
@@ -157,7 +168,7 @@ class DeviceBatch:
         self.addresses = {name: base + offset for name, offset in plan.arena.offsets.items()}
         self.input = self.tensor(INPUT).view(cupy.int8).reshape(plan.n, 3, *network.size)
         self.sums = self.tensor(CLASSES).view(cupy.int32).reshape(plan.n, -1)
-        self.top1 = self.tensor(TOP1).view(cupy.int32)
+        self.top1, self.top_ids, self.top_scores = top_parts(self.tensor(TOP1), plan.n)
         self.launches = network.launches(tuple(step.kernel for step in plan.steps), self.addresses)
         self.input.data.memset(0, self.input.nbytes)
         self._graph = self._capture(cupy)

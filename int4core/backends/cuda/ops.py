@@ -22,7 +22,7 @@ CHANNEL_STEP = 32
 """Channels of every activation are padded to a multiple of this: one k-step of the tensor cores."""
 
 INPUT, CLASSES, TOP1 = "input", "fc", "top1"
-"""Tensors that the host writes and reads: int8 images (N, 3, H, W), int32 sums (N, classes), int32 (N,)."""
+"""Tensors that the host writes and reads: int8 images (N, 3, H, W), int32 sums (N, classes), and what TopOp gives."""
 
 
 def padded(channels: int, step: int = CHANNEL_STEP) -> int:
@@ -278,13 +278,17 @@ class LinearOp:
 
 @dataclass(frozen=True, eq=False)
 class TopOp:
-    """int32 (N, classes) -> int32 (N,): the first class with the largest float32 quotient by `out_scale`."""
+    """int32 (N, classes) -> int32 (N,): the first class with the largest float32 quotient by `out_scale`.
+
+    With `k` > 0, the best `k` classes follow, int32 (N, k), and their scores, float32 (N, k), as in `int4core.scores`.
+    """
 
     name: str
     source: str
     target: str
     n: int
     out_scale: Float32Array
+    k: int = 0
 
     @property
     def reads(self) -> tuple[str, ...]:
@@ -292,7 +296,7 @@ class TopOp:
 
     @property
     def output(self) -> Tensor:
-        return Tensor(self.target, self.n * 4)
+        return Tensor(self.target, self.n * (1 + 2 * self.k) * 4)
 
     @property
     def multiply_adds(self) -> int:
@@ -307,7 +311,8 @@ class TopOp:
         return self.out_scale.nbytes
 
     def __str__(self) -> str:
-        return f"scale and top-1 of {len(self.out_scale)}"
+        what = f"top-{self.k} with scores" if self.k else "top-1"
+        return f"scale and {what} of {len(self.out_scale)}"
 
 
 Op: TypeAlias = StemOp | ConvOp | PoolOp | LinearOp | TopOp

@@ -70,6 +70,7 @@ def make_plan(
     size: Pair | None = None,
     numbers: Mapping[str, int] | None = None,
     keep_all: bool = False,
+    top: int = 0,
 ) -> NetworkPlan:
     """Plan batches of `n` images of `size` = (H, W).
 
@@ -77,11 +78,12 @@ def make_plan(
         numbers: layer name -> entry of the kernel table; layers that are not in it take a default. An entry that
             does not fit this batch or size is left for the default, with a note.
         keep_all: no tensor shares its place with another, so that all can be read after a run.
+        top: how many of the best classes come with their scores, 0 for the class alone.
 
     Raises:
-        EngineError: the chip has no kernel for an operation, or the size does not fit.
+        EngineError: the chip has no kernel for an operation, or the size or `top` does not fit.
     """
-    ops = fuse(net, n, size)
+    ops = fuse(net, n, size, top)
     steps = tuple(_step(op, chip, (numbers or {}).get(op.name)) for op in ops)
     stem = ops[0]
     assert isinstance(stem, StemOp)

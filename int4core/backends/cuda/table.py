@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from int4core.backends.cuda import mma, mma4, sm90, sm90_kernel, sm90_stem, stem, stem_strips
 from int4core.backends.cuda.chips import Chip
-from int4core.backends.cuda.head import Linear, Mean, Top1
+from int4core.backends.cuda.head import Linear, Mean, Top1, TopK
 from int4core.backends.cuda.kernel import Kernel
 from int4core.backends.cuda.ops import ConvOp, LinearOp, Op, PoolOp, StemOp
 from int4core.errors import EngineError
@@ -111,7 +111,7 @@ def default_kernel(op: Op, chip: Chip) -> Kernel:
     if isinstance(op, LinearOp):
         return Linear(op)
     if not isinstance(op, (ConvOp, StemOp)):
-        return Top1(op)
+        return TopK(op) if op.k else Top1(op)
     reasons = []
     for family in families_of(op):
         try:

@@ -240,6 +240,18 @@ inline int __float_as_int(float f) {
 }
 inline float __int2float_rn(int x) { return static_cast<float>(x); }
 inline float __fdiv_rn(float a, float b) { return a / b; }
+inline float __double2float_rn(double x) { return static_cast<float>(x); }
+inline int __double2int_rn(double x) { return static_cast<int>(rint(x)); }
+inline double __dadd_rn(double a, double b) { return a + b; }
+inline double __dsub_rn(double a, double b) { return a - b; }
+inline double __dmul_rn(double a, double b) { return a * b; }
+inline double __ddiv_rn(double a, double b) { return a / b; }
+inline double __hiloint2double(int high, int low) {
+  const uint64_t bits = static_cast<uint64_t>(static_cast<uint32_t>(high)) << 32 | static_cast<uint32_t>(low);
+  double x;
+  memcpy(&x, &bits, 8);
+  return x;
+}
 inline float __fmaf_rn(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
 
 // A product of floats is exact in a double; rounding the sum the same way twice is rounding it once.
