@@ -29,13 +29,13 @@ class Event(Protocol):
 
 
 class Batch(Protocol):
-    """Device memory for `n` samples, their activations and their classes."""
+    """Device memory for `n` samples, their activations and their answers."""
 
     @property
     def n(self) -> int: ...
 
     def run(self, stream: Any) -> None:
-        """Compute the classes of what was uploaded."""
+        """Compute the answers to what was uploaded."""
 
 
 class Device(Protocol[B]):
@@ -55,10 +55,10 @@ class Device(Protocol[B]):
         """Copy the samples that a record of the exchange names into the first `count` places of the batch."""
 
     def download(self, batch: B, record: int, count: int, stream: Any) -> None:
-        """Copy the first `count` classes of the batch towards the record."""
+        """Copy the first `count` answers of the batch towards the record: classes, and what else it has room for."""
 
     def collect(self, batch: B, record: int, count: int) -> None:
-        """On the host, after the download: the classes are in the record when this returns."""
+        """On the host, after the download: the answers are in the record when this returns."""
 
     def close(self) -> None:
         """Give everything back, once nothing runs any more."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from contextlib import ExitStack
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
+import numpy.typing as npt
 
 from int4core.backends.cuda.network import DeviceBatch, DeviceNetwork
 from int4core.errors import EngineError
@@ -55,7 +57,7 @@ class CudaDevice:
 
     def batch(self, n: int) -> DeviceBatch:
         try:
-            return self.network.batch(n)
+            return self.network.batch(n, top=self._exchange.spec.top)
         except EngineError as error:
             raise PipelineError(f"{error}; choose a smaller --batch_size than {n}, or a smaller --inflight") from error
 
@@ -66,16 +68,17 @@ class CudaDevice:
 
     def download(self, batch: DeviceBatch, record: int, count: int, stream: Any) -> None:
         runtime = self._cupy.cuda.runtime
-        if self._exchange_base:
-            target = self._exchange.classes(record, count).ctypes.data
-        else:
-            target = self._pinned_classes(batch).ptr
-        runtime.memcpyAsync(target, batch.top1.data.ptr, 4 * count, runtime.memcpyDeviceToHost, stream.ptr)
+        targets = self._exchange.answers(record, count) if self._exchange_base else self._pinned_answers(batch, count)
+        for source, target in zip((batch.top1, batch.top_ids, batch.top_scores), targets, strict=False):
+            runtime.memcpyAsync(
+                target.ctypes.data, source.data.ptr, target.nbytes, runtime.memcpyDeviceToHost, stream.ptr
+            )
 
     def collect(self, batch: DeviceBatch, record: int, count: int) -> None:
         if not self._exchange_base:
-            classes = np.frombuffer(self._pinned_classes(batch), dtype=np.int32, count=count)
-            self._exchange.classes(record, count)[:] = classes
+            answers = self._pinned_answers(batch, count)
+            for place, values in zip(self._exchange.answers(record, count), answers, strict=True):
+                place[:] = values
 
     def close(self) -> None:
         self._cupy.cuda.runtime.deviceSynchronize()
@@ -111,7 +114,13 @@ class CudaDevice:
         self._held.callback(runtime.hostUnregister, address)
         return int(runtime.pointerGetAttributes(address).devicePointer)
 
-    def _pinned_classes(self, batch: DeviceBatch) -> Any:
+    def _pinned_answers(self, batch: DeviceBatch, count: int) -> tuple[npt.NDArray[Any], ...]:
+        """What `Exchange.answers` gives for `count` samples, in pinned memory of the batch's own."""
+        answers = self._exchange.answers(0, count)
         if batch not in self._down:
-            self._down[batch] = self._cupy.cuda.alloc_pinned_memory(4 * batch.n)
-        return self._down[batch]
+            self._down[batch] = self._cupy.cuda.alloc_pinned_memory(4 * batch.n * (1 + 2 * self._exchange.spec.top))
+        offsets = itertools.accumulate((part.nbytes for part in answers), initial=0)
+        return tuple(
+            np.frombuffer(self._down[batch], part.dtype, part.size, offset).reshape(part.shape)
+            for part, offset in zip(answers, offsets, strict=False)
+        )

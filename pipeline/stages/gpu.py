@@ -13,6 +13,7 @@ from int4core.backends.cuda.device import load_cupy
 from int4core.backends.cuda.network import DeviceNetwork
 from int4core.model import Model
 from int4core.ranges import Ranges
+from int4core.scores import check_k
 from pipeline.device.cuda import CudaDevice
 from pipeline.device.scheduler import Scheduler
 from pipeline.device.spans import CudaSpans
@@ -82,14 +83,15 @@ class DeviceInferrer:
         self._held.close()
 
     def _set_up(self, spec: EngineSpec, number: int) -> None:
-        if spec.top:
-            raise PipelineError(f"the GPU engine has no scores for the top {spec.top}: choose --gpu none")
         arena = Arena.attach(spec.arena)
         self._held.callback(arena.close)
         exchange = Exchange.attach(spec.exchange)
         self._held.callback(exchange.close)
+        model = Model.load(spec.model)
+        if spec.top:
+            check_k(spec.top, model.network.classes)
         network = DeviceNetwork(
-            Model.load(spec.model),
+            model,
             device=device_number(load_cupy(), spec.bus_ids[number]) if spec.bus_ids else None,
             **cast("dict[str, Any]", dict(spec.options)),
         )

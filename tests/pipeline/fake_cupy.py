@@ -11,6 +11,7 @@ import numpy as np
 
 from int4core.backends.cuda.source import KernelSource
 from tests.kernels.emulator.driver import Emulated
+from tests.pipeline.fake_device import best_of
 
 
 class CUDARuntimeError(RuntimeError):
@@ -101,15 +102,19 @@ class _Array:
 
 
 class FakeBatch:
-    """The class of a sample is in its first four bytes."""
+    """The class of a sample is in its first four bytes; `best_of` says which come after it."""
 
-    def __init__(self, n: int, sample_bytes: int) -> None:
+    def __init__(self, n: int, sample_bytes: int, top: int) -> None:
         self.n = n
+        self.top_ids = _Array(np.full((n, top), -1, dtype=np.int32))
+        self.top_scores = _Array(np.full((n, top), -1, dtype=np.float32))
         self.input = _Array(np.full((n, sample_bytes), -1, dtype=np.int8))
         self.top1 = _Array(np.full(n, -1, dtype=np.int32))
 
     def run(self, stream: Any) -> None:
         self.top1.array[:] = self.input.array[:, :4].copy().view(np.int32)[:, 0]
+        ids, scores = best_of(self.top1.array, self.top_ids.array.shape[1])
+        self.top_ids.array[:], self.top_scores.array[:] = ids, scores
 
 
 class FakeNetwork:
@@ -131,7 +136,7 @@ class FakeNetwork:
         kernel = Emulated(source, self._folder)
         return lambda grid, block, arguments: kernel((*grid, 1, 1), *block, arguments)
 
-    def batch(self, n: int) -> FakeBatch:
+    def batch(self, n: int, top: int = 0) -> FakeBatch:
         if n > self._most:
             raise self._error(f"9 MiB of activations for batches of {n} does not fit device memory")
-        return FakeBatch(n, self._sample_bytes)
+        return FakeBatch(n, self._sample_bytes, top)

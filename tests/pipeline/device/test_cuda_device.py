@@ -19,6 +19,7 @@ from pipeline.memory.arena import Arena
 from pipeline.memory.exchange import Exchange
 from tests.kernels.emulator.driver import needs_compiler
 from tests.pipeline.fake_cupy import FakeNetwork, fake_cupy
+from tests.pipeline.fake_device import best_of
 
 SLOTS = 30
 
@@ -80,6 +81,30 @@ def test_neighbouring_slots_are_one_copy(tmp_path: Path) -> None:
         *up, down = cupy.cuda.runtime.copies
         assert up == [12 * arena.spec.sample_bytes]
         assert down == 12 * 4
+        device.close()
+
+
+@pytest.mark.parametrize("pinned", [True, False])
+@pytest.mark.parametrize("top", [1, 5])
+def test_the_best_classes_come_down_with_their_scores(tmp_path: Path, pinned: bool, top: int) -> None:
+    with Arena.create(SLOTS, (3, 8, 8), tmp_path) as arena, Exchange.create(2, 16, tmp_path, top=top) as exchange:
+        for slot in range(SLOTS):
+            arena.sample(slot).reshape(-1)[:4].view(np.int32)[0] = 100 + slot
+        cupy = fake_cupy(refuse=not pinned)
+        network: Any = FakeNetwork(cupy, arena.spec.sample_bytes)
+        device: Any = CudaDevice(network, arena, exchange, "runs" if pinned else "auto")
+        scheduler = Scheduler(device, Sizes.graded(16), 2)
+        slots = [np.arange(count, dtype=np.int32) * 2 % SLOTS for count in (16, 5)]
+        for ticket, of in enumerate(slots):
+            scheduler.begin(ticket, exchange.take(of), len(of))
+        scheduler.drain()
+        for record, of in enumerate(slots):
+            ids, scores = best_of(100 + of, top)
+            np.testing.assert_array_equal(exchange.classes(record, len(of)), 100 + of)
+            np.testing.assert_array_equal(exchange.top(record, len(of))[0], ids)
+            np.testing.assert_array_equal(exchange.top(record, len(of))[1], scores)
+            np.testing.assert_array_equal(exchange.slots(record, len(of)), of)
+        assert cupy.cuda.runtime.copies[-3:] == [5 * 4, 5 * 4 * top, 5 * 4 * top], "only what was asked for"
         device.close()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,7 +24,9 @@ BATCH = 4
 
 
 @contextmanager
-def memory(folder: Path, model: Path, top: int) -> Iterator[tuple[Arena, Exchange, EngineSpec]]:
+def memory(
+    folder: Path, model: Path, top: int, backend: str = "numpy", h2d: str = "auto"
+) -> Iterator[tuple[Arena, Exchange, EngineSpec]]:
     with (
         Arena.create(SLOTS, (3, SIZE, SIZE), folder) as arena,
         Exchange.create(2, BATCH, folder, top=top) as exchange,
@@ -31,7 +34,21 @@ def memory(folder: Path, model: Path, top: int) -> Iterator[tuple[Arena, Exchang
         rng = np.random.default_rng(1)
         for slot in range(SLOTS):
             arena.sample(slot)[:] = rng.integers(-128, 128, (3, SIZE, SIZE), dtype=np.int8)
-        yield arena, exchange, EngineSpec(arena.spec, exchange.spec, model, "numpy", Sizes.full(BATCH), top=top)
+        spec = EngineSpec(arena.spec, exchange.spec, model, backend, Sizes.full(BATCH), h2d=h2d, top=top)
+        yield arena, exchange, spec
+
+
+def assert_answers(arena: Arena, exchange: Exchange, model: Path, slots: list[np.ndarray]) -> None:
+    """Records 0, 1, ... hold what the engine of the CPU gives for these slots."""
+    with Engine(Model.load(model)) as engine:
+        for record, of in enumerate(slots):
+            x = arena.gather(of)
+            np.testing.assert_array_equal(exchange.classes(record, len(of)), engine.top1(x))
+            if exchange.spec.top:
+                ids, scores = engine.top_k(x, exchange.spec.top)
+                np.testing.assert_array_equal(exchange.top(record, len(of))[0], ids)
+                np.testing.assert_array_equal(exchange.top(record, len(of))[1].view(np.int32), scores.view(np.int32))
+                np.testing.assert_array_equal(exchange.classes(record, len(of)), ids[:, 0])
 
 
 @pytest.mark.parametrize("top", [0, 1, 5])
@@ -42,15 +59,28 @@ def test_the_answers_are_the_engines(model_dir: Path, tmp_path: Path, top: int) 
         for ticket, of in enumerate(slots):
             inferrer.work(Task(ticket, len(of), exchange.take(of)))
         inferrer.close()
-        with Engine(Model.load(model_dir)) as engine:
-            for record, of in zip((0, 1), slots, strict=True):
-                x = arena.gather(of)
-                np.testing.assert_array_equal(exchange.classes(record, len(of)), engine.top1(x))
-                if top:
-                    ids, scores = engine.top_k(x, top)
-                    np.testing.assert_array_equal(exchange.top(record, len(of))[0], ids)
-                    np.testing.assert_array_equal(exchange.top(record, len(of))[1], scores)
-                    np.testing.assert_array_equal(exchange.classes(record, len(of)), ids[:, 0])
+        assert_answers(arena, exchange, model_dir, slots)
+
+
+@pytest.mark.gpu
+@pytest.mark.usefixtures("cupy")
+@pytest.mark.parametrize("h2d", ["runs", "gather", "staged"])
+@pytest.mark.parametrize("top", [0, 5])
+def test_a_gpu_answers_as_the_cpu_does(model_dir: Path, tmp_path: Path, top: int, h2d: str) -> None:
+    from pipeline.stages.gpu import DeviceInferrer
+
+    with memory(tmp_path, model_dir, top, "cuda", h2d) as (arena, exchange, spec):
+        inferrer = DeviceInferrer(spec)
+        slots = [np.array(slots, np.int32) for slots in ([7, 2, 11], [5, 5, 0, 1])]
+        for ticket, of in enumerate(slots):
+            inferrer.begin(Task(ticket, len(of), exchange.take(of)))
+        done: list[int] = []
+        deadline = time.monotonic() + 60
+        while not inferrer.idle and time.monotonic() < deadline:
+            done += [answer.ticket for answer in inferrer.finished()]
+        inferrer.close()
+        assert sorted(done) == [0, 1]
+        assert_answers(arena, exchange, model_dir, slots)
 
 
 def test_more_classes_than_the_model_has_are_refused_before_the_first_task(model_dir: Path, tmp_path: Path) -> None:
