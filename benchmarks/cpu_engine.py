@@ -22,7 +22,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from int4core.backends.numpy_backend import usable_cpus
+from int4core.cores import usable_cores
 from int4core.engine import Engine
 from int4core.errors import Int4CoreError, printed
 from int4core.model import Model
@@ -99,7 +99,7 @@ def measure(model: Model, label: str, batch: int, rounds: int, sgemm_size: int) 
     sgemm_rates = [sgemm_size**3 / r.sgemm_s / 1e9 for r in timed]
     ratios = [e / s for e, s in zip(engine_rates, sgemm_rates, strict=True)]
     return Result(
-        model=label, batch=batch, cpus=usable_cpus(), rounds=rounds, sgemm_size=sgemm_size,
+        model=label, batch=batch, cpus=usable_cores(), rounds=rounds, sgemm_size=sgemm_size,
         images_per_s=statistics.median(batch / r.engine_s for r in timed),
         engine_gmacs=statistics.median(engine_rates), sgemm_gmacs=statistics.median(sgemm_rates),
         ratio=statistics.median(ratios), ratio_low=min(ratios), ratio_high=max(ratios),

@@ -31,6 +31,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.pipeline_device import DeviceRates, DeviceSpec, measure
+from int4core.cores import usable_cores
 from int4core.errors import Int4CoreError, printed
 from int4core.model import Model
 from int4core.network import default_input_size
@@ -40,7 +41,6 @@ from pipeline.device.scheduler import Sizes
 from pipeline.errors import PipelineError
 from pipeline.loadgen.scenarios import SERVER_LATENCY_NS
 from pipeline.machine.gpus import Target, choose
-from pipeline.machine.hardware import available_cores
 from pipeline.report.verdict import Verdict, judge
 from pipeline.samples.library import SampleLibrary
 from pipeline.session.run import Run, RunSpec
@@ -181,7 +181,7 @@ def jpeg_part(options: argparse.Namespace, target: Target, figures: Figures) -> 
     chunks = options.jpeg_chunks
     paths = tuple(images.paths[i % len(images)] for i in range(chunks * JPEG_CHUNK))
     height, width = default_input_size(Model.load(options.model).network)
-    loaders = available_cores()
+    loaders = usable_cores()
     spec = RunSpec(
         model=options.model,
         backend=target.backend,
@@ -302,7 +302,7 @@ def main() -> int:
 
 def run(options: argparse.Namespace, target: Target) -> int:
     figures = Figures()
-    print(f"{options.model} on {target.notice}, {available_cores()} cores, batch {options.batch}", flush=True)
+    print(f"{options.model} on {target.notice}, {usable_cores()} cores, batch {options.batch}", flush=True)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         tensors = make_tensors(folder, (3, *default_input_size(Model.load(options.model).network)))

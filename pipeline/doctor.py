@@ -17,6 +17,7 @@ from typing import Literal
 
 from int4core.backends.cuda.cache import CACHE_DIR
 from int4core.backends.cuda.table import KNOWN_NUMBERS
+from int4core.cores import whole_cores
 from int4core.errors import printable
 from int4core.streams import run_command
 from int4core.tuning import autoconfig
@@ -24,7 +25,7 @@ from int4core.tuning.autoconfig import AutoconfigError
 from int4core.tuning.files import file_of
 from pipeline.loadgen.installed import find_loadgen
 from pipeline.machine.gpus import GPU_CHOICES
-from pipeline.machine.probe import BATCH, Driver, Facts, GpuFacts, gather, usable_cores
+from pipeline.machine.probe import BATCH, Driver, Facts, GpuFacts, gather
 from pipeline.machine.profilers import NCU, NSYS, Profiler
 from pipeline.memory.arena import ArenaSpec
 
@@ -251,14 +252,13 @@ def check_shared_memory(facts: Facts) -> Finding:
 
 
 def check_cores(facts: Facts) -> Finding:
-    usable, visible, quota = usable_cores(facts), facts.cores_visible, facts.cgroup.cores
-    if quota is not None and quota < visible:
-        said = f"{visible} are visible, and the container's quota is {quota:g}: more loaders than {usable} only wait"
-        return Finding("cores", "warning", said, f"python -m pipeline.offline --loaders {usable}")
+    visible, quota = facts.cores_visible, facts.cgroup.cores
+    usable = whole_cores(visible, quota)
+    of = f", of {visible} under a quota of {quota:g}" if quota is not None and quota < visible else ""
     if usable < 2:
         mend = "taskset -p -c 0-3 $$  # in a container: docker run --cpus=4"
-        return Finding("cores", "warning", "1: loaders and LoadGen share it", mend)
-    return Finding("cores", "ok", str(usable))
+        return Finding("cores", "warning", f"1{of}: loaders and LoadGen share it", mend)
+    return Finding("cores", "ok", f"{usable}{of}")
 
 
 def _extra(facts: Facts) -> str:

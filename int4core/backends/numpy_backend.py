@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +13,7 @@ import numpy as np
 from int4core.backends.blas_threads import OPENBLAS, BlasThreads
 from int4core.backends.numpy_program import Program
 from int4core.backends.numpy_tiles import Array, Tile, Workspace, even_cuts
+from int4core.cores import usable_cores
 from int4core.errors import EngineError
 from int4core.layers import Float32Array, Int8Array, Int32Array, Linear, Pair, ReLU, Scale
 from int4core.network import LayerShape, default_input_size, trace_shapes
@@ -56,7 +56,7 @@ class NumpyBackend:
         self.layers: tuple[LayerShape, ...] = trace_shapes(net, size)
         self.input_shape = (net.conv1.in_channels, size[0], size[1])
         self.classes = net.classes
-        self.threads = threads or usable_cpus()
+        self.threads = threads or usable_cores()
         self._program = Program(net, self.layers)
         self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix="int4core-numpy")
         self._local = threading.local()
@@ -114,10 +114,3 @@ class NumpyBackend:
 def limited(blas: BlasThreads | None) -> contextlib.AbstractContextManager[None]:
     """BLAS on one thread for the duration; nothing when BLAS is not a known one."""
     return blas.limited() if blas else contextlib.nullcontext()
-
-
-def usable_cpus() -> int:
-    """CPUs this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

@@ -39,6 +39,7 @@ from pipeline.loadgen.results import Accuracy, accuracy, read_result
 from pipeline.loadgen.scenarios import batch_plan, expectations, samples_per_query
 from pipeline.loadgen.summary import summarise, write_summary
 from pipeline.machine.gpus import Target, choose
+from pipeline.machine.hardware import default_loaders
 from pipeline.memory.arena import sweep_stale
 from pipeline.report.dashboard import Dashboard, choose_mode
 from pipeline.report.history import History
@@ -49,7 +50,6 @@ from pipeline.session.serving import NOT_PREDICTED
 from pipeline.session.store import BadFile
 from pipeline.session.supervisor import Interrupted, Supervisor
 from pipeline.stages.base import StageFailure
-from pipeline.stages.process import default_workers
 from pipeline.stages.spec import CPU_IN_FLIGHT
 from pipeline.telemetry.trace import write_trace
 
@@ -187,7 +187,7 @@ class OfflineCommand:
             samples_per_query=samples_per_query(options.scenario, self._test_settings),
         )
         batch = plan.sizes.largest
-        loaders = options.loaders or default_workers()
+        loaders = options.loaders or default_loaders()
         spec = RunSpec(
             model=model_path,
             backend=target.backend,

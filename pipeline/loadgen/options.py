@@ -26,6 +26,7 @@ from pipeline.loadgen.binding import (
 from pipeline.loadgen.limits import check_field
 from pipeline.loadgen.scenarios import SCENARIOS, Scenario, settings_defaults
 from pipeline.machine.gpus import GPU_CHOICES
+from pipeline.machine.hardware import default_loaders
 from pipeline.samples.files import DEFAULT_MAX_BYTES
 from pipeline.samples.images import DEFAULT_MAX_PIXELS, MOST_PIXELS, SIXTEEN_BIT_CHOICES, ImageRules
 
@@ -250,7 +251,7 @@ def _add_running(group: argparse._ArgumentGroup) -> None:
         "--loaders",
         type=values.whole(1, values.MOST_PROCESSES),
         metavar="N",
-        help="processes that decode (default: by cores)",
+        help=f"processes that decode (default: one a core, {default_loaders()} here)",
     )
     group.add_argument(
         "--stage-timeout",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import re
 from collections.abc import Callable
@@ -13,6 +12,10 @@ from typing import Any
 
 import psutil
 import pynvml
+
+from int4core.cores import usable_cores
+
+MOST_LOADERS = 32
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,7 @@ class Monitor:
             for index in range(pynvml.nvmlDeviceGetCount()) if gpus is None else gpus:
                 handle = pynvml.nvmlDeviceGetHandleByIndex(index)
                 self._gpus.append((index, handle, _text(pynvml.nvmlDeviceGetName(handle))))
-        self._cores = available_cores()
+        self._cores = usable_cores()
         psutil.cpu_percent(None)
 
     def read(self) -> Load:
@@ -84,9 +87,9 @@ class Monitor:
         self.close()
 
 
-def available_cores() -> int:
-    """Cores this process may run on, which in a container can be fewer than the machine has."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def default_loaders() -> int:
+    """Loader processes of a run that is not told how many: one a core, within reason."""
+    return min(MOST_LOADERS, usable_cores())
 
 
 def describe_machine() -> dict[str, Any]:
@@ -95,7 +98,7 @@ def describe_machine() -> dict[str, Any]:
         "cpu": _cpu_model(),
         "architecture": platform.machine(),
         "system": f"{platform.system()} {platform.release()}",
-        "cores": available_cores(),
+        "cores": usable_cores(),
         "cores_of_machine": psutil.cpu_count(logical=True),
         "physical_cores_of_machine": psutil.cpu_count(logical=False),
         "memory_bytes": psutil.virtual_memory().total,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import math
 import os
 import re
 import sys
@@ -20,12 +19,12 @@ from int4core.backends.cuda import nvrtc
 from int4core.backends.cuda.cache import cache_folder, why_not_trusted
 from int4core.backends.cuda.chips import CHIPS, name_of
 from int4core.backends.cuda.planner import make_plan
+from int4core.cores import cpu_quota, scheduled_cores
 from int4core.errors import EngineError, Int4CoreError
 from int4core.model import Model
 from int4core.tuning.files import FOLDER
 from pipeline.defaults import default_model
 from pipeline.errors import PipelineError
-from pipeline.machine.hardware import available_cores
 from pipeline.machine.profilers import NCU, NSYS, find_profiler
 from pipeline.memory.arena import segment_folder
 
@@ -119,7 +118,7 @@ def gather(loadgen: Library) -> Facts:
         shm_folder=shm,
         shm_free_bytes=psutil.disk_usage(str(shm)).free,
         memlock_bytes=read_memlock(),
-        cores_visible=available_cores(),
+        cores_visible=scheduled_cores(),
         cgroup=read_cgroup(),
         memory_available_bytes=psutil.virtual_memory().available,
         autoconfig_folder=FOLDER,
@@ -194,16 +193,10 @@ def read_memlock() -> int | None:
 
 def read_cgroup(root: Path = Path("/sys/fs/cgroup")) -> Cgroup:
     """The limits of this container, by version 2 of the interface, else version 1."""
-    words = _read(root / "cpu.max").split()
-    if len(words) == 2:
-        quota, period = words
-    else:
-        quota, period = _read(root / "cpu/cpu.cfs_quota_us"), _read(root / "cpu/cpu.cfs_period_us")
     memory = _read(root / "memory.max") or _read(root / "memory/memory.limit_in_bytes")
-    cores = int(quota) / int(period) if quota.isdecimal() and period.isdecimal() and int(period) else None
     # Version 1 writes "no limit" as the largest number of whole pages.
     limit = int(memory) if memory.isdecimal() and int(memory) < 1 << 60 else None
-    return Cgroup(cores, limit)
+    return Cgroup(cpu_quota(root), limit)
 
 
 def _read(file: Path) -> str:
@@ -238,9 +231,3 @@ def why_not_writable(folder: Path) -> str:
 def why_no_cache(folder: Path) -> str:
     """Why kernels cannot be kept in `folder`, or would not be loaded from it; `` when all is well."""
     return why_not_writable(folder) or (f"it {why}" if folder.exists() and (why := why_not_trusted(folder)) else "")
-
-
-def usable_cores(facts: Facts) -> int:
-    """Whole cores of work that the scheduler and the container's quota allow; at least 1."""
-    quota = math.inf if facts.cgroup.cores is None else facts.cgroup.cores
-    return max(1, math.floor(min(facts.cores_visible, quota)))

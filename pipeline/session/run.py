@@ -10,8 +10,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from int4core.cores import usable_cores
 from pipeline.device.scheduler import Sizes
-from pipeline.machine.hardware import available_cores
 from pipeline.machine.numa import cores_near
 from pipeline.memory.arena import Arena
 from pipeline.memory.exchange import Exchange
@@ -151,7 +151,7 @@ class Run:
             decode_per_loader=decode.rate_while_busy,
             decode_timed=decode_timed,
             loaders=decode.workers,
-            cores=available_cores(),
+            cores=usable_cores(),
             h2d=total(r.h2d for r in infer.rates),
             engine=engine,
             loadgen=self.serving.delivery_rate,

@@ -21,8 +21,8 @@ from typing import Protocol, TypeAlias
 
 import numpy as np
 
+from int4core.cores import usable_cores
 from pipeline.errors import PipelineError
-from pipeline.machine.hardware import available_cores
 from pipeline.machine.numa import cores_near
 from pipeline.memory.arena import Arena
 from pipeline.memory.exchange import Exchange, Slots
@@ -247,7 +247,7 @@ class Session:
             decode_per_loader=load.rate_while_busy,
             decode_timed=decode_timed,
             loaders=load.workers,
-            cores=available_cores(),
+            cores=usable_cores(),
             h2d=total(r.h2d for r in infer.rates),
             engine=engine,
             loadgen=None if queue is None else queue.delivery_rate,

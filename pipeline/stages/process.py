@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
-import os
 import selectors
 import signal
 import threading
@@ -374,10 +373,3 @@ def _register(selector: selectors.BaseSelector, child: Child) -> None:
 def _unregister(selector: selectors.BaseSelector, child: Child) -> None:
     selector.unregister(child.channel.pipe)
     selector.unregister(child.process.sentinel)
-
-
-def default_workers(cap: int = 32) -> int:
-    """The cores this process may use, at most `cap`."""
-    if hasattr(os, "sched_getaffinity"):
-        return min(cap, len(os.sched_getaffinity(0)))
-    return min(cap, os.cpu_count() or 1)

@@ -14,7 +14,7 @@ from pipeline.doctor import Finding, examine
 from pipeline.errors import PipelineError
 from pipeline.loadgen.installed import find_loadgen
 from pipeline.machine import probe
-from pipeline.machine.probe import Cgroup, Driver, Facts, GpuFacts, Library, cupy_wheels, read_cgroup, usable_cores
+from pipeline.machine.probe import Cgroup, Driver, Facts, GpuFacts, Library, cupy_wheels, read_cgroup
 from pipeline.machine.profilers import NCU, NSYS, find_profiler, require_profiler
 
 GIB = 1 << 30
@@ -166,9 +166,9 @@ Change = Callable[[Facts], Facts]
         (
             "cores",
             "warning",
-            lambda f: replace(f, cgroup=Cgroup(cores=2.5)),
-            "16 are visible, and the container's quota is 2.5: more loaders than 2 only wait",
-            "--loaders 2",
+            lambda f: replace(f, cgroup=Cgroup(cores=1.5)),
+            "1, of 16 under a quota of 1.5: loaders and LoadGen share it",
+            "--cpus=4",
         ),
         ("cores", "warning", lambda f: replace(f, cores_visible=1), "LoadGen share it", "--cpus=4"),
     ],
@@ -273,10 +273,9 @@ def test_cgroup_limits_of_both_versions(tmp_path: Path, files: dict[str, str], c
     assert read_cgroup(write(tmp_path, files)) == cgroup
 
 
-def test_usable_cores_are_whole_and_at_least_one(healthy: Facts) -> None:
-    assert usable_cores(healthy) == 16
-    assert usable_cores(replace(healthy, cgroup=Cgroup(cores=3.9))) == 3
-    assert usable_cores(replace(healthy, cgroup=Cgroup(cores=0.5))) == 1
+def test_cores_under_a_quota(healthy: Facts) -> None:
+    finding = of(examine(replace(healthy, cgroup=Cgroup(cores=2.5)), "h200"), "cores")
+    assert (finding.status, finding.said) == ("ok", "2, of 16 under a quota of 2.5")
 
 
 def test_a_cache_that_others_can_write_is_noticed(tmp_path: Path) -> None:

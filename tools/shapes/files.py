@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from int4core.cores import usable_cores
 from tools.shapes.names import CLASSES, class_name
 from tools.shapes.render import render
 
@@ -130,7 +130,7 @@ def make(specs: Sequence[ImageSpec], out: Path, jobs: int | None = None) -> Iter
         raise ShapesError(why) from error
     names = [spec.file_name(i) for i, spec in enumerate(specs)]
     work = [(spec, str(out / name)) for spec, name in zip(specs, names, strict=True)]
-    workers = min(jobs or os.cpu_count() or 1, max(1, len(work) // 16))
+    workers = min(jobs or usable_cores(), max(1, len(work) // 16))
     if workers == 1:
         for done, job in enumerate(work, start=1):
             _write_one(job)

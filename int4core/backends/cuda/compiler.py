@@ -16,6 +16,7 @@ from pathlib import Path
 from int4core.backends.cuda import nvrtc
 from int4core.backends.cuda.cache import HEX_DIGITS, KernelCache, cache_folder
 from int4core.backends.cuda.source import KernelSource
+from int4core.cores import usable_cores
 from int4core.errors import EngineError
 
 REQUIRE_CACHED = "INT4CORE_REQUIRE_CACHED"
@@ -73,6 +74,6 @@ def compile_all(sources: Iterable[KernelSource], arch: str) -> Compiled:
     def compile_one(source: KernelSource) -> Path:
         return cache.keep(keys[source], nvrtc.compile_source(library, source, arch).cubin)
 
-    with ThreadPoolExecutor(max(1, len(os.sched_getaffinity(0)))) as pool:
+    with ThreadPoolExecutor(usable_cores()) as pool:
         files |= zip(missing, pool.map(compile_one, missing), strict=True)
     return Compiled(files, len(missing), time.perf_counter() - began, found.damaged)
