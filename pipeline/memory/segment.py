@@ -1,16 +1,19 @@
 """Shared-memory segments: named files in /dev/shm that one process owns and others map.
 
-A segment's name carries the pid and start time of the process that made it, so that a later run can tell a dead
-run's segment from a living one's and sweep it. Space is reserved when the segment is made: a full /dev/shm is an
-error at the start, never a bus error later.
+The owner holds a lock on its segment for as long as it lives, so that a later run can tell a dead run's segment from a
+living one's and sweep it, even where it cannot see the owner's process (in another container). Space is reserved when
+the segment is made: a full /dev/shm is an error at the start, never a bus error later.
 """
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import mmap
 import os
 import re
 import secrets
+import stat
 import tempfile
 from pathlib import Path
 
@@ -21,7 +24,10 @@ import psutil
 from pipeline.errors import PipelineError
 
 _PREFIX = "int4-resnet50"
-_NAME = re.compile(rf"{_PREFIX}-(\d+)-(\d+)-[0-9a-f]+")
+_NAME = re.compile(rf"{_PREFIX}-\d+-[0-9a-f]+")
+
+# Names to try before it is given up: each could be swept in the moment before it is locked.
+_TRIES = 100
 
 
 def segment_folder() -> Path:
@@ -41,10 +47,14 @@ class Segment:
     def __init__(self, path: str, fd: int, size: int, *, owner: bool) -> None:
         self.path = path
         self._owner_pid = os.getpid() if owner else None
+        self._fd = fd  # the owner's lock is on it
         try:
             self._map = mmap.mmap(fd, size)
+        except OSError as error:
+            raise PipelineError(f"{path}: {mib(size)} cannot be mapped: {error.strerror}; see ulimit -v") from error
         finally:
-            os.close(fd)
+            if not owner:
+                os.close(fd)
         self.bytes: npt.NDArray[np.uint8] = np.frombuffer(self._map, dtype=np.uint8)
 
     @classmethod
@@ -54,24 +64,21 @@ class Segment:
         Raises PipelineError, ending in `mend`, when the folder has no room for it.
         """
         folder = segment_folder() if folder is None else folder
-        started = int(psutil.Process().create_time() * 1000)
-        path = folder / f"{_PREFIX}-{os.getpid()}-{started}-{secrets.token_hex(4)}"
         _check_room(folder, size, what, mend)
-        fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        path, fd = _create_locked(folder)
         try:
             if hasattr(os, "posix_fallocate"):
                 os.posix_fallocate(fd, 0, size)
             else:
                 os.ftruncate(fd, size)
-        except OSError as error:
-            os.close(fd)
+            return cls(str(path), fd, size, owner=True)
+        except BaseException as error:
             path.unlink(missing_ok=True)
-            raise PipelineError(f"{path}: cannot reserve {mib(size)} for {what}: {error.strerror}; {mend}") from error
-        except BaseException:
             os.close(fd)
-            path.unlink(missing_ok=True)
+            if isinstance(error, OSError):
+                why = f"cannot reserve {mib(size)} for {what}: {error.strerror}; {mend}"
+                raise PipelineError(f"{path}: {why}") from error
             raise
-        return cls(str(path), fd, size, owner=True)
 
     @classmethod
     def attach(cls, path: str, size: int) -> Segment:
@@ -80,12 +87,16 @@ class Segment:
             fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         except FileNotFoundError:
             raise PipelineError(f"{path}: this segment is gone, its run has ended") from None
+        except OSError as error:
+            raise PipelineError(f"{path}: this segment cannot be opened: {error.strerror}") from error
         return cls(path, fd, size, owner=False)
 
     def close(self) -> None:
         """Unmap; the owner also removes the file. Safe to call twice."""
         if self._owner_pid == os.getpid():
             Path(self.path).unlink(missing_ok=True)
+            os.close(self._fd)
+        self._owner_pid = None
         self.bytes = np.empty(0, dtype=np.uint8)
         try:
             self._map.close()
@@ -95,36 +106,73 @@ class Segment:
 
 
 def sweep_stale(folder: Path | None = None) -> list[Path]:
-    """Remove segments whose process is dead, and return what was removed."""
-    folder = segment_folder() if folder is None else folder
-    removed = []
-    for path in folder.glob(f"{_PREFIX}-*"):
-        match = _NAME.fullmatch(path.name)
-        if match is None or _is_running(int(match[1]), int(match[2])):
-            continue
-        try:
-            path.unlink()
-        except (FileNotFoundError, PermissionError):
-            continue  # swept by another run, or another user's
-        removed.append(path)
-    return removed
+    """Remove this user's segments whose owner is dead, and return what was removed.
 
-
-def _is_running(pid: int, started_ms: int) -> bool:
-    """Whether `pid` still is the process that started then; a pid that was reused is not.
-
-    The tolerance is for clock adjustments: the kernel's start time is relative to boot.
+    What else has such a name, whoever made it, is passed over.
     """
+    folder = segment_folder() if folder is None else folder
     try:
-        return bool(abs(psutil.Process(pid).create_time() * 1000 - started_ms) < 5000)
-    except psutil.NoSuchProcess:
+        names = sorted(os.listdir(folder))
+    except OSError:
+        return []
+    return [path for name in names if _NAME.fullmatch(name) and _sweep(path := folder / name)]
+
+
+def remove_own(folder: Path | None = None) -> None:
+    """Remove the segments of this process, for one that has no time to close them."""
+    folder = segment_folder() if folder is None else folder
+    for path in folder.glob(f"{_PREFIX}-{os.getpid()}-*"):
+        with contextlib.suppress(OSError):
+            path.unlink()
+
+
+def _create_locked(folder: Path) -> tuple[Path, int]:
+    """An empty segment and its descriptor, which holds the lock. Raises PipelineError."""
+    for _ in range(_TRIES):
+        path = folder / f"{_PREFIX}-{os.getpid()}-{secrets.token_hex(4)}"
+        fd = -1
+        try:
+            fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600)
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.fstat(fd).st_nlink:
+                return path, fd
+        except (FileExistsError, BlockingIOError):
+            pass  # the name of another, or being swept this moment
+        except OSError as error:
+            if fd >= 0:
+                path.unlink(missing_ok=True)
+                os.close(fd)
+            raise PipelineError(f"{path}: no shared memory can be made here: {error.strerror}") from error
+        if fd >= 0:
+            path.unlink(missing_ok=True)
+            os.close(fd)
+    raise PipelineError(f"{folder}: no shared memory can be made here: every new segment is taken away at once")
+
+
+def _sweep(path: Path) -> bool:
+    """Remove a segment if it is one of ours and nobody holds its lock; whether it was removed."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
         return False
-    except psutil.AccessDenied:
+    try:
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid():
+            return False
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        path.unlink()
         return True
+    except OSError:
+        return False  # alive, or swept by another run
+    finally:
+        os.close(fd)
 
 
 def _check_room(folder: Path, size: int, what: str, mend: str) -> None:
-    free = os.statvfs(folder)
+    try:
+        free = os.statvfs(folder)
+    except OSError as error:
+        raise PipelineError(f"{folder}: no shared memory can be made here: {error.strerror}") from error
     room = free.f_bavail * free.f_frsize
     if folder == Path("/dev/shm"):
         room = min(room, psutil.virtual_memory().available)

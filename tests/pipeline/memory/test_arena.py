@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import fcntl
 import multiprocessing
 import os
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +14,8 @@ import pytest
 from pipeline.errors import PipelineError
 from pipeline.memory import segment as segment_module
 from pipeline.memory.arena import SLOT_ALIGNMENT, Arena, ArenaSpec, segment_folder, sweep_stale
+from pipeline.memory.segment import remove_own
+from tests.paths import ROOT
 
 SHAPE = (3, 224, 224)
 
@@ -73,25 +77,105 @@ def test_a_reservation_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: py
     assert not list(tmp_path.iterdir())
 
 
-def test_sweep_removes_the_dead_and_spares_the_living(tmp_path: Path) -> None:
-    # The child leaves without closing, as a killed run does.
+def dead_segment(folder: Path) -> Path:
+    """A segment whose owner left without closing, as a killed run does."""
     code = (
         "import os, sys; from pathlib import Path; from pipeline.memory.arena import Arena\n"
-        f"a = Arena.create(1, (3, 8, 8), Path({str(tmp_path)!r}))\n"
+        f"a = Arena.create(1, (3, 8, 8), Path({str(folder)!r}))\n"
         "print(a.spec.path, flush=True); os._exit(9)"
     )
-    root = Path(__file__).resolve().parents[3]
-    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=False)
-    dead = Path(done.stdout.strip())
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    return Path(done.stdout.strip())
+
+
+def test_sweep_removes_the_dead_and_spares_the_living(tmp_path: Path) -> None:
+    dead = dead_segment(tmp_path)
     assert dead.exists()
-    reused = tmp_path / f"int4-resnet50-{os.getpid()}-12345-abcd"
-    reused.touch()
     other = tmp_path / "int4-resnet50-notes.txt"
     other.touch()
     with Arena.create(1, (3, 8, 8), tmp_path) as alive:
-        assert set(sweep_stale(tmp_path)) == {dead, reused}
-        assert Path(alive.spec.path).exists()
+        # In another PID namespace, the owner's number is nobody's, or another's.
+        elsewhere = tmp_path / f"int4-resnet50-{2**22 - 1}-abcd"
+        Path(alive.spec.path).rename(elsewhere)
+        assert sweep_stale(tmp_path) == [dead]
+        assert elsewhere.exists()
+        elsewhere.rename(alive.spec.path)
     assert other.exists()
+    assert not list(tmp_path.glob("int4-resnet50-*-*"))
+
+
+def test_sweep_passes_over_what_others_have_put_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, link, fifo = (tmp_path / f"int4-resnet50-1-{kind}" for kind in ("aa", "bb", "cc"))
+    folder.mkdir()
+    target = tmp_path / "precious"
+    target.touch()
+    link.symlink_to(target)
+    os.mkfifo(fifo)
+    others = dead_segment(tmp_path)
+    monkeypatch.setattr(segment_module.os, "geteuid", lambda: os.getuid() + 1)
+    assert sweep_stale(tmp_path) == []
+    assert all(os.path.lexists(path) for path in (folder, link, fifo, target, others))
+    monkeypatch.undo()
+    assert sweep_stale(tmp_path) == [others]
+    assert sweep_stale(tmp_path / "none") == []
+
+
+def test_nobody_else_can_read_a_segment(tmp_path: Path) -> None:
+    mask = os.umask(0)
+    try:
+        with Arena.create(1, (3, 8, 8), tmp_path) as arena:
+            assert stat.S_IMODE(os.stat(arena.spec.path).st_mode) == 0o600
+    finally:
+        os.umask(mask)
+
+
+def test_a_segment_that_is_swept_before_it_is_locked_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, swept = fcntl.flock, []
+
+    def after_a_sweep(fd: int, how: int) -> None:
+        if not swept:
+            (path,) = tmp_path.iterdir()
+            path.unlink()
+            swept.append(path)
+        real(fd, how)
+
+    monkeypatch.setattr(segment_module.fcntl, "flock", after_a_sweep)
+    with Arena.create(1, (3, 8, 8), tmp_path) as arena:
+        assert list(tmp_path.iterdir()) == [Path(arena.spec.path)] != swept
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_takes_no_segments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_args: object) -> int:
+        raise OSError(30, "Read-only file system")
+
+    with pytest.raises(PipelineError, match="No such file"):
+        Arena.create(1, SHAPE, tmp_path / "none")
+    monkeypatch.setattr(segment_module.os, "open", refuse)
+    with pytest.raises(PipelineError, match="no shared memory can be made here: Read-only file system"):
+        Arena.create(1, SHAPE, tmp_path)
+    with pytest.raises(PipelineError, match="cannot be opened: Read-only"):
+        Arena.attach(ArenaSpec(str(tmp_path / "x"), 1, SHAPE))
+
+
+def test_memory_that_cannot_be_mapped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_args: object) -> None:
+        raise OSError(12, "Cannot allocate memory")
+
+    monkeypatch.setattr(segment_module.mmap, "mmap", refuse)
+    with pytest.raises(PipelineError, match="cannot be mapped: Cannot allocate memory; see ulimit -v"):
+        Arena.create(1, SHAPE, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_process_in_a_hurry_removes_its_own(tmp_path: Path) -> None:
+    dead = dead_segment(tmp_path)
+    with Arena.create(1, (3, 8, 8), tmp_path) as arena:
+        remove_own(tmp_path)
+        assert not Path(arena.spec.path).exists()
+    assert dead.exists()
 
 
 def _child(spec: ArenaSpec) -> None:
