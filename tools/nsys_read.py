@@ -6,8 +6,10 @@ file are nanoseconds; a table without events is left out of it.
 
 from __future__ import annotations
 
+import os
 import re
 import sqlite3
+import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
@@ -18,11 +20,17 @@ from typing import Any
 from pipeline.errors import PipelineError
 from tools.passes import Launch, name_layers
 
+STEPS_BETWEEN_CLOCKS = 100_000
+"""Of SQLite's machine, some milliseconds of it."""
+
 COPY_KINDS = {1: "H2D", 2: "D2H", 8: "D2D", 10: "P2P"}
 """CUpti_ActivityMemcpyKind."""
 
 PUSH_POP_RANGE = 59
 """NVTX_EVENTS.eventType of a range of one thread."""
+
+READ_LIMIT_S = 600.0
+"""A longer capture than can be read in this time is nothing for a table; a file made for it could take for ever."""
 
 _THREAD_BITS = 0xFFFFFF
 """The low bits of a globalTid number the thread; without them it is the globalPid."""
@@ -118,30 +126,37 @@ class Copies:
         return self.bytes / self.total_us / 1e3 if self.total_us else 0.0
 
 
-def read(file: Path, one_pass: Sequence[Launch] = (), copy_kernels: str = "") -> Profile:
-    """Read an export.
+def read(
+    file: Path, one_pass: Sequence[Launch] = (), copy_kernels: str = "", *, limit_s: float = READ_LIMIT_S
+) -> Profile:
+    """Read an export, which is left as it is.
 
     Args:
         one_pass: the launches of a pass over the network, to name layers by.
         copy_kernels: a regular expression; kernels that it finds a match in are host-to-device copies.
+        limit_s: the most seconds that the file may take.
 
     Raises:
-        PipelineError: no such file, no database of Nsight Systems, nothing of the device in it, or `copy_kernels` is
-            no regular expression.
+        PipelineError: no such file, no database of Nsight Systems, nothing of the device in it, it takes too long, or
+            `copy_kernels` is no regular expression.
     """
     try:
         pattern = re.compile(copy_kernels) if copy_kernels else None
     except re.error as error:
         raise PipelineError(f"--copy-kernels {copy_kernels}: no regular expression: {error}") from error
-    if not file.is_file():
+    if not os.path.isfile(file):
         raise PipelineError(f"{file}: no such file; nsys profile --export=sqlite writes it")
+    deadline = time.monotonic() + limit_s
     try:
-        with closing(sqlite3.connect(file)) as database:
+        with closing(sqlite3.connect(f"{file.resolve().as_uri()}?mode=ro", uri=True)) as database:
+            database.set_progress_handler(lambda: time.monotonic() > deadline, STEPS_BETWEEN_CLOCKS)
             database.row_factory = sqlite3.Row
             ranges = tuple(_ranges(database))
             kernels = list(_kernels(database, ranges))
             copies = list(_copies(database))
-    except sqlite3.DatabaseError as error:
+    except (sqlite3.Error, TypeError, ValueError) as error:
+        if time.monotonic() > deadline:
+            raise PipelineError(f"{file}: not read in {limit_s:g} s; capture a shorter time with --duration") from error
         raise PipelineError(f"{file}: not an export of Nsight Systems ({error})") from error
     if not kernels and not copies:
         raise PipelineError(
@@ -192,9 +207,7 @@ def kernels_busy(profile: Profile) -> float:
     """The share of the device's span in which a kernel ran, 0..1; of several GPUs, their mean."""
     begin, end = profile.span
     devices = {a.device for a in profile.activities}
-    busy = sum(
-        length(union(k.interval for k in profile.kernels if k.device == device)) for device in devices
-    )
+    busy = sum(length(union(k.interval for k in profile.kernels if k.device == device)) for device in devices)
     return busy / (end - begin) / len(devices) if end > begin else 0.0
 
 
@@ -250,7 +263,7 @@ def _ranges(database: sqlite3.Connection) -> Iterator[Range]:
     for row in rows:
         if row["eventType"] == PUSH_POP_RANGE and row["end"] is not None:
             name = row["text"] if row["text"] is not None else strings.get(row["textId"], "")
-            yield Range(row["start"], row["end"], row["globalTid"] or 0, name)
+            yield Range(int(row["start"]), int(row["end"]), row["globalTid"] or 0, name)
 
 
 def _kernels(database: sqlite3.Connection, ranges: Sequence[Range]) -> Iterator[Activity]:
@@ -260,7 +273,7 @@ def _kernels(database: sqlite3.Connection, ranges: Sequence[Range]) -> Iterator[
         pid, name = row["globalPid"] or 0, strings.get(row["shortName"], "unknown")
         layer = launched_in.get((pid, row["correlationId"]), "")
         yield Activity(
-            row["start"], row["end"], pid, row["deviceId"] or 0, row["streamId"] or 0, "kernel", name, layer
+            int(row["start"]), int(row["end"]), pid, row["deviceId"] or 0, row["streamId"] or 0, "kernel", name, layer
         )
 
 
@@ -269,7 +282,7 @@ def _copies(database: sqlite3.Connection) -> Iterator[Activity]:
     for row in _rows(database, "CUPTI_ACTIVITY_KIND_MEMCPY", wanted):
         kind = COPY_KINDS.get(row["copyKind"], f"copy kind {row['copyKind']}")
         place = (row["globalPid"] or 0, row["deviceId"] or 0, row["streamId"] or 0)
-        yield Activity(row["start"], row["end"], *place, kind, kind, bytes=row["bytes"] or 0)
+        yield Activity(int(row["start"]), int(row["end"]), *place, kind, kind, bytes=int(row["bytes"] or 0))
 
 
 def _launch_ranges(database: sqlite3.Connection, ranges: Sequence[Range]) -> dict[tuple[int, int], str]:

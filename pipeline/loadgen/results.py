@@ -29,6 +29,12 @@ _RATES = (
 )
 # The percentile of latency that counts, by scenario.
 _JUDGED_BY = {"SingleStream": "90.00", "MultiStream": "99.00", "Server": "99.00"}
+# Scenarios of one query after another, planned by how long an answer is expected to take.
+_EXPECTED_LATENCY = {
+    "SingleStream": "--lgts_single_stream_expected_latency_ns",
+    "MultiStream": "--lgts_multi_stream_expected_latency_ns",
+}
+_RAN_OUT = "Ran out of generated queries"
 _CLASS = re.compile(r"[0-9A-Fa-f]{8}")
 
 
@@ -167,12 +173,12 @@ def read_result(folder: Path, prefix: str = "mlperf_log_", suffix: str = "") -> 
     for key, value in values.items():
         if match := re.fullmatch(r"result_(.+?)(_percentile)?_latency_ns", key):
             latencies[match[1]] = float(value)
-    rate = next((values[key] for key in _RATES if key in values), summary.samples_per_second)
+    rate = _rate(values) or summary.samples_per_second
     return LoadGenResult(
         scenario=str(values.get("effective_scenario", values.get("requested_scenario", ""))),
         mode=str(values.get("effective_test_mode", values.get("requested_test_mode", ""))),
         valid=valid,
-        samples_per_second=None if rate is None else float(rate),
+        samples_per_second=rate,
         reasons=_reasons(values, errors, summary) if valid is False else (),
         errors=tuple(errors),
         warnings=tuple(warnings),
@@ -180,6 +186,11 @@ def read_result(folder: Path, prefix: str = "mlperf_log_", suffix: str = "") -> 
         settings={k[len("effective_") :]: v for k, v in values.items() if k.startswith("effective_")},
         version=str(values.get("loadgen_version", "")),
     )
+
+
+def _rate(values: dict[str, Any]) -> float:
+    """Samples/s, by what the scenario calls it; 0 where it has no such figure."""
+    return float(next((values[key] for key in _RATES if key in values), 0.0))
 
 
 def read_detail(path: Path) -> list[dict[str, Any]]:
@@ -218,7 +229,8 @@ def _reasons(values: dict[str, Any], errors: list[str], summary: TextSummary) ->
         reasons.append(
             Reason("too few queries for LoadGen's statistics", "raise --lgts_min_query_count or the duration")
         )
-    reasons += [_from_error(error) for error in errors]
+    explained = bool(reasons)
+    reasons += [_from_error(error) for error in errors if not (explained and _RAN_OUT in error)]
     if not reasons:
         said = "; ".join(summary.recommendations) or "no reason is logged"
         reasons.append(Reason(f"LoadGen says: {said}", "see its detail log"))
@@ -226,17 +238,31 @@ def _reasons(values: dict[str, Any], errors: list[str], summary: TextSummary) ->
 
 
 def _too_short(values: dict[str, Any]) -> Reason:
-    rate = float(values.get("result_samples_per_second", 0.0))
-    samples = float(values.get("effective_samples_per_query", 0))
+    """What LoadGen planned for the expected rate or latency was answered before the minimum duration."""
     wanted_s = float(values.get("effective_min_duration_ms", 0)) / 1000
-    expected = float(values.get("effective_target_qps", 0))
-    lasted = f"{samples / rate:.4g} s" if rate else "less"
-    # LoadGen issues 1.1 x expected_qps x min_duration samples; asking for the measured rate leaves 10 %.
-    return Reason(
-        f"the run lasted {lasted}, and at least {wanted_s:.4g} s are required",
-        f"raise --lgts_offline_expected_qps from {expected:g} to {math.ceil(max(rate, expected + 1))} "
-        "(target_qps in user.conf), or, for a trial, lower --lgts_min_duration_ms",
-    )
+    trial = "or, for a trial, lower --lgts_min_duration_ms"
+    scenario = values.get("effective_scenario", "Offline")
+    if scenario in _EXPECTED_LATENCY:
+        option, latency_ns = _EXPECTED_LATENCY[scenario], float(values.get("result_mean_latency_ns", 0))
+        lasted_s = latency_ns * float(values.get("result_query_count", 0)) / 1e9
+        expected_ns = 1e9 / max(float(values.get("effective_target_qps", 0)), 1e-9)
+        mend = (
+            f"lower {option} from {expected_ns:.0f} to {max(1, math.floor(min(latency_ns, expected_ns / 2)))} "
+            f"(target_latency in user.conf, ms), {trial}"
+        )
+    elif scenario == "Server":
+        lasted_s = float(values.get("result_query_count", 0)) / (_rate(values) or math.inf)
+        mend = f"raise --lgts_max_duration_ms and --lgts_max_query_count (0: no limit), {trial}"
+    else:
+        rate, expected = _rate(values), float(values.get("effective_target_qps", 0))
+        lasted_s = float(values.get("effective_samples_per_query", 0)) / (rate or math.inf)
+        # LoadGen issues 1.1 x expected_qps x min_duration samples; asking for the measured rate leaves 10 %.
+        mend = (
+            f"raise --lgts_offline_expected_qps from {expected:g} to {math.ceil(max(rate, expected + 1))} "
+            f"(target_qps in user.conf), {trial}"
+        )
+    lasted = f"{lasted_s:.4g} s" if lasted_s else "less"
+    return Reason(f"the run lasted {lasted}, and at least {wanted_s:.4g} s are required", mend)
 
 
 def _too_late(values: dict[str, Any]) -> Reason:

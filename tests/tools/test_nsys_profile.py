@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import sqlite3
 import stat
@@ -195,6 +196,46 @@ def test_what_is_no_export_is_an_error(tmp_path: Path, export: Path) -> None:
         db.execute("DELETE FROM CUPTI_ACTIVITY_KIND_MEMCPY")
         db.commit()
     with pytest.raises(PipelineError, match="no kernel and no copy"):
+        read(export)
+
+
+def test_an_export_is_only_read(tmp_path: Path) -> None:
+    export = write(tmp_path / "what? #1%20.sqlite")
+    with closing(sqlite3.connect(export)) as db:
+        db.execute("PRAGMA journal_mode = delete")
+        # A trigger, a view or a function of the file could write; here, the very opening of a hot journal would.
+        db.execute("CREATE TABLE scratch (value INTEGER)")
+        db.commit()
+    journal = export.with_name(export.name + "-journal")
+    journal.write_bytes(bytes.fromhex("d9d505f920a163d7") + bytes(1016))
+    before = export.read_bytes(), journal.read_bytes()
+    with contextlib.suppress(PipelineError):
+        read(export)
+    assert (export.read_bytes(), journal.read_bytes()) == before
+    journal.unlink()
+    assert len(read(export, ONE_PASS).kernels) == 8
+
+
+def test_an_export_that_takes_for_ever_is_an_error(export: Path) -> None:
+    with closing(sqlite3.connect(export)) as db:
+        db.execute("DROP TABLE NVTX_EVENTS")
+        db.execute(
+            "CREATE VIEW NVTX_EVENTS AS WITH RECURSIVE n(start) AS (SELECT 1 UNION ALL SELECT start + 1 FROM n) "
+            "SELECT start, start AS end, 59 AS eventType, 'x' AS text, 1 AS globalTid, 0 AS textId FROM n"
+        )
+        db.commit()
+    with pytest.raises(PipelineError, match=r"not read in 0\.2 s; capture a shorter time with --duration"):
+        read(export, limit_s=0.2)
+
+
+@pytest.mark.parametrize("value", ["'soon'", "NULL", "x'00ff'"])
+def test_a_time_that_is_no_number_is_an_error(value: str, export: Path) -> None:
+    with closing(sqlite3.connect(export)) as db:
+        db.execute("DROP TABLE CUPTI_ACTIVITY_KIND_MEMCPY")
+        columns = "1 AS start, 1 AS deviceId, 1 AS streamId, 1 AS globalPid, 1 AS bytes, 1 AS copyKind"
+        db.execute(f"CREATE VIEW CUPTI_ACTIVITY_KIND_MEMCPY AS SELECT {columns}, {value} AS end")
+        db.commit()
+    with pytest.raises(PipelineError, match="not an export of Nsight Systems"):
         read(export)
 
 

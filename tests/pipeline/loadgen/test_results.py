@@ -68,6 +68,48 @@ def test_each_failed_condition_is_a_reason_with_a_mend(tmp_path: Path) -> None:
     assert len(result.verdict().splitlines()) == 4
 
 
+RAN_OUT = "Ending early: Ran out of generated queries to issue before the minimum query count and test duration."
+
+
+@pytest.mark.parametrize(
+    ("scenario", "figures", "what", "mend"),
+    [
+        (
+            "SingleStream",
+            {"effective_target_qps": 100, "result_query_count": 4000, "result_mean_latency_ns": 2_500_000},
+            "the run lasted 10 s, and at least 600 s are required",
+            "lower --lgts_single_stream_expected_latency_ns from 10000000 to 2500000 (target_latency in user.conf, ms)",
+        ),
+        (
+            "MultiStream",
+            {"effective_target_qps": 100, "result_query_count": 100, "result_mean_latency_ns": 9_900_000},
+            "the run lasted 0.99 s, and at least 600 s are required",
+            "lower --lgts_multi_stream_expected_latency_ns from 10000000 to 5000000 (target_latency in user.conf, ms)",
+        ),
+        (
+            "Server",
+            {"effective_target_qps": 100, "result_query_count": 2000, "result_completed_samples_per_sec": 99.5},
+            "the run lasted 20.1 s, and at least 600 s are required",
+            "raise --lgts_max_duration_ms and --lgts_max_query_count (0: no limit)",
+        ),
+        (
+            "Offline",
+            {"effective_target_qps": 100, "effective_samples_per_query": 6600, "result_samples_per_second": 220},
+            "the run lasted 30 s, and at least 600 s are required",
+            "raise --lgts_offline_expected_qps from 100 to 220 (target_qps in user.conf)",
+        ),
+    ],
+)
+def test_a_run_too_short_names_the_option_of_its_scenario(
+    scenario: str, figures: dict[str, float], what: str, mend: str, tmp_path: Path
+) -> None:
+    verdict = (("result_validity", "INVALID"), ("result_min_duration_met", False), ("effective_min_duration_ms", 600e3))
+    records = (("effective_scenario", scenario), *figures.items(), *verdict)
+    result = read_result(detail(tmp_path, *records, errors=(RAN_OUT, "something else")))
+    assert [r.what for r in result.reasons] == [what, "LoadGen logged an error: error_runtime: something else"]
+    assert result.reasons[0].mend == f"{mend}, or, for a trial, lower --lgts_min_duration_ms"
+
+
 def test_errors_are_reasons_and_are_told_for_a_valid_result_too(tmp_path: Path) -> None:
     verdict = ("result_validity", "INVALID")
     result = read_result(detail(tmp_path, verdict, errors=("it broke",)))
