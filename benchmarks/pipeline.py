@@ -39,6 +39,7 @@ from int4core.streams import run_command
 from pipeline.defaults import DEMO_IMAGES, default_model
 from pipeline.device.scheduler import Sizes
 from pipeline.errors import PipelineError
+from pipeline.loadgen.results import read_accuracy_log
 from pipeline.loadgen.scenarios import SERVER_LATENCY_NS
 from pipeline.machine.gpus import Target, choose
 from pipeline.report.verdict import Verdict, judge
@@ -262,13 +263,14 @@ def accuracy_part(options: argparse.Namespace, folder: Path, figures: Figures) -
     )  # fmt: skip
     logits = np.load(golden / "sample200_logits.npz")["logits"].astype(np.float32)
     wanted = (logits / Model.load(published).network.scale.out_scale).argmax(axis=1)
-    records = json.loads((Path(summary["folder"]) / "mlperf_log_accuracy.json").read_text())
-    found = {r["qsl_idx"]: int.from_bytes(bytes.fromhex(r["data"]), "little", signed=True) for r in records}
-    different = sum(found.get(i) != c for i, c in enumerate(wanted.tolist()))
+    log = read_accuracy_log(Path(summary["folder"]) / "mlperf_log_accuracy.json")
+    if log.samples is None or len(log.samples.names) != len(wanted):
+        raise PipelineError(f"{log.path}: the list of its {len(wanted)} samples is not beside it")
+    different = int((log.predictions(len(wanted))[0] != wanted).sum())
     top1 = summary["accuracy"]
     line("golden predictions through the whole path", f"{len(wanted) - different} of {len(wanted)} equal")
     line("top-1", f"{top1['correct']}/{top1['total']}")
-    if different or len(found) != len(wanted):
+    if different:
         raise PipelineError(f"accuracy: {different} of {len(wanted)} predictions differ from the golden ones")
 
 

@@ -36,6 +36,7 @@ from pipeline.loadgen.limits import check_settings
 from pipeline.loadgen.options import Options, parse
 from pipeline.loadgen.outputs import Outputs
 from pipeline.loadgen.results import Accuracy, accuracy, read_result
+from pipeline.loadgen.sample_list import write_sample_list
 from pipeline.loadgen.scenarios import batch_plan, expectations, samples_per_query
 from pipeline.loadgen.summary import summarise, write_summary
 from pipeline.machine.gpus import Target, choose
@@ -262,6 +263,7 @@ class OfflineCommand:
         ) as self._session:
             self._check_stdout()
             self._outputs.clear()
+            write_sample_list(self._outputs.sample_list, prepared.library.subset(self._kept))
             run.serving.enter("running")
             self._session.run(self._test_settings, self._log_settings)
         run.serving.enter("done")

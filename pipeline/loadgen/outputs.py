@@ -17,6 +17,7 @@ from types import TracebackType
 from pipeline.errors import PipelineError
 from pipeline.loadgen.options import Options
 from pipeline.loadgen.results import find_logs
+from pipeline.loadgen.sample_list import sample_list_name
 from pipeline.loadgen.summary import FILE_NAME
 
 RESULTS = Path("results")
@@ -60,6 +61,11 @@ class Outputs:
             self._held.close()
             raise
 
+    @property
+    def sample_list(self) -> Path:
+        """The list of samples that belongs to LoadGen's logs."""
+        return self._logs / sample_list_name(self._prefix, self._suffix)
+
     def clear(self) -> None:
         """Remove what an earlier run left, so that nothing of it is taken for this one's. Raises PipelineError."""
         for file in self._earlier():
@@ -78,7 +84,7 @@ class Outputs:
 
     def _earlier(self) -> list[Path]:
         """The files of a run in these folders."""
-        names = ("summary.txt", "detail.txt", "accuracy.json", "trace.json")
+        names = ("summary.txt", "detail.txt", "accuracy.json", "trace.json", "samples.tsv")
         logs = [file for name in names for file in find_logs(self._logs, name, self._prefix, self._suffix)]
         summary = self.folder / FILE_NAME
         return [*logs, summary] if os.path.lexists(summary) else logs

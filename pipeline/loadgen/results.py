@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.errors import PipelineError
+from pipeline.loadgen.sample_list import SampleList, find_sample_list, read_sample_list
 
 Int32Array: TypeAlias = npt.NDArray[np.int32]
 Int64Array: TypeAlias = npt.NDArray[np.int64]
@@ -289,11 +290,15 @@ def _from_error(error: str) -> Reason:
 
 @dataclass(frozen=True)
 class AccuracyLog:
-    """The records of one mlperf_log_accuracy.json in file order: sample indices (n,) and classes (n,)."""
+    """The records of one mlperf_log_accuracy.json in file order: sample indices (n,) and classes (n,).
+
+    `samples` says what the indices stand for; None where no such list lies beside the log.
+    """
 
     path: str
     indices: Int64Array
     classes: Int32Array
+    samples: SampleList | None = None
 
     def predictions(self, count: int) -> tuple[Int32Array, Int64Array]:
         """Class of each of `count` samples, int32 (count,), NOT_PREDICTED where there is no record; and
@@ -304,8 +309,9 @@ class AccuracyLog:
         outside = (self.indices < 0) | (self.indices >= count)
         if outside.any():
             worst = int(self.indices[outside][0])
+            of = "map" if self.samples is None else f"list ({self.samples.path})"
             raise PipelineError(
-                f"{self.path}: sample {worst} is logged and there are {count}; is this the map of that run?"
+                f"{self.path}: sample {worst} is logged and there are {count}; is this the {of} of that run?"
             )
         predictions = np.full(count, NOT_PREDICTED, dtype=np.int32)
         predictions[self.indices[::-1]] = self.classes[::-1]
@@ -314,7 +320,7 @@ class AccuracyLog:
 
 
 def read_accuracy_log(path: Path) -> AccuracyLog:
-    """Parse a mlperf_log_accuracy.json, where `data` is one little-endian int32 class in hex.
+    """Parse a mlperf_log_accuracy.json, where `data` is one little-endian int32 class in hex; and its list of samples.
 
     Raises PipelineError for a truncated file, or a record that is not of that form.
     """
@@ -335,7 +341,9 @@ def read_accuracy_log(path: Path) -> AccuracyLog:
             )
     indices = np.array([r["qsl_idx"] for r in records], dtype=np.int64)
     data = bytes.fromhex("".join(r["data"] for r in records))
-    return AccuracyLog(str(path), indices, np.frombuffer(data, dtype="<i4").astype(np.int32))
+    beside = find_sample_list(path)
+    samples = None if beside is None else read_sample_list(beside)
+    return AccuracyLog(str(path), indices, np.frombuffer(data, dtype="<i4").astype(np.int32), samples)
 
 
 def _is_record(record: Any) -> bool:
@@ -345,19 +353,6 @@ def _is_record(record: Any) -> bool:
     if type(index) is not int or not 0 <= index < 2**63:
         return False
     return isinstance(data, str) and _CLASS.fullmatch(data) is not None
-
-
-def read_labels(path: Path) -> Int32Array:
-    """The labels of a map file (`file label` a line, the label last), int32 (n,). Raises PipelineError."""
-    labels = []
-    for number, line in enumerate(_read_text(path).splitlines(), 1):
-        if not line.strip():
-            continue
-        label = line.rsplit(None, 1)[-1]
-        if len(line.split()) < 2 or not re.fullmatch("[0-9]{1,9}", label):
-            raise PipelineError(f"{path}:{number}: not a file name and a class number: {line.strip()[:80]!r}")
-        labels.append(int(label))
-    return np.array(labels, dtype=np.int32)
 
 
 @dataclass(frozen=True)

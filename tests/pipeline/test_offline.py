@@ -15,9 +15,11 @@ import psutil
 import pytest
 
 from int4core import Model
+from pipeline.loadgen.sample_list import read_sample_list
 from pipeline.memory.arena import segment_folder
 from tests.paths import ROOT, SHARED, needs_shared
 from tests.pipeline.application import LongRun, command, labels_of, offline, predictions
+from tools.compare_log import main as compare_log
 
 
 @pytest.mark.usefixtures("clean")
@@ -106,18 +108,37 @@ def test_bad_images_fail_the_run_before_the_timed_part_and_all_are_named(
 
 
 @pytest.mark.usefixtures("clean")
-def test_bad_images_are_dropped_when_asked(model_dir: Path, images: Path, expected: np.ndarray, tmp_path: Path) -> None:
+def test_bad_images_are_dropped_when_asked(
+    model_dir: Path, images: Path, expected: np.ndarray, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder, out = spoil(images, tmp_path / "images"), tmp_path / "out"
+    # The right labels but one: numbers that shift where files are left out show in top-1.
+    labels = expected.tolist()
+    labels[20] = (labels[20] + 1) % 10
+    (folder / "map.txt").write_text("".join(f"{n}.jpg\t{label}\n" for n, label in enumerate(labels)))
     done = offline(
         "--model", model_dir, "--images", folder, "--output-dir", out, "--test-mode", "AccuracyOnly",
         "--skip-bad-images",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
+    assert f"samples as {folder / 'map.txt'} lists them, which was found there" in done.stdout
     good = [n for n in range(len(expected)) if n not in (3, 11)]
     assert predictions(out) == dict(enumerate(expected[good].tolist()))
+    assert len({*expected[:3].tolist()} | {*expected[12:].tolist()}) > 2, "classes that would hide a shift"
     summary = json.loads((out / "summary.json").read_text())
     assert [Path(b["path"]).name for b in summary["bad_images"]] == ["3.jpg", "11.jpg"]
-    assert summary["accuracy"]["total"] == len(good)
+    assert (summary["accuracy"]["correct"], summary["accuracy"]["total"]) == (len(good) - 1, len(good))
+
+    listed = read_sample_list(out / "mlperf_log_samples.tsv")
+    assert listed.names == tuple(f"{n}.jpg" for n in good)
+    assert listed.labels is not None
+    assert listed.labels.tolist() == [labels[n] for n in good]
+    capsys.readouterr()
+    assert compare_log([str(out / "mlperf_log_accuracy.json"), str(folder / "map.txt")]) == 0
+    said = capsys.readouterr().out
+    assert f"top-1 {len(good) - 1}/{len(good)}" in said
+    assert "2 of 24 are not among its samples: 3.jpg, 11.jpg" in said
+    assert "sample 20 (20.jpg): label" in said
 
 
 def spoil(images: Path, folder: Path) -> Path:

@@ -19,7 +19,6 @@ from pipeline.loadgen.results import (
     describe,
     find_log,
     read_accuracy_log,
-    read_labels,
     read_result,
     read_summary,
     wilson_interval,
@@ -204,22 +203,6 @@ def test_a_record_of_another_form_is_named(bad: Any, tmp_path: Path) -> None:
     path = write_log(tmp_path / "log.json", [record(0, 1), bad, record(2, 1)])
     with pytest.raises(PipelineError, match="record 1 is not a prediction"):
         read_accuracy_log(path)
-
-
-def test_labels_of_a_map(tmp_path: Path) -> None:
-    path = tmp_path / "map.txt"
-    path.write_text("a b.jpg\t7\nc.jpg 0\n\nd.jpg   999\n")
-    assert read_labels(path).tolist() == [7, 0, 999]
-    for text, line in (
-        ("a.jpg 1\nb.jpg\n", 2),
-        ("a.jpg x\n", 1),
-        ("a.jpg -1\n", 1),
-        ("5\n", 1),
-        (f"a.jpg {'1' * 5000}\n", 1),
-    ):
-        path.write_text(text)
-        with pytest.raises(PipelineError, match=rf"map\.txt:{line}: not a file name and a class"):
-            read_labels(path)
 
 
 def test_a_log_nested_without_end_is_one_sentence(tmp_path: Path) -> None:

@@ -49,10 +49,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @contextmanager
-def store(folder: Path, tmp_path: Path, *, image_timeout_s: float, loaders: int) -> Iterator[tuple[SampleStore, Arena]]:
+def store(
+    folder: Path, tmp_path: Path, *, image_timeout_s: float, loaders: int, slots: int | None = None
+) -> Iterator[tuple[SampleStore, Arena]]:
     library = SampleLibrary.from_images(folder)
     failures: list[StageFailure] = []
-    with Arena.create(len(library), (3, SIZE, SIZE), tmp_path) as arena:
+    with Arena.create(slots or len(library), (3, SIZE, SIZE), tmp_path) as arena:
         made = SampleStore(
             library,
             arena,
@@ -117,3 +119,22 @@ def test_a_file_whose_loaders_die_is_bad_with_the_signal(folder: Path, tmp_path:
         assert bad[0].why == "its loader was killed by SIGKILL; the system may have run out of memory"
         assert made.decode.replaced == 2
         assert_the_others_are_there(made, arena, folder)
+
+
+def test_a_bad_file_keeps_no_slot(tmp_path: Path) -> None:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for name in ("0.png", "2.png", "3.png"):
+        Image.new("RGB", (SIZE, SIZE), (10, 20, 30)).save(folder / name)
+    (folder / "1.png").write_bytes(b"no image")
+    with store(folder, tmp_path, image_timeout_s=60.0, loaders=1, slots=3) as (made, _):
+        bad = made.check()
+        assert [b.number for b in bad] == [1]
+        assert made.drop(bad).tolist() == [0, 2, 3]
+        checked = made.snapshot().done
+        made.load(np.array([1, 2]))
+        made.unload(np.array([1, 2]))
+        # There is room for all three that are good: the slot of the bad one was free, and nothing had to go for it.
+        made.load(np.array([0, 1, 2]))
+        assert len(set(made.slots_of(np.array([0, 1, 2])).tolist())) == 3
+        assert made.snapshot().done - checked == 1
