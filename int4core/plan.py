@@ -76,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {printed(error)}", file=sys.stderr)
         return 1
     print(f"{chip.name} ({chip.arch}), batch {plan.n}: {tuning.notice}")
-    for line in (*table(plan), *plan.notes):
+    for line in (*table(plan), *tuning.notices(plan)):
         print(line)
     return 0
 

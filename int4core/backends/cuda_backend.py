@@ -37,9 +37,10 @@ class CudaBackend:
         autoconfig: Autoconfig | None = None,
         input_size: Pair | None = None,
         device: int | None = None,
+        strict: bool = False,
     ) -> None:
         self.network = DeviceNetwork(
-            model, gpu=gpu, autoconfig=autoconfig, input_size=input_size, device=device
+            model, gpu=gpu, autoconfig=autoconfig, input_size=input_size, device=device, strict=strict
         )
         self.batch_size = batch_size
         self.input_shape = (model.network.conv1.in_channels, *self.network.size)
@@ -53,6 +54,11 @@ class CudaBackend:
     def notice(self) -> str:
         """What the engine runs on."""
         return self.network.notice
+
+    @property
+    def notices(self) -> tuple[str, ...]:
+        """Kernel numbers that do not fit their layers; see DeviceNetwork."""
+        return self.network.notices
 
     def accumulators(self, x: Int8Array) -> Int32Array:
         """int8 (n, 3, H, W) -> int32 (n, classes), before Scale."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from int4core.atomic import write_atomically
-from int4core.errors import FileError, shown
+from int4core.errors import FileError, printable, shown
 from int4core.regular import NotRegularError, TooLargeError, read_regular
 
 _KEY = re.compile(r"layer([1-9]\d{0,3})_residual([1-9]\d{0,3})_(conv[123]|ds_conv)")
@@ -90,6 +90,11 @@ class Autoconfig:
     def by_layer(self) -> dict[str, int]:
         """The numbers by the model's layer names, as `layer_of` gives them."""
         return {layer_of(key) or key: number for key, number in self.kernels.items()}
+
+    def place(self, layer: str) -> str:
+        """File and line of a layer's number, for messages; of the file alone where it has none."""
+        line = self.lines.get(key_of(layer) or "", 0)
+        return f"{printable(self.file)}:{line}" if line else printable(self.file)
 
     def missing(self, layers: Iterable[str]) -> list[str]:
         """Those of the model's `layers` that could have a number here and have none."""

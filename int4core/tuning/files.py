@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from int4core.backends.cuda.planner import NetworkPlan
 from int4core.backends.cuda.table import KNOWN_NUMBERS
 from int4core.errors import shown
 from int4core.layers import ResNet, walk
@@ -26,11 +27,26 @@ NEAR = 2.0
 
 @dataclass(frozen=True)
 class Tuning:
-    """Layer name -> kernel number, by the batch size they were tuned for; `notice` says where they come from."""
+    """Kernel numbers by the batch size they were tuned for.
+
+    Attributes:
+        by_batch: batch size -> layer name -> number.
+        configs: batch size -> the file they come from.
+        notice: where all of them come from.
+        everywhere: whether they serve batches of any size.
+    """
 
     by_batch: Mapping[int, Mapping[str, int]] = field(default_factory=dict)
+    configs: Mapping[int, Autoconfig] = field(default_factory=dict, repr=False)
     notice: str = "kernels chosen by rule"
     everywhere: bool = False
+
+    @classmethod
+    def of(cls, configs: Iterable[Autoconfig], notice: str, everywhere: bool = False) -> Tuning:
+        """Raises AutoconfigError when a file does not say its batch size as a number."""
+        by_batch = {_batch(config): config for config in configs}
+        numbers = {batch: config.by_layer() for batch, config in by_batch.items()}
+        return cls(numbers, by_batch, notice, everywhere)
 
     @property
     def batch(self) -> int:
@@ -39,10 +55,23 @@ class Tuning:
 
     def numbers_for(self, n: int) -> Mapping[str, int]:
         """The numbers for batches of `n`: of the nearest tuned size, none when that is far away."""
+        batch = self._serving(n)
+        return {} if batch is None else self.by_batch[batch]
+
+    def notices(self, plan: NetworkPlan) -> tuple[str, ...]:
+        """The numbers that the plan does not use, each with its file and line."""
+        batch = self._serving(plan.n)
+        if batch is None:
+            return ()
+        config = self.configs[batch]
+        return tuple(f"{config.place(misfit.layer)}: {misfit}" for misfit in plan.misfits)
+
+    def _serving(self, n: int) -> int | None:
+        """The tuned batch size whose numbers batches of `n` take."""
         if not self.by_batch:
-            return {}
+            return None
         distance, batch = min((abs(math.log2(n / batch)), batch) for batch in self.by_batch)
-        return self.by_batch[batch] if distance <= NEAR or self.everywhere else {}
+        return batch if distance <= NEAR or self.everywhere else None
 
 
 def file_of(gpu: str, batch: int | None = None, folder: Path = FOLDER) -> Path:
@@ -62,14 +91,12 @@ def load_tuning(gpu: str, net: ResNet, chosen: Autoconfig | None = None, folder:
     files = [path for path in (file_of(gpu, None, folder), *sorted(folder.glob(f"{gpu}.batch*"))) if path.is_file()]
     if not files:
         return Tuning(notice=f"kernels chosen by rule: there is no tuned file for {gpu}")
-    by_batch = {}
-    for path in files:
-        config = autoconfig.read(path)
+    configs = [autoconfig.read(path) for path in files]
+    for config in configs:
         _check(gpu, config)
-        by_batch[_batch(config)] = config.by_layer()
-    origin = autoconfig.read(files[0]).metadata.get("origin", "unknown")
-    sizes = ", ".join(map(str, sorted(by_batch)))
-    return Tuning(by_batch, f"kernels tuned for batch {sizes} ({origin})")
+    sizes = ", ".join(map(str, sorted(map(_batch, configs))))
+    origin = configs[0].metadata.get("origin", "unknown")
+    return Tuning.of(configs, f"kernels tuned for batch {sizes} ({origin})")
 
 
 def _chosen(gpu: str, net: ResNet, config: Autoconfig) -> Tuning:
@@ -77,7 +104,7 @@ def _chosen(gpu: str, net: ResNet, config: Autoconfig) -> Tuning:
         return Tuning(notice=f"kernels chosen by rule: {config.notice}")
     _check(gpu, config)
     config.validate(layers={layer.name for layer in walk(net)})
-    return Tuning({_batch(config): config.by_layer()}, f"kernels of {config.file}", everywhere=True)
+    return Tuning.of([config], f"kernels of {config.file}", everywhere=True)
 
 
 def _check(gpu: str, config: Autoconfig) -> None:

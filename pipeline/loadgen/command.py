@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -64,6 +64,14 @@ def _engines(run: Run) -> list[dict[str, Any]]:
     """What each engine process ran on and how much it did, for summary.json."""
     infer = run.serving.infer
     return [{"note": note, "samples": samples} for note, samples in zip(infer.notes, infer.done_by_worker, strict=True)]
+
+
+def _introduction(stage: Any, *, alike: bool) -> Iterator[str]:
+    """What the console says of a stage that is up; where its workers are `alike`, one speaks for all."""
+    notes = stage.notes[:1] if alike else stage.notes
+    yield f"stage {stage.name} is up: {' | '.join(notes)}, pids {', '.join(map(str, stage.pids))}"
+    for notice in stage.notices:
+        yield f"stage {stage.name}: {notice}"
 
 
 class BadImages(PipelineError):
@@ -174,6 +182,8 @@ class OfflineCommand:
                 self._say(f"{options.autoconfig} is valid; the CPU has no kernels to choose from")
             else:
                 backend_options["autoconfig"] = config
+        if options.strict and target.backend == "cuda":
+            backend_options["strict"] = True
         height, width = default_input_size(network)
         if height != width:
             raise PipelineError(f"{model_path}: takes {height}x{width} inputs; images are cropped to squares")
@@ -240,9 +250,8 @@ class OfflineCommand:
         """All that takes time, in the job's thread."""
         run.start()
         for stage in (run.store.decode, run.serving.infer):
-            pids = ", ".join(map(str, stage.pids))
-            notes = stage.notes[:1] if stage is run.store.decode else stage.notes
-            self._say(f"stage {stage.name} is up: {' | '.join(notes)}, pids {pids}")
+            for line in _introduction(stage, alike=stage is run.store.decode):
+                self._say(line)
         run.serving.enter("loading")
         self._bad = run.store.check()
         if self._bad and not self._options.skip_bad_images:
@@ -323,7 +332,7 @@ class OfflineCommand:
             accuracy=top1,
             extra={
                 "engines": _engines(run),
-                "verdict": None if verdict is None else verdict.as_dict(),
+                "notices": run.serving.infer.notices, "verdict": None if verdict is None else verdict.as_dict(),
                 "clock_warning": warning,
             },
         )

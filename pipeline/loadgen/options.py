@@ -79,6 +79,7 @@ class Options:
     batch_size: int | None
     loaders: int | None
     autoconfig: Path | None
+    strict: bool
     mlperf_conf: Path | None
     user_conf: Path | None
     test_mode: str
@@ -248,6 +249,9 @@ def _add_running(group: argparse._ArgumentGroup) -> None:
         "-a", "--autoconfig", type=values.path, metavar="FILE", help="which kernel each layer uses (CUDA backend)"
     )
     group.add_argument(
+        "--strict", action="store_true", help="a kernel number that does not fit its layer is an error, not a notice"
+    )
+    group.add_argument(
         "--loaders",
         type=values.whole(1, values.MOST_PROCESSES),
         metavar="N",
@@ -406,6 +410,7 @@ def _check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Options
         batch_size=args.batch_size,
         loaders=args.loaders,
         autoconfig=args.autoconfig,
+        strict=args.strict,
         mlperf_conf=args.mlperf_conf_path,
         user_conf=args.user_conf_path,
         test_mode=str(mode or args.test_mode or DEFAULT_MODE),

@@ -53,7 +53,7 @@ class Target:
 
     @property
     def bus_ids(self) -> tuple[str, ...]:
-        """PCI addresses, one a GPU; empty when one is not known."""
+        """PCI addresses, one a GPU; empty when one is not known: then CUDA's current GPU is taken."""
         ids = tuple(gpu.bus_id for gpu in self.gpus)
         return ids if all(ids) else ()
 
@@ -119,6 +119,12 @@ def _chosen(requested: str, gpus: tuple[Gpu, ...], numbers: tuple[int, ...] | No
         other = [gpu for gpu in chosen if requested not in ("auto", gpu.key)]
         if other:
             raise PipelineError(f"--gpus: GPU {other[0].index} is a {other[0].name}, not a {requested} ({here})")
+        unknown = [gpu for gpu in chosen if not gpu.bus_id]
+        if unknown and len(gpus) > 1:
+            raise PipelineError(
+                f"--gpus: the driver does not tell the PCI address of GPU {unknown[0].index}: it cannot be told from "
+                "the others; leave --gpus out, and choose the GPU with CUDA_VISIBLE_DEVICES"
+            )
         return chosen
     if requested == "auto":
         return gpus[:1]

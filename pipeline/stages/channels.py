@@ -60,10 +60,11 @@ class Rates:
 
 @dataclass(frozen=True)
 class Ready:
-    """A worker has set itself up; `note` says what it runs on."""
+    """A worker has set itself up; `note` says what it runs on, `notices` what of its orders it does not follow."""
 
     note: str
     rates: Rates = Rates()
+    notices: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,7 @@ class Child:
     heard_s: float
     ready: bool = False
     note: str = ""
+    notices: tuple[str, ...] = ()
     rates: Rates = field(default_factory=Rates)
     given: int = 0
     tasks: dict[int, Task[Any]] = field(default_factory=dict)

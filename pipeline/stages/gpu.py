@@ -56,6 +56,9 @@ class DeviceInferrer:
     def note(self) -> str:
         return self._note
 
+    def notices(self) -> tuple[str, ...]:
+        return self._network.notices
+
     def rates(self) -> Rates:
         return self._rates
 
@@ -96,6 +99,7 @@ class DeviceInferrer:
             **cast("dict[str, Any]", dict(spec.options)),
         )
         self._held.callback(network.close)
+        self._network = network
         device = CudaDevice(network, arena, exchange, cast("H2d", spec.h2d))
         self._held.callback(device.close)
         self._scheduler = Scheduler(device, spec.sizes, spec.inflight, ordered=spec.ordered)

@@ -102,6 +102,11 @@ class ProcessStage(Stage[T, R]):
         return tuple(c.note for c in self._children)
 
     @property
+    def notices(self) -> tuple[str, ...]:
+        """What was asked of the workers and is not done, each once, once the stage is up."""
+        return tuple(dict.fromkeys(notice for c in self._children for notice in c.notices))
+
+    @property
     def rates(self) -> tuple[Rates, ...]:
         """What each worker has measured of itself, once the stage is up."""
         return tuple(c.rates for c in self._children)
@@ -276,7 +281,7 @@ class ProcessStage(Stage[T, R]):
         child.heard_s = self._clock.now_s
         if isinstance(message, Ready):
             with self._changed:
-                child.ready, child.note, child.rates = True, message.note, message.rates
+                child.ready, child.note, child.rates, child.notices = True, message.note, message.rates, message.notices
                 self._dispatch()
                 self._changed.notify_all()
             return
@@ -344,7 +349,7 @@ class ProcessStage(Stage[T, R]):
                 what = f"{self._fruitless} workers were lost one after another with nothing under way, the last one"
                 raise StageFailure(self.name, f"{what}, {child.label}, {why}")
             after = self._spawn(child.number)
-            after.note, after.rates = child.note, child.rates
+            after.note, after.rates, after.notices = child.note, child.rates, child.notices
             after.given = child.given - sum(t.samples for t in child.tasks.values())
             self._children[child.number] = after
             self._replaced += 1

@@ -78,6 +78,9 @@ class ItemWorker(Resident, Protocol):
 class OverlappedWorker(Resident, Protocol):
     """The work of a stage that has several tasks under way."""
 
+    def notices(self) -> tuple[str, ...]:
+        """What was asked of it and is not done, one a line of the console."""
+
     @property
     def room(self) -> bool:
         """Whether it can begin another task."""
@@ -109,7 +112,7 @@ def serve_items(pipe: Any, make_worker: Callable[[], ItemWorker], place: Place) 
 
 def serve_overlapped(pipe: Any, make_worker: Callable[[], OverlappedWorker]) -> None:
     """The same for an OverlappedWorker."""
-    _serve(pipe, make_worker, _several_at_a_time)
+    _serve(pipe, make_worker, _several_at_a_time, lambda worker: worker.notices())
 
 
 def _one_at_a_time(channel: Channel, worker: Worker) -> None:
@@ -161,14 +164,19 @@ def _several_at_a_time(channel: Channel, worker: OverlappedWorker) -> None:
             worker.begin(task)
 
 
-def _serve(pipe: Any, make_worker: Callable[[], W], loop: Callable[[Channel, W], None]) -> None:
+def _serve(
+    pipe: Any,
+    make_worker: Callable[[], W],
+    loop: Callable[[Channel, W], None],
+    notices: Callable[[W], tuple[str, ...]] = lambda _worker: (),
+) -> None:
     for number in GROUP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     channel = Channel(pipe, sends=FROM_WORKER, receives=TO_WORKER)
     worker: W | None = None
     try:
         worker = make_worker()
-        channel.send(Ready(worker.note(), worker.rates()))
+        channel.send(Ready(worker.note(), worker.rates(), notices(worker)))
         loop(channel, worker)
     except ChannelClosed:
         pass

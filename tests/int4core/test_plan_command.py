@@ -132,7 +132,8 @@ def test_a_chosen_file_is_used_and_what_does_not_fit_noted(tmp_path: Path, capsy
     found = {words[0]: words for words in rows(text)}
     assert "212" in found["conv1"]
     assert "6" in found["layer1_0_conv1"]
-    assert "layer2_0_conv1: kernel 100 does not fit here (wgmma runs on compute capability 9.0, not 8.0)" in text
+    said = "layer2_0_conv1: kernel 100 does not fit here (wgmma runs on compute capability 9.0, not 8.0); kernel "
+    assert f"{path}:5: {said}{found['layer2_0_conv1'][5]} computes it" in text
     assert plan.main(["--gpu", "h200", "--autoconfig", str(path)]) == 1
     assert f"error: {path}: was made for 'a100'" in capsys.readouterr().err
 

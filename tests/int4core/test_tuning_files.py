@@ -134,14 +134,14 @@ def test_the_tuned_chips_come_with_the_package() -> None:
 
 @pytest.mark.parametrize("gpu", SHIPPED)
 def test_shipped_files_fit_the_default_network(gpu: str) -> None:
-    """Every number is one that computes its layer on that chip: a plan of the batch has no notes."""
+    """Every number is one that computes its layer on that chip: a plan of the batch has no misfits."""
     tuning = load_tuning(gpu, default_network())
     if "static model" not in tuning.notice:
         assert {1, 8, 32, 128, 1024} <= set(tuning.by_batch)
     for batch, numbers in tuning.by_batch.items():
         assert autoconfig.read(file_of(gpu, None if batch == tuning.batch else batch)).metadata["gpu"] == gpu
         plan = make_plan(default_network(), CHIPS[gpu], batch, numbers=numbers)
-        assert plan.notes == ()
+        assert plan.misfits == ()
         convolutions = {step.op.name: step.kernel.number for step in plan.steps if step.kernel.number is not None}
         assert convolutions == {name: numbers[name] for name in convolutions}, f"{gpu}, batch {batch}: missing layers"
 

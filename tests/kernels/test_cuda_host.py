@@ -18,6 +18,7 @@ from int4core.backends.cuda.network import DeviceNetwork
 from int4core.backends.cuda.source import KernelSource
 from int4core.engine import Engine
 from int4core.errors import EngineError
+from int4core.tuning.autoconfig import parse
 from tests.int4core.networks import as_model, random_network
 
 MODEL = as_model(random_network(seed=1))
@@ -95,3 +96,37 @@ def test_a_kernel_besides_the_network_s_is_of_its_cache(
     assert path.parent == tmp_path / "cache"
     assert network.function(source) is network.function(source)
     assert "1 kernels, 1 compiled now" in network.notice
+
+
+TABLE = """# engine: int4core
+# gpu: a100
+# batch: 64
+conv1=212
+layer2_residual1_conv1=100
+fc=5
+"""
+
+
+def test_numbers_that_do_not_fit_are_told_with_their_lines(freed: list[str]) -> None:
+    network = DeviceNetwork(MODEL, autoconfig=parse(TABLE, "mine"))
+    assert network.notices == ()
+    for n in (1, 64, 64):
+        network.plan(n)
+    first, second = network.notices
+    assert first.startswith("mine:5: layer2_0_conv1: kernel 100 does not fit here (wgmma runs on compute capability")
+    assert second.startswith("mine:6: fc: kernel 5 does not fit here")
+
+
+def test_numbers_that_do_not_fit_are_an_error_if_strict(freed: list[str]) -> None:
+    network = DeviceNetwork(MODEL, autoconfig=parse(TABLE, "mine"), strict=True)
+    with pytest.raises(EngineError, match=r"^mine:5: layer2_0_conv1: .* \(and 1 more like it\); .*--strict"):
+        network.plan(1)
+    fitting = DeviceNetwork(MODEL, autoconfig=parse("# engine: int4core\nconv1=212\n", "mine"), strict=True)
+    assert fitting.plan(1).misfits == fitting.notices == ()
+
+
+def test_a_file_of_another_engine_is_an_error_if_strict(freed: list[str]) -> None:
+    foreign = parse("conv1=13\n", "original")
+    assert "original submission" in DeviceNetwork(MODEL, autoconfig=foreign).notice
+    with pytest.raises(EngineError, match=r"^original: no `# engine:` line.*--strict"):
+        DeviceNetwork(MODEL, autoconfig=foreign, strict=True)

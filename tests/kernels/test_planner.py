@@ -115,11 +115,27 @@ def test_layers_without_a_kernel_are_named(options: dict[str, int], said: str) -
         make_plan(random_network(0, **options), H200, 1)
 
 
-def test_a_number_that_does_not_fit_leaves_the_default_with_a_note() -> None:
+def test_a_number_that_does_not_fit_leaves_the_default_and_is_told() -> None:
     plain = make_plan(default_network(), H200, 8)
     plan = make_plan(default_network(), H200, 8, numbers={"layer2_0_conv1": 6, "layer3_1_conv2": 150, "conv1": 3})
     kernels = {step.op.name: step.kernel.number for step in plan.steps}
     assert kernels["layer2_0_conv1"] == 6
     assert kernels["layer3_1_conv2"] == next(s.kernel.number for s in plain.steps if s.op.name == "layer3_1_conv2")
-    assert len(plan.notes) == 2
-    assert any("layer3_1_conv2: kernel 150 does not fit" in note for note in plan.notes)
+    default = kernels["layer3_1_conv2"]
+    assert [misfit.layer for misfit in plan.misfits] == ["conv1", "layer3_1_conv2"]
+    assert str(plan.misfits[1]).startswith("layer3_1_conv2: kernel 150 does not fit here (")
+    assert str(plan.misfits[1]).endswith(f"); kernel {default} computes it")
+
+
+def test_numbers_of_layers_without_a_choice_are_told() -> None:
+    """The fully connected layer has one kernel; a downsampling convolution is computed with its block's conv3."""
+    plain = make_plan(default_network(), H200, 8)
+    number = next(step.kernel.number for step in plain.steps if step.op.name == "layer1_0_conv3")
+    assert number is not None
+    assert make_plan(default_network(), H200, 8, numbers={"layer1_0_downsample_0": number}).misfits == ()
+    plan = make_plan(default_network(), H200, 8, numbers={"layer1_0_downsample_0": number + 1, "fc": 3})
+    assert list(map(str, plan.misfits)) == [
+        f"layer1_0_downsample_0: kernel {number + 1} does not fit here (it is a part of layer1_0_conv3); "
+        f"kernel {number} computes it",
+        "fc: kernel 3 does not fit here (fc: 3 is no kernel for it); the layer's only kernel computes it",
+    ]

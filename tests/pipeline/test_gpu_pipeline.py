@@ -34,6 +34,22 @@ def test_every_way_of_copying_gives_the_classes_of_the_cpu(
     assert predictions(out) == dict(enumerate(expected.tolist()))
 
 
+def test_kernel_numbers_that_do_not_fit_are_told_or_an_error(tmp_path: Path) -> None:
+    file = tmp_path / "mine"
+    file.write_text("# engine: int4core\nfc=5\n")
+    options = ("--autoconfig", file, "-b", 8, "--test-mode", "AccuracyOnly", "--gpus", "0,0")
+    done = offline(*options, "--output-dir", tmp_path / "out", gpu="auto")
+    assert done.returncode == 0, done.stderr
+    said = f"{file}:2: fc: kernel 5 does not fit here"
+    assert done.stdout.count(said) == 1, "once for both engines"
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert [notice.startswith(said) for notice in summary["notices"]] == [True]
+    strict = offline(*options, "--strict", "--output-dir", tmp_path / "strict", gpu="auto")
+    assert strict.returncode == 1
+    assert said in strict.stderr
+    assert "Traceback" not in strict.stderr
+
+
 def test_two_engine_processes_share_a_gpu(tmp_path: Path) -> None:
     out, file = tmp_path / "out", tmp_path / "trace.json"
     done = offline(

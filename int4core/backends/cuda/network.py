@@ -34,9 +34,11 @@ class DeviceNetwork:
         autoconfig: the kernels to use; None takes the tuned file of this chip where there is one.
         input_size: (H, W); None takes the size that fits the network's strides.
         device: which GPU, as CuPy counts them; None takes the current one.
+        strict: whether a number that does not fit its layer is an error, and not only among `notices`.
 
     Raises:
-        EngineError: no GPU, another GPU than the one asked for, a kernel that does not compile, or no memory.
+        EngineError: no GPU, another GPU than the one asked for, a kernel that does not compile, no memory, or a
+            number that does not fit, if `strict`.
         AutoconfigError: the file names a layer or a number that does not exist, with its line.
     """
 
@@ -48,6 +50,7 @@ class DeviceNetwork:
         autoconfig: Autoconfig | None = None,
         input_size: Pair | None = None,
         device: int | None = None,
+        strict: bool = False,
     ) -> None:
         self.cupy = load_cupy()
         self.device = self.cupy.cuda.Device() if device is None else self.cupy.cuda.Device(device)
@@ -57,6 +60,10 @@ class DeviceNetwork:
         self.model = model
         self.size = default_input_size(model.network) if input_size is None else input_size
         self.tuning: Tuning = load_tuning(self.chip.name, model.network, autoconfig)
+        self._strict = strict
+        self._notices: dict[str, None] = {}
+        if strict and autoconfig is not None and autoconfig.notice is not None:
+            raise EngineError(f"{autoconfig.notice}; name one of this engine's files, or leave --strict out")
         self._functions: dict[KernelSource, Any] = {}
         self._constants: dict[tuple[str, str], tuple[Any, ...]] = {}
         self._batches: dict[int, DeviceBatch] = {}
@@ -70,7 +77,19 @@ class DeviceNetwork:
     def plan(self, n: int, keep_all: bool = False, top: int = 0) -> NetworkPlan:
         check_batch(n)
         numbers = self.tuning.numbers_for(n)
-        return make_plan(self.model.network, self.chip, n, size=self.size, numbers=numbers, keep_all=keep_all, top=top)
+        net = self.model.network
+        plan = make_plan(net, self.chip, n, size=self.size, numbers=numbers, keep_all=keep_all, top=top)
+        notices = self.tuning.notices(plan)
+        if notices and self._strict:
+            more = f" (and {len(notices) - 1} more like it)" if len(notices) > 1 else ""
+            raise EngineError(f"{notices[0]}{more}; mend or remove the line, or leave --strict out")
+        self._notices |= dict.fromkeys(notices)
+        return plan
+
+    @property
+    def notices(self) -> tuple[str, ...]:
+        """Numbers that do not fit their layers, in any plan so far, each with its file and line."""
+        return tuple(self._notices)
 
     def batch(self, n: int, keep_all: bool = False, top: int = 0) -> DeviceBatch:
         """Memory and a graph for batches of `n` images; every call gives another one.

@@ -12,7 +12,7 @@ from int4core.backends.cuda.arena import Arena, lifetimes, plan_arena
 from int4core.backends.cuda.chips import Chip
 from int4core.backends.cuda.fuse import fuse
 from int4core.backends.cuda.kernel import Kernel
-from int4core.backends.cuda.ops import CLASSES, INPUT, TOP1, Op, StemOp
+from int4core.backends.cuda.ops import CLASSES, INPUT, TOP1, ConvOp, Op, StemOp
 from int4core.backends.cuda.table import default_kernel, make_kernel
 from int4core.errors import EngineError, shown
 from int4core.layers import Pair, ResNet
@@ -25,11 +25,25 @@ KEPT = (INPUT, CLASSES, TOP1)
 
 
 @dataclass(frozen=True)
+class Misfit:
+    """A number that was asked for and is not used: `used` is, or the layer's only kernel where that is None."""
+
+    layer: str
+    number: int
+    why: str
+    used: int | None
+
+    def __str__(self) -> str:
+        instead = "the layer's only kernel" if self.used is None else f"kernel {self.used}"
+        return f"{self.layer}: kernel {self.number} does not fit here ({self.why}); {instead} computes it"
+
+
+@dataclass(frozen=True)
 class Step:
-    """A kernel in running order; `note` says why it is not the one that was asked for, or ``."""
+    """A kernel in running order; `misfits` are numbers that were asked for in its place."""
 
     kernel: Kernel
-    note: str = ""
+    misfits: tuple[Misfit, ...] = ()
 
     @property
     def op(self) -> Op:
@@ -52,8 +66,8 @@ class NetworkPlan:
         return stem.n * 3 * stem.h * stem.w
 
     @property
-    def notes(self) -> tuple[str, ...]:
-        return tuple(step.note for step in self.steps if step.note)
+    def misfits(self) -> tuple[Misfit, ...]:
+        return tuple(misfit for step in self.steps for misfit in step.misfits)
 
 
 def check_batch(n: int) -> None:
@@ -76,7 +90,7 @@ def make_plan(
 
     Args:
         numbers: layer name -> entry of the kernel table; layers that are not in it take a default. An entry that
-            does not fit this batch or size is left for the default, with a note.
+            does not fit this batch or size is left for the default, and is among the plan's misfits.
         keep_all: no tensor shares its place with another, so that all can be read after a run.
         top: how many of the best classes come with their scores, 0 for the class alone.
 
@@ -84,7 +98,7 @@ def make_plan(
         EngineError: the chip has no kernel for an operation, or the size or `top` does not fit.
     """
     ops = fuse(net, n, size, top)
-    steps = tuple(_step(op, chip, (numbers or {}).get(op.name)) for op in ops)
+    steps = tuple(_step(op, chip, numbers or {}) for op in ops)
     stem = ops[0]
     assert isinstance(stem, StemOp)
     kept = {op.output.name for op in ops} | set(KEPT) if keep_all else KEPT
@@ -92,10 +106,19 @@ def make_plan(
     return NetworkPlan(chip, n, steps, plan_arena(lives))
 
 
-def _step(op: Op, chip: Chip, number: int | None) -> Step:
+def _step(op: Op, chip: Chip, numbers: Mapping[str, int]) -> Step:
+    misfits = []
+    number = numbers.get(op.name)
     if number is None:
-        return Step(default_kernel(op, chip))
-    try:
-        return Step(make_kernel(op, chip, number))
-    except EngineError as error:
-        return Step(default_kernel(op, chip), f"{op.name}: kernel {number} does not fit here ({error})")
+        kernel = default_kernel(op, chip)
+    else:
+        try:
+            kernel = make_kernel(op, chip, number)
+        except EngineError as error:
+            kernel = default_kernel(op, chip)
+            misfits.append(Misfit(op.name, number, str(error), kernel.number))
+    if isinstance(op, ConvOp) and op.branch is not None:
+        number = numbers.get(op.branch.name, kernel.number)
+        if number is not None and number != kernel.number:
+            misfits.append(Misfit(op.branch.name, number, f"it is a part of {op.name}", kernel.number))
+    return Step(kernel, tuple(misfits))

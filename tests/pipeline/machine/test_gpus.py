@@ -58,14 +58,25 @@ def test_the_chip_asked_for_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_gpus_by_number_one_engine_each(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda _name: object())
-    gpus = (Gpu(0, "NVIDIA H200", "h200", "A"), Gpu(1, "NVIDIA H200", "h200", "B"), Gpu(2, "Tesla T4", "t4"))
+    gpus = (Gpu(0, "NVIDIA H200", "h200", "A"), Gpu(1, "NVIDIA H200", "h200", "B"), Gpu(2, "Tesla T4", "t4", "C"))
     both = choose("auto", gpus, (1, 0))
     assert (both.gpus, both.key, both.bus_ids) == ((gpus[1], gpus[0]), "h200", ("B", "A"))
     assert "GPU 1: NVIDIA H200, GPU 0" in both.notice
     assert choose("auto", gpus, (1, 1)).gpus == (gpus[1], gpus[1]), "two engines may share a GPU"
     mixed = choose("auto", gpus, (0, 2))
-    assert (mixed.key, mixed.bus_ids) == (None, ())
+    assert (mixed.key, mixed.bus_ids) == (None, ("A", "C"))
     with pytest.raises(PipelineError, match="3 is not here"):
         choose("auto", gpus, (0, 3))
     with pytest.raises(PipelineError, match="GPU 2 is a Tesla T4, not a h200"):
         choose("h200", gpus, (0, 2))
+
+
+def test_a_gpu_that_cannot_be_told_from_the_others_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _name: object())
+    gpus = (Gpu(0, "NVIDIA H200", "h200", "A"), Gpu(1, "NVIDIA H200", "h200", ""))
+    for numbers in ((0, 1), (1, 0), (1,), (1, 1)):
+        with pytest.raises(PipelineError, match=r"PCI address of GPU 1: .* CUDA_VISIBLE_DEVICES"):
+            choose("auto", gpus, numbers)
+    assert choose("auto", gpus, (0,)).bus_ids == ("A",)
+    only = (Gpu(0, "NVIDIA H200", "h200", ""),)
+    assert choose("auto", only, (0, 0)).gpus == only * 2, "there is no other"

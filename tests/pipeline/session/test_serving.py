@@ -53,6 +53,9 @@ class FakeInferrer:
     def note(self) -> str:
         return f"fake {self._number}"
 
+    def notices(self) -> tuple[str, ...]:
+        return ("of every engine",)
+
     def rates(self) -> Rates:
         return Rates(expected=100.0)
 
@@ -171,6 +174,7 @@ def test_a_long_query_with_repeats_is_answered_sample_by_sample(
     with serving(monkeypatch, tmp_path, Sizes.full(16), tracer=tracer, engines=engines) as (under_test, answers):
         under_test.infer.start()
         assert under_test.infer.notes == tuple(f"fake {i}" for i in range(engines))
+        assert under_test.infer.notices == ("of every engine",)
         indices = np.random.default_rng(0).integers(0, 200, 3000)
         under_test.issue(np.arange(3000, dtype=np.uint64), indices)
         answers.wait(3000)

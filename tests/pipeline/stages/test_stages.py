@@ -96,6 +96,7 @@ def test_every_task_is_done_once_by_several_processes() -> None:
         stage.drain()
         assert outcome.results == {n: 2 * n for n in range(50)}
         assert len(set(stage.notes)) == 2
+        assert stage.notices == ()
         assert stage.expected_rate == 100.0
         seen = stage.snapshot()
         assert (seen.done, seen.queued, seen.workers, seen.failed) == (50, 0, 2, 0)
