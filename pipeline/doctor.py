@@ -19,6 +19,7 @@ from int4core.backends.cuda.cache import CACHE_DIR
 from int4core.backends.cuda.table import KNOWN_NUMBERS
 from int4core.cores import whole_cores
 from int4core.errors import printable
+from int4core.install import install_argument
 from int4core.streams import run_command
 from int4core.tuning import autoconfig
 from int4core.tuning.autoconfig import AutoconfigError
@@ -154,7 +155,7 @@ def check_wheels(facts: Facts) -> Finding:
     """One distribution with a module `cupy`, for a CUDA that the driver runs (a newer driver runs older CUDA)."""
     named = ", ".join(f"{name} {version}" for name, version in facts.wheels.items())
     cuda = facts.driver.cuda if isinstance(facts.driver, Driver) else None
-    install = f"{_PIP} install '{_extra(facts)}'"
+    install = f"{_PIP} install {_extra(facts)}"
     if not facts.wheels:
         return Finding("CuPy wheel", "fail", "none is installed", install)
     swap = f"{_PIP} uninstall -y {' '.join(facts.wheels)} && {install}"
@@ -178,7 +179,7 @@ def check_wheels(facts: Facts) -> Finding:
 def check_cupy(facts: Facts) -> Finding:
     if not facts.cupy.error:
         return Finding("CuPy", "ok", f"{facts.cupy.version} is importable")
-    again = " ".join(facts.wheels) or f"'{_extra(facts)}'"
+    again = " ".join(facts.wheels) or _extra(facts)
     mend = f"{_PIP} install --force-reinstall --no-cache-dir {again}"
     return Finding("CuPy", "fail", f"cannot be imported: {facts.cupy.error}", mend)
 
@@ -262,9 +263,9 @@ def check_cores(facts: Facts) -> Finding:
 
 
 def _extra(facts: Facts) -> str:
-    """The extra of this package that fits the driver."""
+    """What pip is given for the extra of this package that fits the driver."""
     older = isinstance(facts.driver, Driver) and facts.driver.cuda < (13, 0)
-    return f"int4-resnet50[cuda{12 if older else 13}]"
+    return install_argument(f"cuda{12 if older else 13}")
 
 
 def _arena_bytes(samples: int) -> int:

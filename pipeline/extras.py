@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
+from int4core.install import install_command
 from pipeline.errors import PipelineError
 
 
@@ -18,5 +19,5 @@ def require(module: str, extra: str, what: str) -> Any:
     except ImportError as error:
         library = module.partition(".")[0]
         raise PipelineError(
-            f"{what} needs {library}, which cannot be imported ({error}): pip install 'int4-resnet50[{extra}]'"
+            f"{what} needs {library}, which cannot be imported ({error}): {install_command(extra)}"
         ) from error

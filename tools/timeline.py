@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from int4core.install import install_command
 from pipeline.errors import PipelineError
 from tools.nsys_read import Profile, Range
 
@@ -22,8 +23,7 @@ def load_pyplot() -> Any:
         import matplotlib.pyplot as pyplot
     except ImportError as error:
         raise PipelineError(
-            f"the picture needs matplotlib ({error}): pip install 'int4-resnet50[report]'; or leave it out with "
-            "--no-picture"
+            f"the picture needs matplotlib ({error}): {install_command('report')}; or leave it out with --no-picture"
         ) from error
     return pyplot
 

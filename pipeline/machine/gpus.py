@@ -9,6 +9,7 @@ from typing import Any
 import pynvml
 
 from int4core.backends.cuda.chips import CHIPS, name_of
+from int4core.install import install_command
 from pipeline.errors import PipelineError
 
 GPU_CHOICES = ("auto", "cpu", *CHIPS)
@@ -102,7 +103,7 @@ def choose(requested: str, gpus: tuple[Gpu, ...] | None = None, numbers: tuple[i
     if importlib.util.find_spec("cupy") is None:
         raise PipelineError(
             f"GPU {chosen[0].index} is a {chosen[0].name}, but CuPy is not installed: "
-            "pip install 'int4-resnet50[cuda12]' (driver for CUDA 12) or 'int4-resnet50[cuda13]'; "
+            f"{install_command('cuda13')} (cuda12 with a driver for CUDA 12); "
             "or run on the CPU with --gpu cpu"
         )
     return Target("cuda", chosen, ", ".join(f"GPU {gpu.index}: {gpu.name}" for gpu in chosen))

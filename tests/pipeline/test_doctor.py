@@ -16,6 +16,7 @@ from pipeline.loadgen.installed import find_loadgen
 from pipeline.machine import probe
 from pipeline.machine.probe import Cgroup, Driver, Facts, GpuFacts, Library, cupy_wheels, read_cgroup
 from pipeline.machine.profilers import NCU, NSYS, find_profiler, require_profiler
+from tests.paths import ROOT
 
 GIB = 1 << 30
 H200 = GpuFacts(0, "NVIDIA H200", "h200", 140 * GIB, 141 * GIB)
@@ -92,20 +93,20 @@ Change = Callable[[Facts], Facts]
             "not known",
             "nvidia-smi",
         ),
-        ("CuPy wheel", "fail", lambda f: replace(f, wheels={}), "none", "pip install 'int4-resnet50[cuda13]'"),
+        ("CuPy wheel", "fail", lambda f: replace(f, wheels={}), "none", f"pip install -e '{ROOT}[cuda13]'"),
         (
             "CuPy wheel",
             "fail",
             lambda f: replace(f, wheels={"cupy-cuda12x": "13.6", "cupy-cuda13x": "14.2"}),
             "overwrite each other: cupy-cuda12x 13.6, cupy-cuda13x 14.2",
-            "pip uninstall -y cupy-cuda12x cupy-cuda13x && python -m pip install 'int4-resnet50[cuda13]'",
+            f"pip uninstall -y cupy-cuda12x cupy-cuda13x && python -m pip install -e '{ROOT}[cuda13]'",
         ),
         (
             "CuPy wheel",
             "fail",
             lambda f: with_driver(f, cuda=(12, 4)),
             "needs CUDA 13, the driver runs up to 12.4",
-            "pip uninstall -y cupy-cuda13x && python -m pip install 'int4-resnet50[cuda12]'",
+            f"pip uninstall -y cupy-cuda13x && python -m pip install -e '{ROOT}[cuda12]'",
         ),
         ("CuPy wheel", "fail", lambda f: replace(f, wheels={"cupy-cuda11x": "13"}), "is for CUDA 11", "[cuda13]"),
         ("CuPy wheel", "fail", lambda f: replace(f, wheels={"cupy-rocm-6-1": "13"}), "AMD", "[cuda13]"),

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.paths import ROOT
 from tools.finetune.__main__ import main
 
 torch = pytest.importorskip("torch", reason="the training extra (torch) is not installed")
@@ -502,4 +503,4 @@ def test_without_torch_the_extra_is_named(
 ) -> None:
     monkeypatch.setitem(sys.modules, "torch", None)
     assert main(["export", "x.pt", "--out", str(tmp_path)]) == 1
-    assert "int4-resnet50[train]" in capsys.readouterr().err
+    assert f"pip install -e '{ROOT}[train]'" in capsys.readouterr().err

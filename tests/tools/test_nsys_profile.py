@@ -11,13 +11,14 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import PipelineError
+from tests.paths import ROOT
 from tools import nsys_profile, timeline
 from tools.nsys_profile import main, nsys_command, report
 from tools.nsys_read import Activity, Profile, by_copy, by_layer, kernels_busy, overlap, read, union
 from tools.passes import Launch, name_layers, planned_pass
 
 needs_matplotlib = pytest.mark.skipif(
-    importlib.util.find_spec("matplotlib") is None, reason="needs matplotlib: pip install 'int4-resnet50[report]'"
+    importlib.util.find_spec("matplotlib") is None, reason="needs matplotlib, of the extra `report`"
 )
 
 # The tables and columns of an export that are read, as Nsight Systems 2025 declares them.
@@ -308,7 +309,7 @@ def test_without_matplotlib_the_error_names_the_extra(
 ) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert main(["--read", str(export)]) == 1
-    assert "int4-resnet50[report]" in capsys.readouterr().err
+    assert f"pip install -e '{ROOT}[report]'" in capsys.readouterr().err
 
 
 def test_the_picture_shows_the_middle(export: Path) -> None:

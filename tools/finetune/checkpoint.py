@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from int4core.install import install_command
 from tools.finetune.errors import FinetuneError
 from tools.finetune.qresnet import QuantResNet
 from tools.finetune.resnet import ARCHITECTURES, Architecture, ResNet, load_parent
@@ -76,7 +77,7 @@ def torchvision_parent(name: str) -> ResNet:
     try:
         from torchvision import models
     except ImportError as error:
-        raise FinetuneError("its weights need torchvision: pip install 'int4-resnet50[train]'") from error
+        raise FinetuneError(f"its weights need torchvision: {install_command('train')}") from error
     if name == "tiny":
         raise FinetuneError("torchvision has no weights for --arch tiny: take resnet50, 101 or 152")
     source = getattr(models, name)(weights="IMAGENET1K_V1")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 from types import ModuleType
 
+from int4core.install import install_command
+
 
 class FinetuneError(Exception):
     """A step that cannot be done as asked; the message names the file or layer and the mend."""
@@ -15,4 +17,4 @@ def need_torch() -> ModuleType:
     try:
         return importlib.import_module("torch")
     except ImportError as error:
-        raise FinetuneError("this command needs PyTorch: pip install 'int4-resnet50[train]'") from error
+        raise FinetuneError(f"this command needs PyTorch: {install_command('train')}") from error

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from int4core.install import install_command
 from tools.finetune.errors import FinetuneError
 from tools.finetune.resnet import ResNet
 
@@ -120,7 +121,7 @@ def plot_histograms(
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise FinetuneError("the plot needs matplotlib: pip install 'int4-resnet50[train]'") from error
+        raise FinetuneError(f"the plot needs matplotlib: {install_command('train')}") from error
     columns = 8
     rows = -(-len(histograms) // columns)
     figure = Figure(figsize=(columns * 2.4, rows * 1.7), layout="constrained")

@@ -281,7 +281,7 @@ def test_summary_of_a_whole_run(tmp_path: Path) -> None:
     )
     summary = summary_of(
         tmp_path / "new",
-        snapshot=Snapshot("done", 1.0, 10, 10, 0.0, 12.5, ()),
+        snapshot=Snapshot("done", 1.0, 10, 10, 0.0, 12.5, (), 10.0, 0.8),
         stages=(StageMean("infer", 1, 10, 0, 0.8, 12.5, 0.9),),
         bad_images=(SimpleNamespace(path=Path("a.jpg"), why="cut off"),),
         result=result,

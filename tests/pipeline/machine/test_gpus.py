@@ -45,7 +45,7 @@ def test_a_gpu_that_is_not_there_is_an_error_that_names_what_is() -> None:
 
 def test_a_gpu_without_cupy_names_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
-    with pytest.raises(PipelineError, match="int4-resnet50\\[cuda12\\]"):
+    with pytest.raises(PipelineError, match=r"-m pip install -e .*\[cuda13\]. \(cuda12 with"):
         choose("auto", (Gpu(0, "NVIDIA H200", "h200"),))
 
 

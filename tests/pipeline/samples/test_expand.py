@@ -17,6 +17,7 @@ from pipeline.samples.expand import expand, parse_shard, shard
 from pipeline.samples.left_out import LeftOut
 from pipeline.samples.reader import Reader
 from pipeline.samples.sources import FailedLocator, PathLocator, RangeLocator, RowLocator, Source
+from tests.paths import ROOT
 
 
 @pytest.fixture(autouse=True)
@@ -414,7 +415,7 @@ class TestTables:
     def test_without_pyarrow(self, monkeypatch: pytest.MonkeyPatch) -> None:
         touch("t.parquet", "d/u.parquet")
         monkeypatch.setitem(__import__("sys").modules, "pyarrow.parquet", None)
-        remedy = "pip install 'int4-resnet50[data]'"
+        remedy = f"pip install -e '{ROOT}[data]'"
         assert remedy in error("t.parquet")
         assert remedy in failures(expand(["d"]))["d/u.parquet"]
 
@@ -460,7 +461,7 @@ class TestUrls:
     def test_without_fsspec(self, monkeypatch: pytest.MonkeyPatch) -> None:
         touch("a.jpg")
         monkeypatch.setitem(__import__("sys").modules, "fsspec.core", None)
-        assert "pip install 'int4-resnet50[remote]'" in error("s3://b/a.jpg")
+        assert f"pip install -e '{ROOT}[remote]'" in error("s3://b/a.jpg")
         assert keys("a.jpg") == ["a.jpg"]
 
 

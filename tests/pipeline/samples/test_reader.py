@@ -22,6 +22,7 @@ from pipeline.samples.sources import (
     RowLocator,
     Source,
 )
+from tests.paths import ROOT
 
 MAX = 1000
 
@@ -239,4 +240,4 @@ class TestUrls:
 
     def test_without_fsspec(self, reader: Reader, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(__import__("sys").modules, "fsspec.core", None)
-        assert "pip install 'int4-resnet50[remote]'" in why(reader, PathLocator("s3://b/a.jpg"))
+        assert f"pip install -e '{ROOT}[remote]'" in why(reader, PathLocator("s3://b/a.jpg"))
