@@ -21,8 +21,9 @@ from rich.terminal_theme import TerminalTheme
 
 from int4core.streams import run_command
 from pipeline.machine.hardware import GpuLoad, Load
-from pipeline.report.frame import MAX_WIDTH, Frame, View
+from pipeline.report.frame import MAX_WIDTH, Frame
 from pipeline.report.history import History
+from pipeline.report.view import View
 from pipeline.telemetry.metrics import Snapshot, StageSnapshot
 
 TITLE = "int4-resnet50 · Offline · PerformanceOnly · SAMPLE DATA"

@@ -138,6 +138,7 @@ class OfflineCommand:
         self._kept: Any = None
         self._session: LoadGenSession | None = None
         self._loaded_s = 0.0
+        self._dashboard: Dashboard | None = None
 
     def run(self) -> None:
         """Raises PipelineError or Int4CoreError; nothing is left behind on any way out."""
@@ -157,9 +158,9 @@ class OfflineCommand:
         self._check_stdout()
         self._supervisor.check()
         with Run(prepared.spec, deliver=self._deliver, on_failure=self._supervisor.fail) as run:
-            dashboard = Dashboard(
+            dashboard = self._dashboard = Dashboard(
                 run.serving.snapshot,
-                title=f"{prepared.model_path.name} on {prepared.target.notice}",
+                title=printable(f"{prepared.model_path.name} on {prepared.target.notice}"),
                 mode=choose_mode(json_lines=self._options.json, dashboard=self._options.dashboard),
                 gpus=tuple(sorted({gpu.index for gpu in prepared.target.gpus})),
             )
@@ -369,4 +370,7 @@ class OfflineCommand:
             raise PipelineError(f"standard output cannot be written: {self._stdout.error}")
 
     def _say(self, line: str) -> None:
-        self._console.print(printable(line))
+        if self._dashboard is None:
+            self._console.print(printable(line))
+        else:
+            self._dashboard.say(printable(line), self._console)

@@ -17,8 +17,10 @@ from rich.console import Console
 from rich.live import Live
 
 from pipeline.machine.hardware import Load, Monitor
-from pipeline.report.frame import Frame, View, clock, rate
+from pipeline.report.drawing import clock, duration, percent, rate
+from pipeline.report.frame import Frame
 from pipeline.report.history import History
+from pipeline.report.view import View
 from pipeline.telemetry.metrics import Snapshot
 
 Mode: TypeAlias = Literal["live", "plain", "json"]
@@ -87,7 +89,13 @@ class Dashboard:
         self._monitor = Monitor(self._gpus)
         if self._mode == "live":
             # It is refreshed from our thread, so that its cost is one thread's and can be told.
-            self._live = Live(console=Console(file=self._stream), auto_refresh=False)
+            # What goes to a file stays out of its way.
+            self._live = Live(
+                console=Console(file=self._stream),
+                auto_refresh=False,
+                redirect_stdout=sys.stdout.isatty(),
+                redirect_stderr=sys.stderr.isatty(),
+            )
             self._live.start()
         self._thread.start()
         return self
@@ -96,6 +104,14 @@ class Dashboard:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def say(self, line: str, console: Console) -> None:
+        """Print a line of the run on `console`: above the live view, where that is on the same terminal."""
+        live = self._live
+        if live is not None and console.is_terminal:
+            live.console.print(line, soft_wrap=True, markup=False, highlight=False, emoji=False)
+        else:
+            console.print(line)
 
     def close(self) -> None:
         """Show the last state and restore the terminal. Safe to call twice."""
@@ -152,18 +168,18 @@ class Dashboard:
 
 
 def plain_line(view: View) -> str:
-    """`running 00:12  47.3 %  5,200/11,000  812.4 img/s now  799.1 mean  ETA 00:07  | infer 99 % busy ...`"""
-    snapshot = view.snapshot
+    """`running 00:12  47.3 %  5,200/11,000  812.4 img/s now  799.1 mean  ETA 00:07  ...  busy: infer 99 %, ...`"""
+    snapshot, progress = view.snapshot, view.progress
     parts = [f"{snapshot.phase} {clock(snapshot.elapsed_s)}"]
-    if view.expected:
-        parts.append(f"{int(1000 * snapshot.completed / view.expected) / 10:.1f} %")
-        parts.append(f"{snapshot.completed:,}/{view.expected:,}")
+    if progress is None:
+        return "  ".join([*parts, view.waiting])
+    parts.append(percent(progress.done, progress.expected))
+    parts.append(f"{progress.done:,}/{progress.expected:,}{progress.what}")
     parts.append(f"{rate(snapshot.rate_now)} img/s now")
     parts.append(f"{rate(snapshot.rate_mean)} mean")
-    if view.eta_s is not None and snapshot.phase == "running" and snapshot.completed < view.expected:
-        parts.append(f"ETA {clock(view.eta_s)}")
-    if snapshot.latency_ms:
-        parts.append("ms " + " ".join(f"{name} {value:.3g}" for name, value in snapshot.latency_ms.items()))
+    if progress.eta_s is not None and not progress.ended:
+        parts.append(f"ETA {clock(progress.eta_s)}")
+    parts += [f"{name} {duration(ms)}" for name, ms in snapshot.latency_ms.items()]
     for stage in snapshot.stages:
         if stage.name == "infer" and len(stage.worker_rates) > 1:
             parts.append(f"{stage.name} " + " + ".join(rate(value) for value in stage.worker_rates))

@@ -6,65 +6,43 @@ times what may be spent (1 % of a core); here one frame is about a hundred strin
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import TypeAlias
-
 from rich.cells import cell_len, set_cell_size
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.segment import Segment
-from rich.style import Style
 
 from pipeline.machine.hardware import GpuLoad, Load
+from pipeline.report.compact import draw_compact
+from pipeline.report.drawing import (
+    ACCENT,
+    BAD,
+    BORDER,
+    DIM,
+    GOOD,
+    HEAD,
+    NOW,
+    PHASES,
+    PLAIN,
+    SLOW,
+    STRONG,
+    TITLE,
+    Line,
+    bar,
+    chart,
+    clock,
+    duration,
+    fit,
+    gib,
+    length,
+    percent,
+    rate,
+    wrap,
+)
+from pipeline.report.view import View
 from pipeline.telemetry.metrics import Snapshot, StageSnapshot
 
 MIN_WIDTH, MAX_WIDTH = 76, 100
 ROOMY = 84
 CHART_ROWS = 4
-
-_EIGHTHS = " ▏▎▍▌▋▊▉"
-_LEVELS = " ▁▂▃▄▅▆▇"
-
-PLAIN = Style.null()
-DIM = Style.parse("bright_black")
-BORDER = Style.parse("bright_black")
-TITLE = Style.parse("bold")
-STRONG = Style.parse("bold")
-HEAD = Style.parse("bright_black")
-ACCENT = Style.parse("cyan")
-NOW = Style.parse("bold cyan")
-GOOD = Style.parse("green")
-SLOW = Style.parse("bold yellow")
-BAD = Style.parse("bold red")
-PHASES = {
-    "starting": Style.parse("yellow"),
-    "loading": Style.parse("yellow"),
-    "running": Style.parse("bold green"),
-    "finishing": Style.parse("yellow"),
-    "done": Style.parse("bold cyan"),
-}
-
-Line: TypeAlias = list[Segment]
-
-
-@dataclass(frozen=True)
-class View:
-    """All that one frame shows.
-
-    Attributes:
-        expected: samples the run will answer (0: not known yet).
-        eta_s: seconds to the end, None while nothing is known.
-        columns: samples/s of each second so far, newest last.
-        load: the machine, None before its first reading.
-    """
-
-    title: str
-    snapshot: Snapshot
-    expected: int
-    eta_s: float | None
-    columns: Sequence[float]
-    peak: float
-    load: Load | None
 
 
 class Frame:
@@ -74,17 +52,32 @@ class Frame:
         self.view = view
 
     def __rich_console__(self, _console: Console, options: ConsoleOptions) -> RenderResult:
-        for line in draw(self.view, max(MIN_WIDTH, min(MAX_WIDTH, options.max_width))):
+        # A row is left for the line that the cursor stands in.
+        for line in draw(self.view, options.max_width, options.size.height - 1):
             yield from line
             yield Segment.line()
 
 
-def draw(view: View, width: int) -> list[Line]:
-    """The frame as lines of exactly `width` cells."""
-    inner = width - 6
-    body: list[Line] = [
+def draw(view: View, width: int, height: int) -> list[Line]:
+    """The frame for a terminal of `width` x `height` cells: at most `height` lines, all equally long.
+
+    A small terminal gets the compact frame.
+    """
+    width = min(MAX_WIDTH, width)
+    if width >= MIN_WIDTH:
+        inner = width - 6
+        body = _body(view, inner)
+        if len(body) + 2 > height:
+            body = [line for line in body if line]
+        if len(body) + 2 <= height:
+            return [_top(view, width), *(_boxed(line, inner) for line in body), _bottom(width)]
+    return draw_compact(view, width, height)
+
+
+def _body(view: View, inner: int) -> list[Line]:
+    return [
         [],
-        _progress(view, inner),
+        *_progress(view, inner),
         [],
         *_throughput(view, inner),
         [],
@@ -93,83 +86,34 @@ def draw(view: View, width: int) -> list[Line]:
         *_machine(view.load, inner),
         [],
     ]
-    return [_top(view, width), *(_boxed(line, inner) for line in body), _bottom(width)]
 
 
-def clock(seconds: float) -> str:
-    """`1:02:03` or `02:03`."""
-    minutes, second = divmod(int(max(0.0, seconds) + 0.5), 60)
-    hours, minute = divmod(minutes, 60)
-    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute:02}:{second:02}"
-
-
-def rate(value: float) -> str:
-    """Samples/s with as many digits as mean something."""
-    return f"{value:,.0f}" if value >= 1000 else f"{value:,.1f}"
-
-
-def gib(count: int) -> str:
-    return f"{count / 2**30:.1f}"
-
-
-def bar(share: float, width: int, style: Style) -> Line:
-    """A horizontal bar of `width` cells in steps of an eighth of a cell, on a dotted track."""
-    eighths = round(max(0.0, min(1.0, share)) * width * 8)
-    full, rest = divmod(eighths, 8)
-    tip = _EIGHTHS[rest] if rest else ""
-    return [Segment("█" * full + tip, style), Segment("·" * (width - full - len(tip)), DIM)]
-
-
-def chart(columns: Sequence[float], width: int, rows: int) -> list[str]:
-    """Column heights from 0 to the largest, newest right, as `rows` lines of `width` cells, top first."""
-    shown = list(columns)[-width:]
-    top = max(shown, default=0.0) or 1.0
-    levels = [max(1, round(value / top * rows * 8)) if value > 0 else 0 for value in shown]
-    lines = []
-    for row in range(rows - 1, -1, -1):
-        cells = (max(0, min(8, level - row * 8)) for level in levels)
-        lines.append("".join("█" if c == 8 else _LEVELS[c] for c in cells).ljust(width))
-    return lines
-
-
-def _progress(view: View, inner: int) -> Line:
-    done, expected = view.snapshot.completed, view.expected
-    if not expected:
-        waiting = "no samples issued yet"
-        return [*bar(0.0, inner - len(waiting) - 2, ACCENT), Segment(f"  {waiting}", DIM)]
-    share = min(1.0, done / expected)
-    finished = view.snapshot.phase in ("finishing", "done") or done >= expected
-    # Rounded down: it says 100 % when the last sample is answered and not before.
-    percent = f"  {int(share * 1000) / 10:5.1f} %"
-    eta = "" if finished else f"   ETA {'--:--' if view.eta_s is None else clock(view.eta_s)}"
-    counts = f"   {done:,} / {expected:,}"
-    length = inner - len(percent) - len(counts) - len(eta)
-    return [
-        *bar(share, max(8, length), GOOD if finished else ACCENT),
-        Segment(percent, STRONG),
-        Segment(counts),
-        Segment(eta, STRONG),
-    ]
+def _progress(view: View, inner: int) -> list[Line]:
+    progress = view.progress
+    if progress is None:
+        return [[Segment(text, DIM)] for text in wrap(view.waiting, inner)]
+    counts = f"   {progress.done:,} / {progress.expected:,}{progress.what}"
+    eta = "" if progress.ended else f"   ETA {'--:--' if progress.eta_s is None else clock(progress.eta_s)}"
+    share = f"  {percent(progress.done, progress.expected):>7}"
+    tail = [Segment(share, STRONG), Segment(counts), Segment(eta, STRONG)]
+    style = GOOD if progress.ended else ACCENT
+    return [[*bar(progress.done / progress.expected, max(8, inner - length(tail)), style), *tail]]
 
 
 def _throughput(view: View, inner: int) -> list[Line]:
     snapshot = view.snapshot
-    headline: Line = [
-        Segment(rate(snapshot.rate_now), NOW),
-        Segment(" img/s now     "),
-        Segment(rate(snapshot.rate_mean), STRONG),
-        Segment(" mean     "),
-        Segment(rate(view.peak), STRONG),
-        Segment(" peak"),
+    headline: list[Line] = [
+        [Segment(rate(snapshot.rate_now), NOW), Segment(" img/s now")],
+        [Segment(rate(snapshot.rate_mean), STRONG), Segment(" mean")],
+        [Segment(rate(view.peak), STRONG), Segment(" peak")],
+    ]
+    latencies: list[Line] = [
+        [Segment(f"{name} "), Segment(duration(ms), STRONG)] for name, ms in snapshot.latency_ms.items()
     ]
     shown = view.columns[-(inner - 9) :] if view.columns else ()
-    if snapshot.latency_ms:
-        headline.append(Segment("     latency ms ", DIM))
-        latencies = "  ".join(f"{name} {value:,.3g}" for name, value in snapshot.latency_ms.items())
-        headline.append(Segment(latencies, STRONG))
     label = max(shown, default=0.0)
     left = [rate(label).rjust(7), *[" " * 7] * (CHART_ROWS - 2), "0".rjust(7)]
-    lines = [headline, []]
+    lines = [fit(headline, inner, 5), fit([[Segment("latency", DIM)], *latencies], inner) if latencies else []]
     for text, row in zip(left, chart(shown, inner - 9, CHART_ROWS), strict=True):
         lines.append([Segment(text, DIM), Segment(" │", DIM), Segment(row, ACCENT)])
     return lines
@@ -270,12 +214,6 @@ def _bottom(width: int) -> Line:
 
 
 def _boxed(line: Line, inner: int) -> Line:
-    length = _length(line)
-    if length > inner:
+    if length(line) > inner:
         line = Segment.adjust_line_length(line, inner)
-        length = inner
-    return [Segment("│  ", BORDER), *line, Segment(" " * (inner - length) + "  │", BORDER)]
-
-
-def _length(line: Iterable[Segment]) -> int:
-    return sum(cell_len(segment.text) for segment in line)
+    return [Segment("│  ", BORDER), *line, Segment(" " * (inner - length(line)) + "  │", BORDER)]

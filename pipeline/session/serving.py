@@ -169,6 +169,7 @@ class Serving:
 
     def snapshot(self) -> Snapshot:
         infer, answering = self.infer.snapshot(), self.answering
+        loaded, to_load = self._store.progress
         return Snapshot(
             phase=self._phase,
             elapsed_s=time.monotonic() - self._phase_began,
@@ -179,6 +180,8 @@ class Serving:
             stages=(self._store.snapshot(), infer, self.complete.snapshot()),
             counted=infer.counted,
             counted_s=infer.counted_s,
+            loaded=loaded,
+            to_load=to_load,
             latency_ms=self.latencies.percentiles_ms(),
         )
 

@@ -112,11 +112,17 @@ class SampleStore:
         """The arena slots of loaded `samples` (n,), int32 (n,)."""
         return self._table.slots_of(self._file_of[samples])
 
+    @property
+    def progress(self) -> tuple[int, int]:
+        """Files of the present or the last load that are done, and all of them."""
+        return self._to_load - self._left, self._to_load
+
     def snapshot(self) -> StageSnapshot:
         return self.decode.snapshot()
 
     def _decode(self, files: Indices, slots: Slots) -> tuple[BadFile, ...]:
         self._bad = []
+        self._to_load = self._left = len(files)
         for begin in range(0, len(files), FILES_PER_TASK):
             some = slice(begin, begin + FILES_PER_TASK)
             self.decode.submit(self._task(DecodeWork(files[some].astype(np.int32), slots[some])))
@@ -127,6 +133,7 @@ class SampleStore:
         return Task(next(self._tickets), len(work.files), work)
 
     def _on_decoded(self, _task: Task[DecodeWork], result: DecodeResult) -> None:
+        self._left -= _task.samples
         self.decode.count_failed(len(result.bad))
         self._bad.extend(BadFile(number, self._paths[number], why) for number, why in result.bad)
 

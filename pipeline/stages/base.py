@@ -122,6 +122,7 @@ class Stage(ABC, Generic[T, R]):
                 capacity=self.capacity,
                 failed=self._failed_samples,
                 worker_rates=rates,
+                up=self._up(),
                 counted=sum(n for n, _ in by_now),
                 counted_s=until,
             )
@@ -138,6 +139,10 @@ class Stage(ABC, Generic[T, R]):
         """Samples that each worker has done so far."""
         with self._changed:
             return tuple(m.samples for m in self._meters)
+
+    @abstractmethod
+    def _up(self) -> int:
+        """Workers that have set themselves up. Called with `_changed` held."""
 
     @abstractmethod
     def _under_way(self) -> Sequence[int]:

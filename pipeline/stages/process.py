@@ -216,6 +216,9 @@ class ProcessStage(Stage[T, R]):
         self._pending.append(task)
         self._dispatch()
 
+    def _up(self) -> int:
+        return sum(c.ready for c in self._children)
+
     def _under_way(self) -> Sequence[int]:
         given = [c.given for c in self._children] + [0] * (self.workers - len(self._children))
         return [n - meter.samples for n, meter in zip(given, self._meters, strict=True)]

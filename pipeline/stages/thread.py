@@ -62,6 +62,9 @@ class ThreadStage(Stage[T, R]):
     def _enqueue(self, task: Task[T]) -> None:
         self._tasks.put(task)
 
+    def _up(self) -> int:
+        return int(self._thread.is_alive())
+
     def _under_way(self) -> Sequence[int]:
         return (self._queued,)
 

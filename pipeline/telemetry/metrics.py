@@ -13,6 +13,7 @@ class StageSnapshot:
     Attributes:
         name: decode, infer, complete, ...
         workers: processes or threads that do its work.
+        up: how many of them have set themselves up.
         done: samples it has finished since the run began.
         rate: samples/s of the last seconds, over whole tasks (see `pipeline.telemetry.meter`).
         busy: share of its workers' time spent working, 0..1, over the same seconds.
@@ -33,6 +34,7 @@ class StageSnapshot:
     capacity: int
     failed: int = 0
     worker_rates: tuple[float, ...] = ()
+    up: int = 0
     counted: float = 0.0
     counted_s: float = 0.0
 
@@ -44,6 +46,7 @@ class Snapshot:
     Attributes:
         phase: `starting`, `loading`, `running`, `finishing` or `done`.
         elapsed_s: seconds since this phase began.
+        loaded, to_load: samples of what is being loaded that are there, and all of it; 0 before anything is loaded.
         completed: samples answered to LoadGen so far.
         expected: samples LoadGen has issued so far (0: none yet).
         rate_now: samples/s of the engines in the last seconds, over whole batches.
@@ -62,6 +65,8 @@ class Snapshot:
     stages: tuple[StageSnapshot, ...]
     counted: float
     counted_s: float
+    loaded: int = 0
+    to_load: int = 0
     latency_ms: dict[str, float] = field(default_factory=dict)
 
     @property

@@ -17,11 +17,16 @@ from typing import TextIO
 
 import pytest
 from rich.cells import cell_len
+from rich.console import Console
+from rich.segment import Segment
 
 from pipeline.machine.hardware import GpuLoad, Load, Monitor, describe_machine
 from pipeline.report.dashboard import Dashboard, choose_mode, json_line, plain_line
-from pipeline.report.frame import View, bar, chart, clock, draw, rate
+from pipeline.report.drawing import bar, chart, clock, duration, fit, percent, rate
+from pipeline.report.frame import draw
 from pipeline.report.history import COLUMNS, History
+from pipeline.report.view import View
+from pipeline.telemetry.latency import Latencies
 from pipeline.telemetry.metrics import Snapshot, StageSnapshot
 from tests.paths import ROOT
 from tools.render_dashboard import render, sample_view
@@ -48,8 +53,8 @@ def view(shown: Snapshot | None = None, load: Load | None = None) -> View:
     return View("a title", shown, shown.expected, 4.0, (10.0, 80.0), 80.0, load)
 
 
-def text_of(shown: View, width: int = 100) -> str:
-    return "\n".join("".join(segment.text for segment in line) for line in draw(shown, width))
+def text_of(shown: View, width: int = 100, height: int = 40) -> str:
+    return "\n".join("".join(segment.text for segment in line) for line in draw(shown, width, height))
 
 
 @pytest.fixture
@@ -125,19 +130,20 @@ def test_every_line_of_the_frame_is_as_wide_as_the_frame(width: int) -> None:
         view(snapshot(0, 0, "loading")), view(snapshot(200, 200, "done")),
         replace(view(), title="片" * 80), replace(view(), columns=(), eta_s=None, peak=0.0), sample_view(),
     ):  # fmt: skip
-        for line in draw(shown, width):
+        for line in draw(shown, width, 40):
             assert cell_len("".join(s.text for s in line)) == width
 
 
 def test_100_percent_means_all() -> None:
     assert "100.0 %" not in text_of(view(snapshot(99_999, 100_000)))
     assert "100.0 %" in text_of(view(snapshot(100_000, 100_000, "done")))
-    assert "no samples issued yet" in text_of(view(snapshot(0, 0, "loading")))
+    assert percent(999, 1000) == "99.9 %"
+    assert percent(10**9 - 1, 10**9) == "99.9 %"
 
 
 def test_bars_and_charts() -> None:
     def drawn(share: float) -> str:
-        return "".join(s.text for s in bar(share, 4, draw(view(), 76)[0][0].style))  # type: ignore[arg-type]
+        return "".join(s.text for s in bar(share, 4, draw(view(), 76, 40)[0][0].style))  # type: ignore[arg-type]
 
     assert [drawn(x) for x in (0.0, 0.5, 1.0, 2.0, -1.0)] == ["····", "██··", "████", "████", "····"]
     assert drawn(1 / 32) == "▏···"
@@ -146,6 +152,67 @@ def test_bars_and_charts() -> None:
     assert chart([], 3, 2) == ["   ", "   "]
     assert (clock(0), clock(61.4), clock(3723)) == ("00:00", "01:01", "1:02:03")
     assert (rate(12.34), rate(12345.6)) == ("12.3", "12,346")
+
+
+def test_durations_are_read_at_a_glance() -> None:
+    said = [duration(ms) for ms in (0.0123, 1.284, 12.34, 999.4, 999.6, 7_330.0, 99_960.0, 999_600.0, 1_234_000.0)]
+    assert said == ["0.0123 ms", "1.28 ms", "12.3 ms", "999 ms", "1 s", "7.33 s", "100 s", "1,000 s", "1,234 s"]
+
+
+def test_fields_are_shown_whole_or_not_at_all() -> None:
+    fields = [[Segment("first")], [Segment("and a "), Segment("second")], [Segment("3")]]
+    shown = ["".join(s.text for s in fit(fields, width, gap=2)) for width in (4, 5, 18, 19, 21, 22)]
+    assert shown == ["", "first", "first", "first  and a second", "first  and a second", "first  and a second  3"]
+
+
+def test_latencies_are_whole_at_every_width() -> None:
+    slow = replace(snapshot(), latency_ms={"p50": 7_330.0, "p90": 54_321.0, "p99": 123_456.0})
+    assert "latency   p50 7.33 s   p90 54.3 s   p99 123 s" in text_of(view(slow), 120)
+    assert "latency   p50 7.33 s   p90 54.3 s   p99 123 s" in text_of(view(slow), 60, 14)
+    assert "p99" not in text_of(view(slow), 40, 14)
+    assert "latency   p50 7.33 s   p90 54.3 s" in text_of(view(slow), 40, 14)
+    assert "p50 7.33 s  p90 54.3 s  p99 123 s" in plain_line(view(slow))
+
+
+def test_latencies_of_a_slow_run_are_not_cut_off() -> None:
+    latencies = Latencies()
+    latencies.add(2_000.0, 100)
+    assert latencies.percentiles_ms()["p99"] == pytest.approx(2e6, rel=0.02)
+
+
+def test_starting_says_what_it_waits_for() -> None:
+    stages = (stage("decode", workers=2, up=2), stage("infer", workers=1), stage("complete", up=1))
+    starting = view(replace(snapshot(0, 0, "starting"), stages=stages))
+    waits = "0 of 1 engines up (they read the model, prepare its kernels and measure themselves); 2 of 2 loaders up"
+    assert plain_line(starting) == f"starting 00:12  {waits}"
+    for width, height in ((120, 40), (76, 30), (60, 14), (40, 14)):
+        assert waits in " ".join(text_of(starting, width, height).replace("│", " ").split())
+
+
+def test_loading_says_how_much_and_how_long() -> None:
+    stages = (stage("decode", workers=2, rate=200.0),)
+    loading = view(replace(snapshot(0, 0, "loading"), stages=stages, loaded=1_000, to_load=50_000))
+    assert plain_line(loading).startswith("loading 00:12  2.0 %  1,000/50,000 loaded  ")
+    assert "  ETA 04:05" in plain_line(loading)
+    for width, height in ((100, 40), (60, 14)):
+        text = text_of(loading, width, height)
+        assert "1,000 / 50,000 loaded" in text
+        assert "ETA 04:05" in text
+
+
+def test_a_small_terminal_gets_what_matters_most() -> None:
+    gpus = tuple(GpuLoad(i, "NVIDIA H200", 0.5, 1 << 30, 140 << 30, 100.0, 700.0, 1980, 61) for i in range(8))
+    shown = view(replace(snapshot(), latency_ms={"p50": 1.0}), Load(8, 0.5, 2 << 30, 8 << 30, gpus))
+    assert "8 GPUs  50 %   8.0 GiB   800 W" in text_of(shown, 60, 14)
+    assert text_of(shown, 100, 24).count("GPU") == 8, "without blank lines there is room for all"
+    for width in (1, 10, 20, 40, 60, 75, 76, 100, 300):
+        for height in (1, 2, 5, 9, 13, 20, 50):
+            lines = text_of(shown, width, height).split("\n")
+            assert len(lines) <= height
+            assert {cell_len(line) for line in lines} == {min(width, 100)}
+    least = text_of(shown, 60, 4)
+    for said in ("running 00:12", "25.0 %", "80.5 img/s now", "▶ infer"):
+        assert said in least
 
 
 def test_history_has_rates_and_stage_means() -> None:
@@ -235,6 +302,26 @@ def test_live_mode_draws_and_restores_the_terminal(terminal: tuple[TextIO, Calla
     assert dashboard.error is None
     assert "a title" in out
     assert out.rfind(SHOW_CURSOR) > out.rfind(HIDE_CURSOR) >= 0
+
+
+def test_lines_of_the_run_go_through_the_live_view_on_its_terminal(
+    terminal: tuple[TextIO, Callable[[], str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    stream, written = terminal
+    here, file = Console(file=stream, soft_wrap=True), io.StringIO()
+    with Dashboard(snapshot, "a title", mode="live", interval=0.05, stream=stream) as dashboard:
+        time.sleep(0.2)
+        dashboard.say("a line [bold]as it is[/bold] :smile:", here)
+        dashboard.say("for a file", Console(file=file))
+        time.sleep(0.2)
+    dashboard.say("after the end", here)
+    out = written()
+    at = out.index("a line [bold]as it is[/bold] :smile:")
+    # The frame above it is wiped, and it is drawn again below.
+    assert out[:at].rstrip("\r").endswith("\x1b[2K")
+    assert "a title" in out[at : out.index("after the end")]
+    assert "for a file" not in out
+    assert file.getvalue() == "for a file\n"
 
 
 def test_the_terminal_is_restored_when_the_run_raises(

@@ -85,6 +85,8 @@ class FakeStore:
     def slots_of(self, samples: np.ndarray) -> np.ndarray:
         return (samples * 7 % SLOTS).astype(np.int32)
 
+    progress = (0, 0)
+
     def snapshot(self) -> StageSnapshot:
         return StageSnapshot("decode", 1, 0, 0.0, 0.0, 0, 0)
 

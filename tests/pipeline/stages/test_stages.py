@@ -352,6 +352,9 @@ class SlowWorkers(Stage[int, None]):
 
     def _enqueue(self, task: Task[int]) -> None: ...
 
+    def _up(self) -> int:
+        return self.workers
+
     def _under_way(self) -> Sequence[int]:
         return [self._samples if base.time.monotonic() >= start else 0 for start in self._starts]
 

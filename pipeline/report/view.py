@@ -1,0 +1,76 @@
+"""What a frame shows: one snapshot of a run, and what follows from it and from those before."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pipeline.machine.hardware import Load
+from pipeline.telemetry.metrics import Snapshot
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far something is that has an end.
+
+    Attributes:
+        what: what is counted, as it follows the figures: empty for samples answered, ` images loaded`.
+        eta_s: seconds to the end, None while nothing is known.
+        ended: whether the end is there.
+    """
+
+    done: int
+    expected: int
+    what: str
+    eta_s: float | None
+    ended: bool
+
+
+@dataclass(frozen=True)
+class View:
+    """All that one frame shows.
+
+    Attributes:
+        expected: samples the run will answer (0: not known yet).
+        eta_s: seconds to the last of them, None while nothing is known.
+        columns: samples/s of each second so far, newest last.
+        load: the machine, None before its first reading.
+    """
+
+    title: str
+    snapshot: Snapshot
+    expected: int
+    eta_s: float | None
+    columns: Sequence[float]
+    peak: float
+    load: Load | None
+
+    @property
+    def progress(self) -> Progress | None:
+        """Of loading while the run loads, else of answering; None before either."""
+        now = self.snapshot
+        if now.phase == "loading" and now.to_load:
+            left, pace = now.to_load - now.loaded, next((s.rate for s in now.stages if s.name == "decode"), 0.0)
+            return Progress(now.loaded, now.to_load, " loaded", left / pace if pace else None, left == 0)
+        if now.phase in ("starting", "loading") or not self.expected:
+            return None
+        ended = now.phase in ("finishing", "done") or now.completed >= self.expected
+        return Progress(now.completed, self.expected, "", self.eta_s, ended)
+
+    @property
+    def waiting(self) -> str:
+        """What the run waits for while there is no progress to show."""
+        if self.snapshot.phase != "starting":
+            return "waiting for LoadGen's first query"
+        return "; ".join(
+            f"{stage.up} of {stage.workers} {does}"
+            for name, does in _SETS_UP.items()
+            for stage in self.snapshot.stages
+            if stage.name == name
+        )
+
+
+_SETS_UP = {
+    "infer": "engines up (they read the model, prepare its kernels and measure themselves)",
+    "decode": "loaders up",
+}
