@@ -30,11 +30,11 @@ from pipeline.errors import PipelineError
 from pipeline.loadgen.results import (
     NOT_PREDICTED,
     AccuracyLog,
-    accuracy,
     describe,
     read_accuracy_log,
 )
 from pipeline.loadgen.sample_list import SampleList
+from pipeline.report.accuracy import accuracy
 from pipeline.samples.library import read_map
 
 Int32Array: TypeAlias = npt.NDArray[np.int32]

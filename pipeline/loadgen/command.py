@@ -35,13 +35,14 @@ from pipeline.loadgen.clock import clock_warning
 from pipeline.loadgen.limits import check_settings
 from pipeline.loadgen.options import Options, parse
 from pipeline.loadgen.outputs import Outputs
-from pipeline.loadgen.results import Accuracy, accuracy, read_result
+from pipeline.loadgen.results import read_result
 from pipeline.loadgen.sample_list import write_sample_list
 from pipeline.loadgen.scenarios import batch_plan, expectations, samples_per_query
 from pipeline.loadgen.summary import summarise, write_summary
 from pipeline.machine.gpus import Target, choose
 from pipeline.machine.hardware import default_loaders
 from pipeline.memory.arena import sweep_stale
+from pipeline.report.accuracy import Accuracy, accuracy
 from pipeline.report.dashboard import Dashboard, choose_mode
 from pipeline.report.history import History
 from pipeline.report.verdict import Verdict, judge

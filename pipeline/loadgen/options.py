@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any, NoReturn, cast
 
 from int4core.errors import printable
+from pipeline.commands import values
 from pipeline.device.transfer import H2D_CHOICES
 from pipeline.errors import PipelineError
-from pipeline.loadgen import values
 from pipeline.loadgen.binding import (
     LOG_DEFAULTS,
     Scalar,

@@ -14,8 +14,9 @@ from int4core.atomic import write_atomically
 from pipeline.errors import PipelineError
 from pipeline.loadgen.binding import plain_fields
 from pipeline.loadgen.options import Options
-from pipeline.loadgen.results import Accuracy, LoadGenResult
+from pipeline.loadgen.results import LoadGenResult
 from pipeline.machine.hardware import describe_machine
+from pipeline.report.accuracy import Accuracy
 from pipeline.report.history import StageMean
 from pipeline.telemetry.metrics import Snapshot
 
