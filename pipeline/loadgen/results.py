@@ -355,8 +355,6 @@ def _is_record(record: Any) -> bool:
     return isinstance(data, str) and _CLASS.fullmatch(data) is not None
 
 
-
-
 def describe(items: Iterable[int], limit: int = 5) -> str:
     """`3, 17, 20 and 4 more`, for messages."""
     listed = list(items)

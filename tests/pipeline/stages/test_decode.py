@@ -60,7 +60,9 @@ def test_a_loader_names_bad_files_and_goes_on(tmp_path: Path, capfd: pytest.Capt
             LoaderSpec(arena.spec, paths, "images", SIZE, SIZE, rules=rules),
             loaders=1,
             timeout_s=60,
+            image_timeout_s=60,
             on_result=lambda _task, result: results.append(result),
+            on_lost=lambda _task, lost: None,
             on_failure=lambda failure: None,
         )
         try:
