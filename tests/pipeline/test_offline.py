@@ -273,10 +273,16 @@ def test_a_reader_that_goes_away_in_the_timed_part_costs_the_status_not_the_resu
     assert json.loads((out / "summary.json").read_text())["loadgen"]["samples_per_second"] > 0
 
 
+def label_10(folder: Path) -> Path:
+    (folder / "labels").write_text("0.jpg 9\n1.jpg 10\n")
+    return folder / "labels"
+
+
 MISTAKES: list[tuple[str, Callable[[Path], list[object]], str]] = [
     ("no such model", lambda p: ["--model", p / "none"], "none"),
     ("no such images", lambda p: ["--images", p / "none"], "none"),
     ("no such map", lambda p: ["-m", p / "none.txt"], "none.txt"),
+    ("a label that is no class", lambda p: ["-m", label_10(p)], "labels:2: label 10 is no class of the model"),
     ("a GPU that is not there", lambda p: ["--gpu", "t4"], "t4"),
     ("no such autoconfig", lambda p: ["-a", p / "none"], "none"),
     ("more than the shared memory holds", lambda p: ["-b", 2 * 10**9], "choose a smaller --batch_size"),

@@ -329,7 +329,13 @@ def test_a_thin_image_equals_the_reference(width: int, height: int, tmp_path: Pa
     np.testing.assert_array_equal(sample, reference_sample(path))
 
 
-def test_an_image_as_thin_as_a_thread_is_an_error(tmp_path: Path) -> None:
+def test_an_image_as_thin_as_a_thread_is_read_where_its_crop_is_exact(tmp_path: Path) -> None:
+    path = tmp_path / "thread.png"
+    Image.new("L", (1, 30_000), 255).save(path)  # resized as a whole, it would take 7.9 GB
+    assert (decoded(path) == quantize_table()[:, 255, None, None]).all()
+
+
+def test_a_longer_thread_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "thread.png"
     Image.new("L", (1, 70_001)).save(path)  # too long for its crop to be said in a float32
     assert why(path).startswith("1 x 70001 pixels are too thin: resizing them takes about 16,057 MB, more than the ")
