@@ -485,17 +485,37 @@ class TestData:
 
     def test_map_files(self, tree: Path) -> None:
         (tree / "map.txt").write_text("a/0.png\t7\nb/1.png 3\n\n")
-        assert data.list_images(tree) == [(tree / "a" / "0.png", 7), (tree / "b" / "1.png", 3)]
+        assert data.list_images(tree, 8) == [(tree / "a" / "0.png", 7), (tree / "b" / "1.png", 3)]
         (tree / "map.txt").write_text("a/0.png\t7\nb/1.png\n")
         with pytest.raises(FinetuneError, match=r"map\.txt:2: "):
-            data.list_images(tree)
+            data.list_images(tree, 8)
+        (tree / "map.txt").write_text("a/0.png\nb/1.png\n")
+        with pytest.raises(FinetuneError, match="no labels"):
+            data.list_images(tree, 8)
+
+    def test_labels_are_classes_of_the_model(self, tree: Path) -> None:
+        with pytest.raises(FinetuneError, match=r"b/0\.png: label 1 is no class of the model, which are 0 to 0"):
+            data.Folder(tree, CPU, 4, 32, 0, classes=1, workers=0)
+        (tree / "map.txt").write_text("a/0.png\t7\nb/1.png 8\n")
+        with pytest.raises(FinetuneError, match=r"b/1\.png: label 8 is no class"):
+            data.list_images(tree, 8)
 
     def test_errors_name_the_file(self, tree: Path) -> None:
         with pytest.raises(FinetuneError, match="missing"):
-            data.list_images(tree / "missing")
+            data.list_images(tree / "missing", 8)
         (tree / "a" / "0.png").write_text("no image")
         with pytest.raises(FinetuneError, match=r"0\.png"):
             list(data.evaluation_files(tree, CPU, 4, 32, 0))
+
+    def test_files_are_taken_by_the_pipelines_rules(self, tree: Path) -> None:
+        """Grey of 16 bits would be one flat colour, and PostScript starts a program."""
+        path = tree / "a" / "0.png"
+        Image.fromarray(np.arange(4096, dtype=np.uint16).reshape(64, 64)).save(path)
+        with pytest.raises(FinetuneError, match=r"0\.png: 16-bit grey"):
+            data.load_image(path, 32, None)
+        path.write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 64\n%%EndComments\n%%EOF\n")
+        with pytest.raises(FinetuneError, match=r"0\.png: not an image, or none of JPEG"):
+            data.load_image(path, 32, None)
 
 
 def test_without_torch_the_extra_is_named(

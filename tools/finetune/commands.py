@@ -48,8 +48,9 @@ def training_source(args: argparse.Namespace, arch: Architecture, device: torch.
             classes=arch.classes, rank=rank, world=world, fused=device.type == "cuda",
         )  # fmt: skip
     return Folder(
-        Path(args.data), device, args.batch, args.size, seed, rank=rank, world=world, workers=args.workers
-    )
+        Path(args.data), device, args.batch, args.size, seed,
+        classes=arch.classes, rank=rank, world=world, workers=args.workers,
+    )  # fmt: skip
 
 
 def evaluation_batches(args: argparse.Namespace, arch: Architecture, device: torch.device) -> Iterator[Batch]:
@@ -59,7 +60,7 @@ def evaluation_batches(args: argparse.Namespace, arch: Architecture, device: tor
         source = Procedural(device, batch, args.size, args.seed, classes=arch.classes, held_out=True)
         found: Iterator[Batch] = (source.batch(step) for step in range(-(-args.images // batch)))
     else:
-        found = evaluation_files(Path(args.data), device, batch, args.size, args.workers)
+        found = evaluation_files(Path(args.data), device, batch, args.size, args.workers, arch.classes)
     left = args.images
     for images, labels in found:
         yield images[:left], labels[:left]

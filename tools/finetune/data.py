@@ -11,6 +11,10 @@ import numpy as np
 import torch
 from PIL import Image
 
+from pipeline.errors import ImageError, PipelineError
+from pipeline.samples.files import open_sample
+from pipeline.samples.images import ImageRules, open_image, to_rgb
+from pipeline.samples.library import read_map
 from tools.finetune.errors import FinetuneError
 from tools.shapes.arrays import torch_backend
 from tools.shapes.files import HELD_OUT, MAP_NAME
@@ -76,43 +80,51 @@ class Procedural:
             return place(normalise(images)), labels
 
 
-def _read_map(path: Path) -> list[tuple[Path, int]]:
-    """NAME<white space>LABEL a line; names are relative to the map's folder."""
-    found = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        parts = line.rsplit(None, 1)
-        if not parts:
-            continue
-        if len(parts) != 2 or not parts[1].isdigit():
-            raise FinetuneError(f"{path}:{number}: {line!r} is not a file name and a class number")
-        found.append((path.parent / parts[0], int(parts[1])))
+def _mapped(path: Path) -> list[tuple[Path, int]]:
+    """The files and labels of a map; names are relative to its folder."""
+    try:
+        entries = read_map(path)
+    except PipelineError as error:
+        raise FinetuneError(str(error)) from error
+    found = [(path.parent / e.name, e.label) for e in entries if e.label is not None]
+    if not found:
+        raise FinetuneError(f"{path}: no labels in it; a line is NAME, a tab or spaces, LABEL")
     return found
 
 
-def list_images(root: Path) -> list[tuple[Path, int]]:
-    """(file, label) of an ImageFolder tree (a folder a class, in name order) or a folder with map.txt."""
+def list_images(root: Path, classes: int) -> list[tuple[Path, int]]:
+    """(file, label) of an ImageFolder tree (a folder a class, in name order) or a folder with map.txt.
+
+    Raises FinetuneError, for a label that is none of `classes` too.
+    """
     mapping = root / MAP_NAME
     if mapping.is_file():
-        return _read_map(mapping)
-    if not root.is_dir():
-        raise FinetuneError(f"{root}: no such folder: give one, or `shapes` for the procedural set")
-    folders = sorted(p for p in root.iterdir() if p.is_dir())
-    found = [(p, i) for i, folder in enumerate(folders) for p in sorted(folder.iterdir()) if p.is_file()]
-    if not found:
-        raise FinetuneError(f"{root}: neither {MAP_NAME} nor folders of images, one a class, are in it")
+        found = _mapped(mapping)
+    else:
+        if not root.is_dir():
+            raise FinetuneError(f"{root}: no such folder: give one, or `shapes` for the procedural set")
+        folders = sorted(p for p in root.iterdir() if p.is_dir())
+        found = [(p, i) for i, folder in enumerate(folders) for p in sorted(folder.iterdir()) if p.is_file()]
+        if not found:
+            raise FinetuneError(f"{root}: neither {MAP_NAME} nor folders of images, one a class, are in it")
+    wrong = next(((path, label) for path, label in found if label >= classes), None)
+    if wrong is not None:
+        raise FinetuneError(f"{wrong[0]}: label {wrong[1]} is no class of the model, which are 0 to {classes - 1}")
     return found
 
 
 def load_image(path: Path, size: int, rng: np.random.Generator | None) -> torch.Tensor:
     """float32 (3, size, size) in [0, 1]: resized and centre-cropped, or with `rng` a random crop and flip.
 
-    Raises FinetuneError naming a file that is no image.
+    Files are taken by the pipeline's rules. Raises FinetuneError naming one that is not.
     """
     try:
-        with Image.open(path) as opened:
-            image: Any = opened.convert("RGB")
-    except OSError as error:
-        raise FinetuneError(f"{path}: cannot be read as an image ({error})") from error
+        with open_sample(path) as file:
+            image: Any = to_rgb(open_image(file, path, ImageRules()), path)
+    except ImageError as error:
+        raise FinetuneError(str(error)) from error
+    except Exception as error:  # on damaged data Pillow's readers raise nearly anything
+        raise FinetuneError(f"{path}: cannot be read as an image ({error or type(error).__name__})") from error
     width, height = image.size
     if rng is None:
         scale = round(size * 256 / 224) / min(width, height)
@@ -158,9 +170,9 @@ class Folder:
 
     def __init__(
         self, root: Path, device: torch.device, batch_size: int, size: int, seed: int, *,
-        rank: int = 0, world: int = 1, workers: int = 8,
+        classes: int = CLASSES, rank: int = 0, world: int = 1, workers: int = 8,
     ) -> None:
-        self.files = list_images(root)
+        self.files = list_images(root, classes)
         self.device, self.batch_size = device, batch_size
         self.rank, self.world, self.workers = rank, world, workers
         self._data = _Files(self.files, size, seed)
@@ -185,9 +197,9 @@ class Folder:
 
 
 def evaluation_files(
-    root: Path, device: torch.device, batch_size: int, size: int, workers: int
+    root: Path, device: torch.device, batch_size: int, size: int, workers: int, classes: int = CLASSES
 ) -> Iterator[Batch]:
     """Every image file of `root` once, centre-cropped."""
-    data = _Files(list_images(root), size, None)
+    data = _Files(list_images(root, classes), size, None)
     for images, labels in torch.utils.data.DataLoader(data, batch_size=batch_size, num_workers=workers):
         yield place(normalise(images.to(device))), labels.to(device)
