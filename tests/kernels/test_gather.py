@@ -64,7 +64,5 @@ def test_the_kernel_is_of_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.delenv(REQUIRE_CACHED)
     for arch in ("sm_75", "sm_80", "sm_90a"):
         assert compile_all([KERNEL], arch).missed == 1
-        report = nvrtc.compile_source(nvrtc.require_nvrtc(), KERNEL, arch, fresh=True)
-        assert (report.spilled, report.registers <= 64) == (0, True)
     monkeypatch.setenv(REQUIRE_CACHED, "1")
     assert compile_all([KERNEL], "sm_90a").missed == 0
