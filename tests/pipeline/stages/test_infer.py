@@ -14,6 +14,7 @@ from int4core import Engine, EngineError, Model
 from pipeline.device.scheduler import Sizes
 from pipeline.memory.arena import Arena
 from pipeline.memory.exchange import Exchange
+from pipeline.memory.segment import segment_folder
 from pipeline.stages.channels import Task
 from pipeline.stages.infer import Inferrer
 from pipeline.stages.spec import EngineSpec
@@ -66,10 +67,11 @@ def test_the_answers_are_the_engines(model_dir: Path, tmp_path: Path, top: int) 
 @pytest.mark.usefixtures("cupy")
 @pytest.mark.parametrize("h2d", ["runs", "gather", "staged"])
 @pytest.mark.parametrize("top", [0, 5])
-def test_a_gpu_answers_as_the_cpu_does(model_dir: Path, tmp_path: Path, top: int, h2d: str) -> None:
+def test_a_gpu_answers_as_the_cpu_does(model_dir: Path, top: int, h2d: str) -> None:
     from pipeline.stages.gpu import DeviceInferrer
 
-    with memory(tmp_path, model_dir, top, "cuda", h2d) as (arena, exchange, spec):
+    # The driver pins memory of /dev/shm, not that of a file on every disk.
+    with memory(segment_folder(), model_dir, top, "cuda", h2d) as (arena, exchange, spec):
         inferrer = DeviceInferrer(spec)
         slots = [np.array(slots, np.int32) for slots in ([7, 2, 11], [5, 5, 0, 1])]
         for ticket, of in enumerate(slots):
