@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -15,6 +14,8 @@ import numpy.typing as npt
 
 from int4core.regular import read_regular
 from pipeline.errors import PipelineError
+from pipeline.samples import listing
+from pipeline.samples.left_out import LeftOut
 
 T = TypeVar("T")
 Kind: TypeAlias = Literal["images", "tensors"]
@@ -24,7 +25,6 @@ TENSOR_SUFFIX = ".npy"
 # A map that lies in the folder itself is used unasked; the first of these that is there.
 MAP_NAMES = ("map.txt", "val_map.txt")
 NAMED_IN_ERRORS = 5
-ENDINGS_SAID = 5
 # Of a map file: ten million lines.
 MAX_MAP_BYTES = 2**30
 
@@ -185,16 +185,12 @@ class _Place:
     suffixes: frozenset[str]
     candidates: Callable[[str], tuple[Path, ...]]
 
+    def is_sample(self, name: str) -> bool:
+        return Path(name).suffix.lower() in self.suffixes
+
     def find(self, name: str) -> Path | None:
+        """The file that a name of a map stands for; None where there is none."""
         return next((p for p in self.candidates(name) if os.path.isfile(p)), None)
-
-
-@dataclass(frozen=True)
-class _Listing:
-    """What is in a folder: names of files in order, relative to it, and how much else there is by what it is."""
-
-    files: tuple[str, ...]
-    others: Counter[str]
 
 
 def _build(
@@ -202,14 +198,15 @@ def _build(
 ) -> SampleLibrary:
     if count is not None and count < 1:
         raise PipelineError(f"{count} samples were asked for; it takes at least one")
-    listing = _list(place.folder, recursive)
+    left_out = LeftOut()
+    files = _list(place.folder, recursive, left_out)
     notices: list[str] = []
     if map_file is not None:
         map_path = Path(map_file)
         notices.append(f"samples as {map_path} lists them")
-        return _from_map(place, map_path, read_map(map_path), listing, notices, count, classes)
+        return _from_map(place, map_path, read_map(map_path), files, notices, count, classes)
     for name in MAP_NAMES:
-        if name not in listing.files:
+        if name not in files:
             continue
         map_path = place.folder / name
         if recursive:
@@ -225,9 +222,9 @@ def _build(
             meant, why = False, str(error)
         if meant:
             notices.append(f"samples as {map_path} lists them, which was found there; -m names another map")
-            return _from_map(place, map_path, entries, listing, notices, count, classes)
+            return _from_map(place, map_path, entries, files, notices, count, classes)
         notices.append(f"{map_path} is not used, as it is no map: {why}")
-    return _from_listing(place, listing, notices, count)
+    return _from_listing(place, files, left_out, notices, count)
 
 
 def _names_samples(place: _Place, path: Path) -> bool:
@@ -243,40 +240,30 @@ def _names_samples(place: _Place, path: Path) -> bool:
     return False
 
 
-def _from_listing(place: _Place, listing: _Listing, notices: list[str], count: int | None) -> SampleLibrary:
-    found = tuple(name for name in listing.files if Path(name).suffix.lower() in place.suffixes)
-    endings = Counter(Path(n).suffix.lower() or "no ending" for n in listing.files) - Counter(
-        Path(n).suffix.lower() for n in found
-    )
-    ignored = ", ".join(_ignored(endings, listing.others))
+def _from_listing(
+    place: _Place, files: tuple[str, ...], left_out: LeftOut, notices: list[str], count: int | None
+) -> SampleLibrary:
+    found = []
+    for name in files:
+        if place.is_sample(name):
+            found.append(name)
+        else:
+            left_out.file(name)
+    ignored = left_out.line()
     if not found:
-        there = f"; there are {ignored}" if ignored else ""
-        raise PipelineError(f"{place.folder}: no {place.kind} here ({', '.join(sorted(place.suffixes))}){there}")
+        suffixes = ", ".join(sorted(place.suffixes))
+        raise PipelineError(f"{place.folder}: no {place.kind} here ({suffixes}){'; ' * bool(ignored)}{ignored}")
     if ignored:
-        notices.append(f"{place.folder}: ignored {ignored}")
-    names = _first(found, count, place.folder)
+        notices.append(f"{place.folder}: {ignored}")
+    names = _first(tuple(found), count, place.folder)
     return SampleLibrary(tuple(place.folder / n for n in names), None, place.kind, names, tuple(notices))
-
-
-def _ignored(endings: Counter[str], others: Counter[str]) -> Iterator[str]:
-    """What of a folder is no sample: `7 files (.heic 4, .txt 3)`, `2 folders`."""
-    if endings:
-        said = [f"{ending} {many}" for ending, many in endings.most_common(ENDINGS_SAID)]
-        more = ", ..." if len(endings) > ENDINGS_SAID else ""
-        yield f"{_many(endings.total(), 'file')} ({', '.join(said)}{more})"
-    for what, many in sorted(others.items()):
-        yield _many(many, what)
-
-
-def _many(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def _from_map(
     place: _Place,
     map_path: Path,
     entries: tuple[MapEntry, ...],
-    listing: _Listing,
+    files: tuple[str, ...],
     notices: list[str],
     count: int | None,
     classes: int | None,
@@ -284,7 +271,7 @@ def _from_map(
     if classes is not None:
         _check_labels(map_path, entries, classes)
     named = {entry.name for entry in entries}
-    unlisted = sum(name not in named and Path(name).suffix.lower() in place.suffixes for name in listing.files)
+    unlisted = sum(name not in named and place.is_sample(name) for name in files)
     entries = _first(entries, count, map_path)
     chosen = [place.find(e.name) for e in entries]
     missing = [f"{e.name} (line {e.line})" for e, p in zip(entries, chosen, strict=True) if p is None]
@@ -301,7 +288,7 @@ def _from_map(
         if first != entry.line:
             raise PipelineError(f"{map_path}:{entry.line}: {entry.name} is {path}, as on line {first}")
     if unlisted and place.kind == "images":  # a tensor's name is seldom the one in the map
-        notices.append(f"{place.folder}: ignored {_many(unlisted, 'image')} that the map does not list")
+        notices.append(f"{place.folder}: ignored {unlisted:,} image{'s' * (unlisted > 1)} that the map does not list")
     values = [e.label for e in entries if e.label is not None]
     labels = np.array(values, dtype=np.int32) if values else None
     return SampleLibrary(paths, labels, place.kind, tuple(e.name for e in entries), tuple(notices))
@@ -319,38 +306,33 @@ def _check_labels(path: Path, entries: tuple[MapEntry, ...], classes: int) -> No
     raise PipelineError(f"{path}:{line}: label {label} is no class of the model, which are 0 to {classes - 1}{hint}")
 
 
-def _list(folder: Path, recursive: bool) -> _Listing:
-    """What is in `folder`, and with `recursive` in the folders below. Links to folders are not followed."""
-    files: list[str] = []
-    others: Counter[str] = Counter()
-    ahead = [""]
-    while ahead:
-        below = ahead.pop()
-        try:
-            with os.scandir(folder / below) as found:
-                for entry in found:
-                    if entry.name.startswith("."):
-                        others["hidden file"] += 1
-                    elif entry.is_file():
-                        files.append(below + entry.name)
-                    elif recursive and entry.is_dir(follow_symlinks=False):
-                        ahead.append(f"{below}{entry.name}/")
-                    else:
-                        others[_what(entry)] += 1
-        except FileNotFoundError as error:
-            raise PipelineError(f"{folder / below}: there is no such folder") from error
-        except NotADirectoryError as error:
-            raise PipelineError(f"{folder / below}: a file, where a folder of samples is due") from error
-        except OSError as error:
-            raise PipelineError(f"{folder / below}: the folder cannot be read: {error.strerror or error}") from error
-    return _Listing(tuple(sorted(files)), others)
+def _list(folder: Path, recursive: bool, left_out: LeftOut) -> tuple[str, ...]:
+    """The files in `folder`, and with `recursive` in the folders below, by their names relative to it, in order."""
+    if not folder.exists():
+        raise PipelineError(f"{folder}: there is no such folder")
+    if not folder.is_dir():
+        raise PipelineError(f"{folder}: a file, where a folder of samples is due")
+    names, prefix = [], os.path.join(folder, "")
+    for entry in listing.walk(str(folder), left_out) if recursive else _files_in(str(folder), left_out):
+        if entry.kind == "failed":
+            raise PipelineError(f"{entry.path}: the folder cannot be read: {entry.why}")
+        names.append(entry.path.removeprefix(prefix))
+    return tuple(sorted(names))
 
 
-def _what(entry: os.DirEntry[str]) -> str:
-    """What something that is neither hidden nor a file is called."""
-    if entry.is_dir():
-        return "folder"
-    return "broken link" if entry.is_symlink() else "special file"
+def _files_in(folder: str, left_out: LeftOut) -> Iterator[listing.Entry]:
+    """What `walk` gives, of one folder."""
+    for entry in listing.entries(folder):
+        if entry.kind == "failed":
+            yield entry
+        elif entry.name.startswith("."):
+            left_out.hidden(folder=entry.kind == "folder")
+        elif entry.kind == "file":
+            yield entry
+        elif entry.kind == "folder":
+            left_out.folder()
+        else:
+            left_out.other(entry.kind)
 
 
 def _first(items: tuple[T, ...], count: int | None, where: Path) -> tuple[T, ...]:
