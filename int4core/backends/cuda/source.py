@@ -46,21 +46,25 @@ class KernelSource:
 
 @cache
 def flatten(file: str) -> str:
-    """The text of `file` with every `#include "..."` replaced by that file, each once."""
-    return _flatten(file, set())
+    """The text of `file` with every `#include "..."` replaced by that file, each once.
+
+    A file is looked for beside the one that includes it, then in the kernels' folder.
+    """
+    return _flatten(FOLDER / file, set())
 
 
-def _flatten(file: str, seen: set[str]) -> str:
+def _flatten(path: Path, seen: set[Path]) -> str:
     try:
-        text = (FOLDER / file).read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8")
     except OSError as error:
-        raise EngineError(f"{FOLDER / file}: {error.strerror}; install the package again") from error
+        raise EngineError(f"{path}: {error.strerror}; install the package again") from error
 
     def included(match: re.Match[str]) -> str:
-        name = match[1]
-        if name in seen:
+        beside = path.parent / match[1]
+        found = beside if beside.is_file() else FOLDER / match[1]
+        if found in seen:
             return ""
-        seen.add(name)
-        return _flatten(name, seen)
+        seen.add(found)
+        return _flatten(found, seen)
 
     return _INCLUDE.sub(included, _ONCE.sub("", text))

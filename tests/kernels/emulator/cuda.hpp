@@ -216,6 +216,25 @@ template <typename T>
 T __shfl_xor_sync(unsigned, T value, int mask) {
   return exchange(value, emulator::lane() ^ mask);
 }
+template <typename T>
+T __shfl_up_sync(unsigned, T value, int lanes) {
+  return exchange(value, max(emulator::lane() - lanes, 0));
+}
+
+// Whether one of the group's threads brings true.
+inline int any_of(emulator::Group& group, int place, int mine) {
+  struct Operands {
+    int given, taken, size;
+  } operands = {mine, 0, group.size};
+  emulator::together(group, place, operands, [](Operands** all) {
+    int any = 0;
+    for (int i = 0; i < all[0]->size; ++i) any |= all[i]->given != 0;
+    for (int i = 0; i < all[0]->size; ++i) all[i]->taken = any;
+  });
+  return operands.taken;
+}
+inline int __any_sync(unsigned, int mine) { return any_of(emulator::warp(), emulator::lane(), mine); }
+inline int __syncthreads_or(int mine) { return any_of(emulator::everyone, emulator::everyone.arrived, mine); }
 
 // A read that never answers from a cache; there is none here.
 template <typename T>
@@ -226,6 +245,24 @@ T __ldcv(const T* pointer) {
 inline size_t __cvta_generic_to_shared(const void* pointer) {
   return static_cast<const unsigned char*>(pointer) - emulator::shared;
 }
+
+inline unsigned __byte_perm(unsigned x, unsigned y, unsigned selector) {
+  const unsigned long long bytes = static_cast<unsigned long long>(y) << 32 | x;
+  unsigned result = 0;
+  for (int i = 0; i < 4; ++i) result |= static_cast<unsigned>(bytes >> 8 * (selector >> 4 * i & 7) & 255) << 8 * i;
+  return result;
+}
+inline unsigned __funnelshift_l(unsigned low, unsigned high, unsigned shift) {
+  const unsigned long long bits = static_cast<unsigned long long>(high) << 32 | low;
+  return static_cast<unsigned>(bits << (shift & 31) >> 32);
+}
+inline int __popc(unsigned x) { return __builtin_popcount(x); }
+inline unsigned atomicOr(unsigned* address, unsigned bits) {
+  const unsigned old = *address;
+  *address = old | bits;
+  return old;
+}
+inline double __dmul_rn(double a, double b) { return a * b; }
 
 inline float __int_as_float(int x) {
   float f;
@@ -244,7 +281,6 @@ inline float __double2float_rn(double x) { return static_cast<float>(x); }
 inline int __double2int_rn(double x) { return static_cast<int>(rint(x)); }
 inline double __dadd_rn(double a, double b) { return a + b; }
 inline double __dsub_rn(double a, double b) { return a - b; }
-inline double __dmul_rn(double a, double b) { return a * b; }
 inline double __ddiv_rn(double a, double b) { return a / b; }
 inline double __hiloint2double(int high, int low) {
   const uint64_t bits = static_cast<uint64_t>(static_cast<uint32_t>(high)) << 32 | static_cast<uint32_t>(low);

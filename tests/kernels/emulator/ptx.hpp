@@ -12,6 +12,7 @@ unsigned packed_pair(int high, int low, unsigned rest) {
   return rest << (2 * BITS) | second << BITS | first;
 }
 inline void cvt_pack_sat_u4_s32_b32(unsigned& d, int a, int b, unsigned c) { d = packed_pair<4, false>(a, b, c); }
+inline void cvt_pack_sat_u8_s32_b32(unsigned& d, int a, int b, unsigned c) { d = packed_pair<8, false>(a, b, c); }
 inline void cvt_pack_sat_s8_s32_b32(unsigned& d, int a, int b, unsigned c) { d = packed_pair<8, true>(a, b, c); }
 
 // --- cp.async -----------------------------------------------------------------------------------------------------------
