@@ -15,7 +15,7 @@ FLOORS = (
     ("errors",),
     ("defaults", "extras"),
     ("memory", "telemetry", "samples"),
-    ("machine",),
+    ("machine", "jpeg"),
     ("device",),
     ("stages",),
     ("session", "report"),

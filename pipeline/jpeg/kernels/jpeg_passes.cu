@@ -1,0 +1,53 @@
+// The resize of jpeg_resize.cu for images of any shape and in either order, in two passes with device memory between them.
+// Compile-time constants: SIZE.
+#include "resample.cuh"
+
+constexpr int THREADS = 256;
+
+
+// Between the passes: the first one's output, of the rows or columns that the second one reads.
+extern "C" __global__ void __launch_bounds__(THREADS)
+jpeg_first_pass(const Image* __restrict__ images, const u32* __restrict__ order, const u32* __restrict__ damage) {
+  const int id = order[blockIdx.x];
+  if (damage[id]) return;
+  const Image& image = images[id];
+  const Planes planes(image);
+  const bool down = image.vertical_first;
+  const Axis &axis = down ? image.y : image.x, &kept = down ? image.x : image.y;
+  const int length = kept.end - kept.begin;
+  const u64 total = static_cast<u64>(length) * SIZE;
+  for (u64 i = static_cast<u64>(blockIdx.y) * THREADS + threadIdx.x; i < total; i += static_cast<u64>(gridDim.y) * THREADS) {
+    const int output = down ? i / length : i % SIZE, along = kept.begin + static_cast<int>(down ? i % length : i / SIZE);
+    const int first = axis.taps[output], count = axis.taps[SIZE + output];
+    Sum sum;
+    for (int tap = 0; tap < count; ++tap) {
+      const u32 pixel = down ? planes.rgb(first + tap, along) : planes.rgb(along, first + tap);
+      sum.add(pixel, axis.taps[(2 + tap) * SIZE + output]);
+    }
+    image.passes[i] = sum.rgb();
+  }
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS)
+jpeg_second_pass(const Image* __restrict__ images, const u32* __restrict__ order, const u32* __restrict__ damage,
+                 const signed char* __restrict__ table) {
+  const int id = order[blockIdx.x];
+  if (damage[id]) return;
+  const Image& image = images[id];
+  const bool down = !image.vertical_first;
+  const Axis& axis = down ? image.y : image.x;
+  const int length = image.x.end - image.x.begin;
+  for (int i = blockIdx.y * THREADS + threadIdx.x; i < SIZE * SIZE; i += gridDim.y * THREADS) {
+    const int row = i / SIZE, column = i % SIZE, output = down ? row : column;
+    const int first = axis.taps[output] - axis.begin, count = axis.taps[SIZE + output];
+    Sum sum;
+    for (int tap = 0; tap < count; ++tap) {
+      const size_t place = down ? static_cast<size_t>(first + tap) * SIZE + column
+                                : static_cast<size_t>(row) * length + first + tap;
+      sum.add(image.passes[place], axis.taps[(2 + tap) * SIZE + output]);
+    }
+    const u32 rgb = sum.rgb();
+    for (int channel = 0; channel < 3; ++channel)
+      image.out[static_cast<size_t>(channel) * SIZE * SIZE + i] = table[channel * 256 + (rgb >> (8 * channel) & 255)];
+  }
+}
