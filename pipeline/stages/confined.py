@@ -84,6 +84,8 @@ def limit_memory(more: int) -> None:
         pages = int(Path("/proc/self/statm").read_text().split()[5])
     except OSError:
         return
+    # pyarrow's own allocator sets a gigabyte aside at once, which counts as well.
+    os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
     _soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
     limit = pages * resource.getpagesize() + more
     if hard == resource.RLIM_INFINITY or limit < hard:
