@@ -6,6 +6,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -93,3 +95,18 @@ def test_more_classes_than_the_model_has_are_refused_before_the_first_task(model
 def test_an_exchange_without_room_for_them_is_noticed(model_dir: Path, tmp_path: Path) -> None:
     with memory(tmp_path, model_dir, 5) as (arena, exchange, _), pytest.raises(ValueError, match="room for 5"):
         EngineSpec(arena.spec, exchange.spec, model_dir, "numpy", Sizes.full(BATCH), top=3)
+
+
+@pytest.mark.parametrize(("batch_size", "samples"), [(1, 1), (16, 16), (256, 16), (2048, 16)])
+def test_warming_up_takes_no_longer_with_a_larger_batch(
+    batch_size: int, samples: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """256 images take a slow CPU half a minute, in which the engine would say nothing."""
+    shapes: list[tuple[int, ...]] = []
+    inferrer = object.__new__(Inferrer)
+    monkeypatch.setattr(inferrer, "_answers", lambda batch: shapes.append(batch.shape), raising=False)
+    spec: Any = SimpleNamespace(batch_size=batch_size, arena=SimpleNamespace(sample_shape=(3, 8, 8)))
+    clock = iter([10.0, 12.0])
+    monkeypatch.setattr("pipeline.stages.infer.time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    assert inferrer._warm_up(spec) == samples / 2
+    assert shapes == [(samples, 3, 8, 8)] * 2

@@ -1,0 +1,74 @@
+"""The commands, modules and files that README and docs name are there, and take the options they are shown with."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import pkgutil
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.paths import ROOT
+
+PAGES = [ROOT / "README.md", ROOT / "model" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+_COMMAND = re.compile(r"(?:python|torchrun [^`\n]*?) -m ((?:pipeline|int4core|tools|benchmarks)\.[\w.]+)([^`\n|]*)")
+_NAME = re.compile(r"`((?:pipeline|int4core|tools|benchmarks)(?:\.\w+)+)`")
+_FILE = re.compile(r"`((?:pipeline|int4core|tools|benchmarks|docs|tests|model|autoconfig)/[\w./]*)`|\]\(([\w./]+)\)")
+
+
+def commands() -> Iterator[tuple[str, str]]:
+    """(module, arguments) of every command line; what follows ` -- ` is a command line of its own."""
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8").replace("\\\n", " ")
+        for module, arguments in _COMMAND.findall(text):
+            ours, _, theirs = arguments.partition(" #")[0].partition(" -- ")
+            yield module, ours
+            yield from _COMMAND.findall(theirs)
+
+
+class Parsed(Exception):
+    """A command line was understood; nothing of the command has run."""
+
+
+@pytest.mark.parametrize(("module", "arguments"), sorted(set(commands())))
+def test_a_command_takes_the_options_it_is_shown_with(
+    module: str, arguments: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parse = argparse.ArgumentParser.parse_args
+
+    def stop(self: argparse.ArgumentParser, *args: object, **named: object) -> None:
+        parse(self, *args, **named)  # type: ignore[call-overload]
+        raise Parsed
+
+    given = shlex.split(arguments)
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", stop)
+    monkeypatch.setattr("sys.argv", [module, *given])
+    try:
+        main = importlib.import_module(module).main
+    except AttributeError:
+        main = importlib.import_module(f"{module}.__main__").main
+    with pytest.raises((Parsed, SystemExit)) as ended:
+        main()
+    if ended.type is SystemExit:
+        # A command that is named for what it does, with no argument, says what it lacks.
+        said = capsys.readouterr().err
+        assert not given, said
+        assert "required" in said
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_names_and_files_of_a_page_are_there(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    for name in _NAME.findall(text):
+        pkgutil.resolve_name(name)
+    for inside, linked in _FILE.findall(text):
+        assert (ROOT / inside).exists() if inside else (page.parent / linked).exists(), inside or linked
+
+
+def test_there_are_pages_and_commands() -> None:
+    assert len(PAGES) >= 5
+    assert len(set(commands())) > 20
