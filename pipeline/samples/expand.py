@@ -27,7 +27,7 @@ BRACES = re.compile(r"\{([^{}]*)\}")
 RANGE = re.compile(r"([0-9]+)\.\.([0-9]+)")
 MOST_EXPANDED = 1_000_000
 # A line of a list: longer than any path, short enough for what is no list at all.
-MOST_LINE_BYTES = 1 << 16
+MOST_LINE_BYTES = 1 << 14
 
 
 def expand(

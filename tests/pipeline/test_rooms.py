@@ -19,7 +19,7 @@ FLOORS = (
     ("device",),
     ("stages",),
     ("session", "report"),
-    ("loadgen",),
+    ("loadgen", "sinks"),
     ("offline", "doctor"),
 )
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

@@ -1,0 +1,149 @@
+"""Keys as text that any file can hold, and sets of keys that stay small.
+
+A key may hold what UTF-8 does not have: a file's name is bytes. Written out, such a byte is `\\xff`, a NUL `\\x00` and
+a backslash two, so that `unescape` gives every key back.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from hashlib import blake2b
+
+import numpy as np
+import numpy.typing as npt
+
+DIGEST_BYTES = 16
+
+UNWRITABLE = re.compile("[\\\\\0\ud800-\udfff]")
+ESCAPED = re.compile(r"\\(\\|x[0-9a-f]{2}|u[0-9a-f]{4})")
+
+
+def escape(key: str) -> str:
+    """`key` in UTF-8, without NUL."""
+    return UNWRITABLE.sub(_escaped, key) if UNWRITABLE.search(key) else key
+
+
+def escape_all(keys: Sequence[str]) -> Sequence[str]:
+    """`escape` of each; where none needs it, which is nearly always, in one look at all of them."""
+    return [escape(key) for key in keys] if UNWRITABLE.search("".join(keys)) else keys
+
+
+def unescape(text: str) -> str:
+    """The key that `escape` made `text` of."""
+    return ESCAPED.sub(_unescaped, text)
+
+
+def _escaped(match: re.Match[str]) -> str:
+    code = ord(match[0])
+    if code == ord("\\"):
+        return "\\\\"
+    # What os.fsdecode makes of a byte that is not UTF-8.
+    byte = code - 0xDC00 if 0xDC80 <= code <= 0xDCFF else code
+    return f"\\x{byte:02x}" if byte <= 0xFF else f"\\u{code:04x}"
+
+
+def _unescaped(match: re.Match[str]) -> str:
+    what = match[1]
+    if what == "\\":
+        return what
+    code = int(what[1:], 16)
+    return chr(code + 0xDC00 if what[0] == "x" and code else code)
+
+
+class KeySet:
+    """A set of keys, kept as digests of 16 bytes (BLAKE2b) in 28 bytes each: 2.8 GB for 100 million.
+
+    Two keys of the same digest would be taken for one: among 100 million keys that is one chance in 10^22.
+    """
+
+    def __init__(self) -> None:
+        # Many small tables: each grows alone, so that growing takes neither long nor the memory twice.
+        self._tables = tuple(_Table() for _ in range(256))
+
+    def add(self, key: str) -> bool:
+        """Whether `key` is new; it is in the set afterwards."""
+        return self.add_escaped(escape(key))
+
+    def add_escaped(self, text: str) -> bool:
+        """`add` of the key that `escape` made `text` of."""
+        digest = _digest(text)
+        return self._tables[digest[0]].add(digest)
+
+    def __contains__(self, key: str) -> bool:
+        digest = _digest(escape(key))
+        return self._tables[digest[0]].holds(digest)
+
+    def __len__(self) -> int:
+        return sum(table.size for table in self._tables)
+
+
+def _digest(text: str) -> bytes:
+    return blake2b(text.encode(), digest_size=DIGEST_BYTES).digest()
+
+
+class _Table:
+    """Digests in buckets of equal size by their leading bits; the few for whom there is no room are in a set."""
+
+    SLOTS = 32
+    BUCKET_BYTES = SLOTS * DIGEST_BYTES
+    FULL = 0.75
+    GROWTH = 1.3
+
+    def __init__(self) -> None:
+        self.size = 0
+        self._make(1)
+
+    def _make(self, buckets: int) -> None:
+        self._buckets = buckets
+        self._limit = int(buckets * self.SLOTS * self.FULL)
+        self._slots = bytearray(buckets * self.BUCKET_BYTES)
+        self._used = bytearray(buckets)
+        self._spilled: set[bytes] = set()
+
+    def holds(self, digest: bytes) -> bool:
+        # A hit between two slots is as unlikely as two keys of one digest.
+        home = int.from_bytes(digest[1:5], "big") * self._buckets >> 32
+        start = home * self.BUCKET_BYTES
+        end = start + self._used[home] * DIGEST_BYTES
+        return self._slots.find(digest, start, end) >= 0 or digest in self._spilled
+
+    def add(self, digest: bytes) -> bool:
+        home = int.from_bytes(digest[1:5], "big") * self._buckets >> 32
+        start = home * self.BUCKET_BYTES
+        used = self._used[home]
+        end = start + used * DIGEST_BYTES
+        if self._slots.find(digest, start, end) >= 0 or digest in self._spilled:
+            return False
+        if used == self.SLOTS:
+            self._spilled.add(digest)
+        else:
+            self._slots[end : end + DIGEST_BYTES] = digest
+            self._used[home] = used + 1
+        self.size += 1
+        if self.size > self._limit:
+            self._grow()
+        return True
+
+    def _grow(self) -> None:
+        digests = self._all()
+        self._make(int(self._buckets * self.GROWTH) + 1)
+        leading = np.ascontiguousarray(digests[:, 1:5]).view(">u4")[:, 0].astype(np.uint64)
+        homes = (leading * np.uint64(self._buckets) >> np.uint64(32)).astype(np.int64)
+        order = np.argsort(homes, kind="stable")
+        homes, digests = homes[order], digests[order]
+        count = np.bincount(homes, minlength=self._buckets)
+        place = np.arange(len(homes)) - (np.cumsum(count) - count)[homes]
+        fits = place < self.SLOTS
+        slots = np.frombuffer(self._slots, np.uint8).reshape(-1, DIGEST_BYTES)
+        slots[homes[fits] * self.SLOTS + place[fits]] = digests[fits]
+        self._used[:] = np.minimum(count, self.SLOTS).astype(np.uint8).tobytes()
+        self._spilled = {row.tobytes() for row in digests[~fits]}
+
+    def _all(self) -> npt.NDArray[np.uint8]:
+        """Every digest: uint8 (n, 16)."""
+        slots = np.frombuffer(self._slots, np.uint8).reshape(self._buckets, self.SLOTS, DIGEST_BYTES)
+        used = np.frombuffer(self._used, np.uint8)
+        held = slots[np.arange(self.SLOTS) < used[:, None]]
+        spilled = np.frombuffer(b"".join(self._spilled), np.uint8).reshape(-1, DIGEST_BYTES)
+        return np.concatenate([held, spilled])

@@ -1,0 +1,62 @@
+"""From `--out` to a sink: its ending says which."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from pipeline.sinks.base import About, Sink, SinkError
+from pipeline.sinks.parquet import ParquetFormat
+from pipeline.sinks.parts import ROWS_PER_PART, SECONDS_PER_PART, PartsSink
+from pipeline.sinks.stream import NoSink, StreamSink
+from pipeline.sinks.text import CsvFormat, JsonlFormat
+
+FORMATS: dict[str, Callable[[Sequence[str] | None], Any]] = {
+    ".parquet": ParquetFormat,
+    ".csv": CsvFormat,
+    ".jsonl": JsonlFormat,
+}
+
+
+def open_sink(
+    out: str,
+    *,
+    identity: Mapping[str, str],
+    notes: Mapping[str, str] | None = None,
+    class_names: Sequence[str] | None = None,
+    rows_per_part: int = ROWS_PER_PART,
+    seconds_per_part: float = SECONDS_PER_PART,
+    clock: Callable[[], float] = time.monotonic,
+    stdout: BinaryIO | None = None,
+) -> Sink:
+    """The sink for `out`.
+
+    That is a `.parquet`, `.csv` or `.jsonl` file, a folder (it ends in `/` or is there) of Parquet parts, `-` for JSON
+    lines on `stdout`, or `none`.
+
+    `identity` is what makes rows comparable: the model's hash, preprocessing, top-k, class names (a hash of long ones
+    will do). `notes` is what else the output's metadata says. `class_names` are by class.
+
+    Raises SinkError when the output is not to be gone on with or cannot be written, PipelineError without pyarrow.
+    """
+    if out == "none":
+        return NoSink()
+    if out == "-":
+        return StreamSink(stdout if stdout is not None else sys.stdout.buffer, JsonlFormat(class_names))
+    about = About(identity, notes or {})
+    limits: dict[str, Any] = {
+        "rows_per_part": rows_per_part, "seconds_per_part": seconds_per_part, "clock": clock,
+    }  # fmt: skip
+    ending = os.path.splitext(out)[1].lower()
+    if out.endswith("/") or (Path(out).is_dir() and ending not in FORMATS):
+        return PartsSink(out, ParquetFormat(class_names), about, folder=True, **limits)
+    if ending not in FORMATS:
+        endings = ", ".join(FORMATS)
+        raise SinkError(
+            f"--out {out}: its ending says the format ({endings}); a folder ends in /, - is standard output"
+        )
+    return PartsSink(out, FORMATS[ending](class_names), about, **limits)

@@ -1,0 +1,311 @@
+"""An output in parts that a killed run leaves whole: the parts are the manifest.
+
+    a.parquet.parts/            out/                      while a run goes on
+        _about.json                 _about.json           what the parts are of (identity, notes)
+        part-000000.parquet         part-000000.parquet   rows, there from its renaming on or not at all
+        .part-000001.parquet.tmp    ...                   a part that is being written; of a dead run: removed
+    a.parquet.lock              out/.lock                 held by the run (`lock`)
+
+    a.parquet                   out/_SUCCESS              once it is finished; the parts of a.parquet are then removed
+
+A file that cannot say what it is of (CSV, JSON lines) has `a.csv.about.json` beside it, written before it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import stat
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from pipeline.samples.keys import KeySet
+from pipeline.sinks.base import About, Format, SinkError
+from pipeline.sinks.durable import make_folder, plainly, readably, sync_folder, temporary_of, write_durably
+from pipeline.sinks.lock import OutputLock
+from pipeline.sinks.rows import Rows
+
+ROWS_PER_PART = 1 << 18
+SECONDS_PER_PART = 30.0
+ABOUT = "_about.json"
+SUCCESS = "_SUCCESS"
+LOCK = ".lock"
+PART = re.compile(r"part-([0-9]{6,})")
+# Notes of a finished output.
+ROWS = "rows"
+ERRORS = "errors"
+LONGEST_SHOWN = 60
+
+
+class PartsSink:
+    """Writes rows to the file, or (`folder`) the folder of parts, at `out`; goes on where an earlier run stopped.
+
+    A part is cut at `rows_per_part` rows and `seconds_per_part` after its first row, whichever is sooner: a run that
+    is killed has to answer again what came in since. Until then rows are held in memory. `clock` is in seconds.
+
+    Raises SinkError when the output cannot be gone on with: another writer, another identity, a file of someone else.
+    See `pipeline.sinks.base.Sink` for the attributes.
+    """
+
+    def __init__(
+        self,
+        out: str | Path,
+        file_format: Format,
+        about: About,
+        *,
+        folder: bool = False,
+        rows_per_part: int = ROWS_PER_PART,
+        seconds_per_part: float = SECONDS_PER_PART,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        # What a link points to is written, not the link: the parts lie beside it, on its file system.
+        self.out = Path(os.path.realpath(out))
+        self.complete = False
+        self.done = KeySet()
+        self.rows = 0
+        self.errors = 0
+        self._format = file_format
+        self._about = about
+        self._folder = folder
+        self._rows_per_part = rows_per_part
+        self._seconds_per_part = seconds_per_part
+        self._clock = clock
+        self._waiting: list[Rows] = []
+        self._waiting_rows = 0
+        self._since = 0.0
+        self._broken: BaseException | None = None
+        self._parts_folder = self.out if folder else self._beside(".parts")
+        with plainly(self.out):
+            make_folder(self.out if folder else self.out.parent)
+        self._lock = OutputLock(self.out / LOCK if folder else self._beside(".lock"), self.out)
+        try:
+            with plainly(self.out):
+                self._open()
+        except BaseException:
+            self._lock.release()
+            raise
+        parts = self._parts()
+        self._earlier = [self.out] if self.complete and not folder else parts
+        self._next_part = 1 + max((_number(path) for path in parts), default=-1)
+
+    def __enter__(self) -> PartsSink:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        try:
+            if kind is None:
+                self.finish()
+            else:
+                # What came in is made safe, if that works; if not, the exception under way matters more.
+                with suppress(SinkError):
+                    self.cut()
+        finally:
+            self._lock.release()
+
+    def note(self, notes: Mapping[str, str]) -> None:
+        """What is known of the run by now, for the parts and the file to come."""
+        self._about = About(self._about.identity, {**self._about.notes, **notes})
+
+    def write(self, rows: Rows) -> None:
+        """Take `rows`; they are safe once their part is cut. Raises SinkError when the part cannot be written."""
+        if self.complete:
+            raise ValueError(f"{self.out} is complete")
+        if not len(rows):
+            return
+        if not self._waiting:
+            self._since = self._clock()
+        self._waiting.append(rows)
+        self._waiting_rows += len(rows)
+        self.rows += len(rows)
+        self.errors += len(rows.errors)
+        if self._waiting_rows >= self._rows_per_part:
+            self.cut()
+        else:
+            self.tick()
+
+    def tick(self) -> None:
+        """Cut the part if its time has come."""
+        if self._waiting and self._clock() - self._since >= self._seconds_per_part:
+            self.cut()
+
+    def cut(self) -> None:
+        """Make what came in safe, as a part.
+
+        Raises SinkError; what came in is then given up, and nothing more can be written: the run is to end, and a
+        later one to go on.
+        """
+        if self._broken is not None:
+            raise SinkError(f"{self.out}: nothing can be written any more: {self._broken}") from self._broken
+        if not self._waiting:
+            return
+        rows, self._waiting, self._waiting_rows = Rows.concatenate(self._waiting), [], 0
+        path = self._parts_folder / f"part-{self._next_part:06}{self._format.suffix}"
+        try:
+            with plainly(self._parts_folder, lambda: self.rows - len(rows)):
+                write_durably(path, lambda file: self._format.write(file, rows, self._about))
+        except BaseException as error:
+            self.rows -= len(rows)
+            self.errors -= len(rows.errors)
+            self._broken = error
+            raise
+        self._next_part += 1
+
+    def finish(self) -> None:
+        """Cut the last part and make the output complete. Raises SinkError; what came in is then safe in the parts."""
+        if self.complete:
+            return
+        self.cut()
+        self.note({ROWS: str(self.rows), ERRORS: str(self.errors)})
+        with plainly(self.out, lambda: self.rows):
+            if self._folder:
+                self._write_about(self.out / ABOUT)
+                write_durably(self.out / SUCCESS, lambda file: None)
+            else:
+                write_durably(self.out, self._join)
+                self._remove_parts()
+        self.complete = True
+
+    def earlier(self) -> Iterator[Rows]:
+        """The rows that were there when this was made, some ten thousand at a time; to be read before it is left."""
+        for path in self._earlier:
+            with readably(path):
+                yield from self._format.read(path)
+
+    def _join(self, file: BinaryIO) -> None:
+        self._format.join(self._parts(), file, self._about)
+        if not self._format.tells:
+            # Its size tells whether the file beside it is the one that this is about.
+            self._write_about(self._beside(".about.json"), {"bytes": file.tell()})
+
+    def _open(self) -> None:
+        for path in (self.out, self._beside(".about.json")):
+            temporary_of(path).unlink(missing_ok=True)
+        if not self._folder and os.path.lexists(self.out):
+            self._open_finished()
+            return
+        make_folder(self._parts_folder)
+        about = self._read_about(self._parts_folder / ABOUT)
+        if about is None:
+            others = set(os.listdir(self._parts_folder)) - {LOCK, temporary_of(Path(ABOUT)).name}
+            if others:
+                raise SinkError(
+                    f"{self._parts_folder}: {min(others)} is in it, and nothing says that it is an output of this "
+                    "command; give --out another name"
+                )
+            self._write_about(self._parts_folder / ABOUT)
+            return
+        self._check_identity(self._parts_folder, about)
+        for leftover in self._leftovers():
+            leftover.unlink()
+        if self._folder and (self.out / SUCCESS).exists():
+            self._take_as_complete(about)
+            return
+        for path in self._parts():
+            for keys, errors in self._keys(path):
+                for key in keys:
+                    self.done.add_escaped(key)
+                self.rows += len(keys)
+                self.errors += errors
+
+    def _open_finished(self) -> None:
+        """There is a file at `out`: this output finished, or something that is not ours to overwrite."""
+        mode = os.stat(self.out).st_mode
+        if not stat.S_ISREG(mode):
+            what = "a folder" if stat.S_ISDIR(mode) else "not a regular file"
+            raise SinkError(f"{self.out}: is {what}; give --out another name, or - for standard output")
+        about = self._about_finished()
+        if about is None:
+            raise SinkError(
+                f"{self.out}: is there already, and not as an output of this command; remove it or give --out another "
+                "name"
+            )
+        self._check_identity(self.out, about)
+        self._take_as_complete(about)
+        # Of a run that died between renaming its file and removing the parts, or the last of them: an empty folder.
+        if self._read_about(self._parts_folder / ABOUT) is not None:
+            there = sum(len(keys) for path in self._parts() for keys, _ in self._keys(path))
+            if there > self.rows:
+                raise SinkError(
+                    f"{self._parts_folder}: has {there:,} rows, and {self.out.name} has {self.rows:,}; remove the one "
+                    "that is out of date"
+                )
+            self._remove_parts()
+        else:
+            self._remove_parts_folder()
+
+    def _take_as_complete(self, about: About) -> None:
+        self.complete = True
+        self.rows, self.errors = int(about.notes[ROWS]), int(about.notes[ERRORS])
+
+    def _keys(self, path: Path) -> Iterator[tuple[list[str], int]]:
+        with readably(path):
+            yield from self._format.keys(path)
+
+    def _beside(self, ending: str) -> Path:
+        return self.out.with_name(self.out.name + ending)
+
+    def _parts(self) -> list[Path]:
+        found = [p for p in self._parts_folder.glob(f"part-*{self._format.suffix}") if PART.fullmatch(p.stem)]
+        return sorted(found, key=_number)
+
+    def _leftovers(self) -> list[Path]:
+        ours = (f"part-*{self._format.suffix}", ABOUT, SUCCESS)
+        return [path for name in ours for path in self._parts_folder.glob(temporary_of(Path(name)).name)]
+
+    def _remove_parts(self) -> None:
+        """What the parts are of goes last: a run that dies in between leaves no parts without it."""
+        for path in (*self._parts(), *self._leftovers(), self._parts_folder / ABOUT):
+            path.unlink(missing_ok=True)
+        self._remove_parts_folder()
+
+    def _remove_parts_folder(self) -> None:
+        with suppress(OSError):  # something of someone else is in it
+            self._parts_folder.rmdir()
+        sync_folder(self.out.parent)
+
+    def _write_about(self, path: Path, more: Mapping[str, Any] | None = None) -> None:
+        about = {"identity": dict(self._about.identity), "notes": dict(self._about.notes), **(more or {})}
+        text = json.dumps(about, indent=1, ensure_ascii=False) + "\n"
+        write_durably(path, lambda file: file.write(text.encode()))
+
+    def _about_finished(self) -> About | None:
+        if self._format.tells:
+            return self._format.about(self.out)
+        return self._read_about(self._beside(".about.json"), self.out.stat().st_size)
+
+    def _read_about(self, path: Path, size: int | None = None) -> About | None:
+        """What is written at `path`, if anything is, and if it is about a file of `size` bytes."""
+        try:
+            found = json.loads(path.read_bytes())
+            about = About(dict(found["identity"]), dict(found["notes"]))
+            return about if found.get("bytes") == size else None
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise SinkError(
+                f"{path}: damaged ({error}); remove it with its output, or give --out another name"
+            ) from error
+
+    def _check_identity(self, place: Path, about: About) -> None:
+        for name in {**self._about.identity, **about.identity}:
+            theirs, mine = about.identity.get(name), self._about.identity.get(name)
+            if theirs != mine:
+                raise SinkError(
+                    f"{place}: has rows of another {name} ({_shown(theirs)}, this run has {_shown(mine)}); give --out "
+                    "another name, or remove it"
+                )
+
+
+def _number(path: Path) -> int:
+    match = PART.fullmatch(path.stem)
+    return int(match[1]) if match else -1
+
+
+def _shown(value: str | None) -> str:
+    if value is None:
+        return "none"
+    return value if len(value) <= LONGEST_SHOWN else f"{value[:LONGEST_SHOWN]}..."
