@@ -19,6 +19,7 @@ FLOORS = (
     ("device",),
     ("stages",),
     ("session", "report"),
+    ("commands",),
     ("loadgen", "sinks"),
     ("offline", "doctor"),
 )
