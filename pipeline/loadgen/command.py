@@ -35,13 +35,14 @@ from pipeline.loadgen.clock import clock_warning
 from pipeline.loadgen.limits import check_settings
 from pipeline.loadgen.options import Options, parse
 from pipeline.loadgen.outputs import Outputs
-from pipeline.loadgen.results import read_result
+from pipeline.loadgen.results import LoadGenResult, read_result
 from pipeline.loadgen.sample_list import write_sample_list
 from pipeline.loadgen.scenarios import batch_plan, expectations, samples_per_query
 from pipeline.loadgen.summary import summarise, write_summary
 from pipeline.machine.gpus import Target, choose
 from pipeline.machine.hardware import default_loaders
-from pipeline.memory.arena import sweep_stale
+from pipeline.machine.room import slots_that_fit
+from pipeline.memory.arena import ArenaSpec, sweep_stale
 from pipeline.report.accuracy import Accuracy, accuracy
 from pipeline.report.dashboard import Dashboard, choose_mode
 from pipeline.report.history import History
@@ -49,7 +50,7 @@ from pipeline.report.verdict import Verdict, judge
 from pipeline.samples.library import SampleLibrary
 from pipeline.session.run import Run, RunSpec
 from pipeline.session.serving import NOT_PREDICTED
-from pipeline.session.store import BadFile
+from pipeline.session.store import BadFile, BadFiles
 from pipeline.session.supervisor import Interrupted, Supervisor
 from pipeline.stages.base import StageFailure
 from pipeline.stages.spec import CPU_IN_FLIGHT
@@ -76,7 +77,7 @@ def _introduction(stage: Any, *, alike: bool) -> Iterator[str]:
 
 
 class BadImages(PipelineError):
-    """Files of the library that cannot become samples; the run was not allowed to leave them out."""
+    """Files that cannot become samples, of `total` that were read; the run was not allowed to leave them out."""
 
     def __init__(self, bad: Sequence[BadFile], total: int) -> None:
         self._lines = (
@@ -138,7 +139,8 @@ class OfflineCommand:
         self._bad: tuple[BadFile, ...] = ()
         self._kept: Any = None
         self._session: LoadGenSession | None = None
-        self._loaded_s = 0.0
+        self._loaded_s: float | None = None
+        self._decoded_before = 0
         self._dashboard: Dashboard | None = None
 
     def run(self) -> None:
@@ -200,6 +202,7 @@ class OfflineCommand:
             samples_per_query=samples_per_query(options.scenario, self._test_settings),
         )
         batch = plan.sizes.largest
+        at_a_time = self._performance_count(len(library), batch)
         loaders = options.loaders or default_loaders()
         spec = RunSpec(
             model=model_path,
@@ -210,7 +213,9 @@ class OfflineCommand:
             library=library,
             resize=round(height * RESIZE_OVER_CROP) if options.resize else None,
             loaders=min(loaders, len(library)),
-            slots=self._performance_count(len(library), batch),
+            slots=self._slots(len(library), at_a_time, (3, height, width)),
+            at_a_time=at_a_time,
+            ahead=self._needs_all,
             stage_timeout_s=options.stage_timeout_s,
             image_timeout_s=options.image_timeout_s,
             engines=len(target.gpus) or options.engines,
@@ -248,6 +253,20 @@ class OfflineCommand:
         ours = min(samples, max(PERFORMANCE_SAMPLES, batch))
         return samples_at_a_time(self._test_settings, samples, ours)
 
+    @property
+    def _needs_all(self) -> bool:
+        """Whether LoadGen asks for every sample, set by set; otherwise it chooses one set."""
+        return self._options.test_mode in ("AccuracyOnly", "SubmissionRun")
+
+    def _slots(self, samples: int, at_a_time: int, shape: tuple[int, int, int]) -> int:
+        """How many decoded samples the run keeps: those that are needed, as far as there is memory for them."""
+        if not (self._needs_all or self._options.skip_bad_images):
+            return at_a_time
+        slots = min(samples, max(at_a_time, slots_that_fit(ArenaSpec("", 1, shape).slot_bytes)))
+        if slots < samples:
+            self._say(f"there is memory for {slots:,} of {samples:,} decoded samples")
+        return slots
+
     def _job(self, lg: Any, run: Run, prepared: Prepared) -> None:
         """All that takes time, in the job's thread."""
         run.start()
@@ -255,12 +274,13 @@ class OfflineCommand:
             for line in _introduction(stage, alike=stage is run.store.decode):
                 self._say(line)
         run.serving.enter("loading")
-        self._bad = run.store.check()
-        if self._bad and not self._options.skip_bad_images:
-            raise BadImages(self._bad, len(prepared.library))
+        # LoadGen has to be told how many samples there are, so that bad ones are left out before. Otherwise what it
+        # will not ask for is not decoded, and a bad one ends the run when it is.
+        if self._options.skip_bad_images or len(prepared.library) <= prepared.spec.at_a_time:
+            self._bad = run.store.check()
         self._kept = run.store.drop(self._bad)
-        if len(self._kept) == 0:
-            raise BadImages(self._bad, len(prepared.library))
+        if len(self._kept) == 0 or (self._bad and not self._options.skip_bad_images):
+            raise BadImages(self._bad, run.store.known)
         self._expect_rate(run)
         with LoadGenSession(
             lg,
@@ -275,12 +295,19 @@ class OfflineCommand:
             self._check_stdout()
             self._outputs.clear()
             write_sample_list(self._outputs.sample_list, prepared.library.subset(self._kept))
-            run.serving.enter("running")
             self._session.run(self._test_settings, self._log_settings)
         run.serving.enter("done")
 
     def _load(self, run: Run, samples: Indices) -> None:
-        run.store.load(samples)
+        try:
+            run.store.load(samples)
+        except BadFiles as error:
+            # Where the others are needed too, the list is made whole.
+            bad = run.store.check() if self._needs_all else error.bad
+            raise BadImages(bad, run.store.known) from None
+        if self._loaded_s is None:
+            self._decoded_before = run.store.snapshot().done
+            run.serving.enter("running")
         self._loaded_s = time.monotonic()
 
     def _expect_rate(self, run: Run) -> None:
@@ -315,10 +342,12 @@ class OfflineCommand:
             for bad in self._bad:
                 self._say(f"  {bad.path}: {bad.why}")
         snapshot, answering = run.serving.snapshot(), run.serving.answering
-        warning = None if answering is None else clock_warning(result, answering, self._loaded_s)
+        warning = None
+        if answering is not None and self._loaded_s is not None:
+            warning = clock_warning(result, answering, self._loaded_s)
         if warning is not None:
             self._say(warning)
-        verdict = self._verdict(run, result.samples_per_second or snapshot.rate_mean)
+        verdict = self._verdict(run, result)
         summary = summarise(
             self._options,
             test_settings=self._test_settings,
@@ -334,7 +363,8 @@ class OfflineCommand:
             accuracy=top1,
             extra={
                 "engines": _engines(run),
-                "notices": run.serving.infer.notices, "verdict": None if verdict is None else verdict.as_dict(),
+                "notices": run.serving.infer.notices,
+                "verdict": None if verdict is None else verdict.as_dict(),
                 "clock_warning": warning,
             },
         )
@@ -344,11 +374,19 @@ class OfflineCommand:
             write_trace(self._options.trace, run.traces())
             self._say(f"timeline: {self._options.trace}, for https://ui.perfetto.dev")
 
-    def _verdict(self, run: Run, rate: float) -> Verdict | None:
+    def _verdict(self, run: Run, result: LoadGenResult) -> Verdict | None:
         """What bounds the run; None in scenarios whose rate is LoadGen's to choose."""
         if self._options.scenario != "Offline":
             return None
-        verdict = judge(run.ceilings(rate, decode_timed=False))
+        rate, snapshot = result.samples_per_second, run.serving.snapshot()
+        # LoadGen's own rate is of samples that were all loaded before.
+        decoded = snapshot.stages[0].done - self._decoded_before if rate is None else 0
+        ceilings = run.ceilings(
+            snapshot.rate_mean if rate is None else rate,
+            decode_timed=decoded > 0,
+            decodes_per_sample=decoded / max(1, snapshot.completed) if decoded else 1.0,
+        )
+        verdict = judge(ceilings)
         for sentence in verdict.sentences:
             self._say(sentence)
         return verdict

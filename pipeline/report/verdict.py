@@ -10,8 +10,9 @@ the seconds that each part was busy:
   samples over the seconds that engines were busy.
 - loadgen: samples over the seconds that handing answers to LoadGen took.
 
-LoadGen has samples loaded before its clock starts, so that decoding bounds no LoadGen run; the verdict then says what
-decoding at the run's rate would take.
+In a performance run LoadGen has samples loaded before its clock starts, so that decoding bounds none; the verdict then
+says what decoding at the run's rate would take. An accuracy run decodes one set of samples while the engine is at the
+one before: what was decoded in that time counts, and the ceiling is for so many images a sample.
 """
 
 from __future__ import annotations
@@ -74,7 +75,7 @@ def judge(ceilings: Ceilings) -> Verdict:
     """The verdict over a run that is over."""
     parts = ceilings.by_part()
     listed = tuple(f"  {part}: {_rate(rate)} ({MEASURED_BY[part]})" for part, rate in parts.items())
-    listed += _decoded_before(ceilings)
+    listed += _decoded_before(ceilings) + _decoded_in_part(ceilings)
     run = _rate(ceilings.rate)
     if not parts:
         return Verdict("unknown", None, (f"The run gave {run}; no ceiling was measured.", *listed), ceilings)
@@ -133,6 +134,15 @@ def _decoded_before(ceilings: Ceilings) -> tuple[str, ...]:
     return (f"{said}; to keep up with this run, decode needs {' and '.join(lack)}.",)
 
 
+def _decoded_in_part(ceilings: Ceilings) -> tuple[str, ...]:
+    share = ceilings.decodes_per_sample
+    if ceilings.decode_allows is None or share == 1:
+        return ()
+    return (
+        f"{share:.3g} images were decoded for each sample in that time: {_rate(ceilings.decode or 0)} of decoding.",
+    )
+
+
 def _rate(value: float) -> str:
     """`128,288 samples/s`, `15.9 samples/s`."""
     return f"{value:,.0f} samples/s" if value >= 100 else f"{value:.3g} samples/s"
@@ -142,7 +152,7 @@ def _more_loaders(following: str, target: float, ceilings: Ceilings) -> str:
     each = ceilings.decode_per_loader
     if not each:
         return f"For {following}'s {target:,.0f}, loaders have to decode at all."
-    wanted = math.ceil(target / each - 1e-9)
+    wanted = math.ceil(target * ceilings.decodes_per_sample / each - 1e-9)
     more = wanted - ceilings.loaders
     if more <= 0:
         return f"{following} is as slow: {target:,.0f}."

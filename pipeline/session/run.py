@@ -38,7 +38,8 @@ class RunSpec:
         input_shape: (3, H, W) of the model.
         resize: short side to resize images to before the centre crop, or None for images that are sized.
         rules: which images are taken as samples.
-        slots: samples that may be loaded at a time.
+        slots: samples that the arena holds.
+        at_a_time, ahead: see `pipeline.session.store.SampleStore`.
         stage_timeout_s: silence after which a worker counts as hung.
         image_timeout_s: the most that one file may take to become a sample.
         traced: whether every process keeps its spans for a trace.
@@ -61,6 +62,8 @@ class RunSpec:
     ordered: bool = False
     bus_ids: tuple[str, ...] = ()
     hold_s: float = 0.0
+    at_a_time: int = 0
+    ahead: bool = False
     traced: bool = False
     rules: ImageRules = field(default_factory=ImageRules)
 
@@ -94,6 +97,8 @@ class Run:
             on_failure=on_failure,
             traced=spec.traced,
             rules=spec.rules,
+            at_a_time=spec.at_a_time,
+            ahead=spec.ahead,
         )
         engine = EngineSpec(
             arena.spec,
@@ -122,7 +127,7 @@ class Run:
         )
         # Given back in the reverse order: first the processes that compute, last the memory they read.
         self._held.callback(self.serving.stop)
-        self._held.callback(self.store.decode.stop)
+        self._held.callback(self.store.stop)
         self._held.callback(self.serving.infer.stop)
 
     def start(self) -> None:
@@ -137,10 +142,10 @@ class Run:
         """The spans of every process of a run that is over. Raises StageFailure."""
         return (self._tracer.to_records(), *self.serving.infer.traces(), *self.store.decode.traces())
 
-    def ceilings(self, rate: float, *, decode_timed: bool) -> Ceilings:
+    def ceilings(self, rate: float, *, decode_timed: bool, decodes_per_sample: float = 1.0) -> Ceilings:
         """What each part could have done alone in this run, which gave `rate` samples/s.
 
-        `decode_timed` says whether decoding was a part of what the rate was measured over.
+        The others are as in `Ceilings`.
         """
         infer, decode = self.serving.infer, self.store.decode
         engine, busy = total(r.engine for r in infer.rates), infer.rate_while_busy
@@ -150,6 +155,7 @@ class Run:
             rate=rate,
             decode_per_loader=decode.rate_while_busy,
             decode_timed=decode_timed,
+            decodes_per_sample=decodes_per_sample,
             loaders=decode.workers,
             cores=usable_cores(),
             h2d=total(r.h2d for r in infer.rates),

@@ -15,6 +15,7 @@ class Ceilings:
         rate: of the run.
         decode_per_loader: one loader's.
         decode_timed: whether decoding was a part of what `rate` was measured over.
+        decodes_per_sample: images decoded in that time for each sample of `rate`: below 1 where some were before.
         loaders: how many the run had.
         cores: that the run may use, for loaders and all else.
         h2d, engine: of all engines of the run together.
@@ -26,6 +27,7 @@ class Ceilings:
     rate: float
     decode_per_loader: float | None = None
     decode_timed: bool = False
+    decodes_per_sample: float = 1.0
     loaders: int = 0
     cores: int = 0
     h2d: float | None = None
@@ -44,13 +46,19 @@ class Ceilings:
 
     @property
     def decode(self) -> float | None:
-        """All loaders' rate."""
+        """All loaders' rate, in images/s."""
         return None if self.decode_per_loader is None else self.decode_per_loader * self.loaders
+
+    @property
+    def decode_allows(self) -> float | None:
+        """The samples/s of the run that loaders would have kept up with; None where they had no part in it."""
+        if self.decode is None or not (self.decode_timed and self.decodes_per_sample):
+            return None
+        return self.decode / self.decodes_per_sample
 
     def by_part(self) -> dict[str, float]:
         """Part -> samples/s, of the parts that were measured and timed, lowest first."""
-        decode = self.decode if self.decode_timed else None
-        known = {"decode": decode, "h2d": self.h2d, "engine": self.engine, "loadgen": self.loadgen}
+        known = {"decode": self.decode_allows, "h2d": self.h2d, "engine": self.engine, "loadgen": self.loadgen}
         return dict(sorted(((k, v) for k, v in known.items() if v is not None), key=lambda item: item[1]))
 
 

@@ -50,6 +50,42 @@ def test_a_library_larger_than_what_may_be_loaded_at_a_time(
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert predictions(out) == dict(enumerate(expected.tolist()))
+    summary = json.loads((out / "summary.json").read_text())
+    assert decoded(out) == len(expected), "every file once"
+    measured = summary["verdict"]["measured"]
+    assert 0 <= measured["decodes_per_sample"] <= 1
+    assert ("Decoding was over before the clock started" in done.stdout) == (not measured["decode_timed"])
+
+
+@pytest.mark.usefixtures("clean")
+def test_a_performance_run_decodes_what_loadgen_chooses(model_dir: Path, images: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    done = offline(
+        "--model", model_dir, "--images", images, "-b", 4, "--output-dir", out, "--lgts_min_duration_ms", 100,
+        "--lgts_performance_sample_count_override", 7, "--lgts_offline_expected_qps", 100,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert decoded(out) == 7
+    assert "Decoding was over before the clock started" in done.stdout
+
+
+@pytest.mark.usefixtures("clean")
+def test_bad_images_found_under_the_engine_are_all_named(model_dir: Path, images: Path, tmp_path: Path) -> None:
+    folder = spoil(images, tmp_path / "images")
+    done = offline(
+        "--model", model_dir, "--images", folder, "--output-dir", tmp_path / "out", "--test-mode", "AccuracyOnly",
+        "--lgts_performance_sample_count_override", 4,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "2 of 24 files cannot be read" in done.stderr
+    assert "3.jpg" in done.stderr
+    assert "11.jpg" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def decoded(out: Path) -> int:
+    stages = {stage["name"]: stage for stage in json.loads((out / "summary.json").read_text())["stages"]}
+    return int(stages["decode"]["done"])
 
 
 @pytest.mark.usefixtures("clean")

@@ -91,6 +91,20 @@ def test_samples_decoded_before_the_run_do_not_bound_it() -> None:
     assert not any("ecod" in line for line in judge(replace(before, decode_per_loader=None)).sentences)
 
 
+def test_samples_decoded_in_part_before_the_clock_count_as_what_they_were() -> None:
+    """3,000 samples, 1,000 of them decoded before: decoding could have kept up with half as much again."""
+    part = replace(FULL, rate=14_500, decodes_per_sample=2 / 3)
+    verdict = judge(part)
+    assert (verdict.bound, verdict.share) == ("decode", pytest.approx(14_500 / 15_000))
+    assert "Decoding bounds this run: 14,500 samples/s is 97% of its ceiling, 15,000 samples/s." in verdict.sentences
+    assert "36 loaders in place of 20: 16 more cores than the 20 here." in verdict.sentences[1]
+    assert verdict.sentences[-1] == (
+        "0.667 images were decoded for each sample in that time: 10,000 samples/s of decoding."
+    )
+    assert "over before the clock" not in str(verdict)
+    assert judge(FULL).sentences[-1].startswith("  loadgen:")
+
+
 def test_the_dict_is_json_and_names_every_measurement() -> None:
     parts = json.loads(json.dumps(judge(FULL).as_dict()))["ceilings"]
     assert list(parts) == ["decode", "engine", "h2d", "loadgen"]

@@ -41,6 +41,27 @@ def test_unpinned_samples_stay_until_their_slot_is_needed() -> None:
         table.slots_of(ints(0))
 
 
+def test_spent_samples_go_before_those_that_were_never_asked_for() -> None:
+    table = SlotTable(samples=9, slots=4)
+    table.claim(ints(7, 8))
+    table.pin(ints(0, 1))
+    assert (table.free, table.spent) == (0, 0)
+    table.unpin(ints(1, 1, 0))
+    assert table.spent == 2
+    table.claim(ints(5))
+    table.pin(ints(2))
+    assert table.slots_of(ints(2, 5, 7, 8)).size == 4
+    with pytest.raises(ValueError, match="never loaded"):
+        table.slots_of(ints(0))
+    # Those that nobody asked for go last, and those that are kept do not go.
+    keep = np.zeros(9, dtype=np.bool_)
+    keep[[5, 7]] = True
+    table.pin(ints(3), keep)
+    assert table.slots_of(ints(2, 3, 5, 7)).size == 4
+    with pytest.raises(ValueError, match="free slots"):
+        table.pin(ints(4), keep)
+
+
 def test_a_sample_claims_one_slot() -> None:
     table = SlotTable(samples=5, slots=5)
     table.claim(ints(3))

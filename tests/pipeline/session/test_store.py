@@ -10,17 +10,18 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
 import pytest
 from PIL import Image
 
-from pipeline.errors import ImageError
+from pipeline.errors import PipelineError
 from pipeline.memory.arena import Arena
 from pipeline.samples.library import SampleLibrary
 from pipeline.samples.preprocess import Preprocessor
-from pipeline.session.store import SampleStore
+from pipeline.session.store import BadFiles, SampleStore
 from pipeline.stages.base import StageFailure
 
 SIZE = 32
@@ -50,7 +51,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @contextmanager
 def store(
-    folder: Path, tmp_path: Path, *, image_timeout_s: float, loaders: int, slots: int | None = None
+    folder: Path, tmp_path: Path, *, image_timeout_s: float, loaders: int, slots: int | None = None, **options: Any
 ) -> Iterator[tuple[SampleStore, Arena]]:
     library = SampleLibrary.from_images(folder)
     failures: list[StageFailure] = []
@@ -64,12 +65,13 @@ def store(
             timeout_s=30.0,
             image_timeout_s=image_timeout_s,
             on_failure=failures.append,
+            **options,
         )
         try:
             made.decode.start()
             yield made, arena
         finally:
-            made.decode.stop()
+            made.stop()
             assert not any(psutil.pid_exists(pid) for pid in made.decode.pids)
     assert not failures
 
@@ -89,7 +91,7 @@ def test_a_file_that_takes_too_long_is_bad_and_the_others_of_its_task_are_not(fo
         assert bad[0].why == "its loader took longer than 1.5 s (--image-timeout)"
         assert_the_others_are_there(made, arena, folder)
         assert (made.snapshot().failed, made.decode.replaced) == (1, 1)
-        with pytest.raises(ImageError, match="longer than"):
+        with pytest.raises(BadFiles, match="longer than"):
             made.load(np.array([1, SLOW]))
 
 
@@ -138,3 +140,105 @@ def test_a_bad_file_keeps_no_slot(tmp_path: Path) -> None:
         made.load(np.array([0, 1, 2]))
         assert len(set(made.slots_of(np.array([0, 1, 2])).tolist())) == 3
         assert made.snapshot().done - checked == 1
+
+
+MANY, SET = 40, 6
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Images of one colour each, which is what they are told apart by."""
+    path = tmp_path_factory.mktemp("many")
+    for number in range(MANY):
+        Image.new("RGB", (SIZE, SIZE), (6 * number, 255 - 6 * number, 90)).save(path / f"{number:02}.png")
+    return path
+
+
+def settled(made: SampleStore, done: int) -> int:
+    """How many files have been decoded when `done` have, and a moment later."""
+    deadline = time.monotonic() + 20
+    while made.snapshot().done < done and time.monotonic() < deadline:
+        time.sleep(0.01)
+    time.sleep(0.3)
+    return made.snapshot().done
+
+
+def assert_loaded(made: SampleStore, arena: Arena, folder: Path, samples: np.ndarray) -> None:
+    out = np.empty((3, SIZE, SIZE), dtype=np.int8)
+    for number, slot in zip(samples.tolist(), made.slots_of(samples).tolist(), strict=True):
+        Preprocessor(size=SIZE, resize=SIZE).decode_into(folder / f"{number:02}.png", out)
+        np.testing.assert_array_equal(arena.sample(slot), out)
+
+
+@pytest.mark.parametrize("slots", [SET, SET + 1, 17, MANY])
+def test_every_file_is_decoded_once_whatever_the_memory(many: Path, tmp_path: Path, slots: int) -> None:
+    order = np.random.default_rng(slots).permutation(MANY)
+    with store(many, tmp_path, image_timeout_s=60.0, loaders=2, slots=slots, at_a_time=SET, ahead=True) as (
+        made,
+        arena,
+    ):
+        for begin in range(0, MANY, SET):
+            samples = order[begin : begin + SET]
+            made.load(samples)
+            assert_loaded(made, arena, many, samples)
+            assert made.progress == (len(samples), len(samples))
+            made.unload(samples)
+        assert made.snapshot().done == MANY
+        assert made.known == MANY
+
+
+def test_the_next_set_is_decoded_while_nobody_asks(many: Path, tmp_path: Path) -> None:
+    with store(many, tmp_path, image_timeout_s=60.0, loaders=2, slots=17, at_a_time=SET, ahead=True) as (made, arena):
+        samples = np.arange(SET) * 5
+        made.load(samples)
+        assert settled(made, 17) == 17, "all slots are put to use, and none that is needed"
+        assert_loaded(made, arena, many, samples)
+        made.unload(samples)
+        assert settled(made, 17) == 17, "the next set may need as many slots as this one did"
+
+
+def test_what_is_not_asked_for_is_not_decoded(many: Path, tmp_path: Path) -> None:
+    with store(many, tmp_path, image_timeout_s=60.0, loaders=2, slots=SET, at_a_time=SET) as (made, arena):
+        samples = np.array([3, 30, 7, 11, 39, 0])
+        made.load(samples)
+        assert settled(made, SET) == SET
+        made.unload(samples)
+        made.load(samples)
+        assert_loaded(made, arena, many, samples)
+        assert settled(made, SET) == SET
+
+
+def test_bad_files_end_the_next_load_and_a_check_names_the_others(many: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for path in many.iterdir():
+        (folder / path.name).write_bytes(b"no image" if path.name in ("02.png", "38.png") else path.read_bytes())
+    with store(folder, tmp_path, image_timeout_s=60.0, loaders=2, slots=17, at_a_time=SET, ahead=True) as (made, _):
+        first, second = np.arange(10, 16), np.arange(20, 26)
+        made.load(first)
+        settled(made, 17)
+        made.unload(first)
+        with pytest.raises(BadFiles, match=r"02\.png"):
+            made.load(second)
+        assert [b.path.name for b in made.check()] == ["02.png", "38.png"]
+        assert (made.known, made.snapshot().done) == (MANY, MANY)
+
+
+def test_a_load_ends_when_the_store_does(many: Path, tmp_path: Path) -> None:
+    with store(many, tmp_path, image_timeout_s=60.0, loaders=1, slots=MANY) as (made, _):
+        errors: list[BaseException] = []
+
+        def load() -> None:
+            try:
+                made.load(np.arange(MANY))
+            except PipelineError as error:
+                errors.append(error)
+
+        made._submit = lambda *_: None  # type: ignore[method-assign, assignment]
+        thread = threading.Thread(target=load)
+        thread.start()
+        time.sleep(0.2)
+        made.stop()
+        thread.join(10)
+        assert not thread.is_alive()
+        assert len(errors) == 1
