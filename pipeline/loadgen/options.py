@@ -371,6 +371,9 @@ def _check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Options
     def wrong(why: str) -> NoReturn:
         parser.error(why)
 
+    # argparse takes the value of `--count=--` for an end of options, and leaves none.
+    for name in (name for name, value in vars(args).items() if value == []):
+        wrong(f"argument {name}: '--' is no value")
     test_settings, log_settings = _given(args, "lgts_"), _given(args, "lgls_")
     scenario = test_settings.pop("scenario", None)
     if scenario is not None and args.scenario not in (None, scenario):

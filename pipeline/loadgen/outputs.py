@@ -197,7 +197,7 @@ def _check_trace(file: Path) -> None:
             if not os.access(file, os.W_OK):
                 raise PipelineError(f"--trace {file}: no permission to write to it")
             return
-        with tempfile.TemporaryFile(dir=file.resolve().parent) as tried:
+        with tempfile.TemporaryFile(dir=Path(os.path.realpath(file)).parent) as tried:
             tried.write(bytes(TRIED_BYTES))
     except OSError as error:
         raise PipelineError(f"--trace {file}: cannot be written: {error.strerror}; name another file") from error

@@ -201,6 +201,8 @@ def test_help_shows_the_fields_with_their_defaults(capsys: pytest.CaptureFixture
         (f"--images {'é' * 200}", "too long a name for a file (400 bytes)"),
         (f"-a {'x/' * 2048}", "too long a name for a file (4,096 bytes)"),
         ("--model=", "an empty name"),
+        ("--count=--", "argument count: '--' is no value"),
+        ("--mapPath=-- --images i", "'--' is no value"),
         ("--loaders two", "'two'"),
         ("--stage-timeout 0", "seconds above 0"),
         ("--stage-timeout inf", "seconds above 0"),
