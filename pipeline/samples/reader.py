@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
-import stat
 from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
+from int4core.regular import open_regular
 from pipeline.errors import ImageError, PipelineError
 from pipeline.samples.files import why_not_opened
 from pipeline.samples.remote import file_system, is_url, reason
@@ -40,7 +42,7 @@ class Reader:
         if max_bytes < 1:
             raise ValueError("an image file has at least one byte")
         self.max_bytes = max_bytes
-        self._shards: OrderedDict[str, int] = OrderedDict()
+        self._shards: OrderedDict[str, tuple[int, ExitStack]] = OrderedDict()
         self._cursors: OrderedDict[tuple[str, int, str], RowCursor] = OrderedDict()
 
     def __enter__(self) -> Reader:
@@ -50,8 +52,8 @@ class Reader:
         self.close()
 
     def close(self) -> None:
-        for descriptor in self._shards.values():
-            os.close(descriptor)
+        for _, shard in self._shards.values():
+            shard.close()
         for cursor in self._cursors.values():
             cursor.close()
         self._shards.clear()
@@ -86,12 +88,9 @@ class Reader:
         if is_url(path):
             # One byte more than is allowed, so that one request both reads it and shows that it is too large.
             return self._checked(path, _read_url(path, 0, self.max_bytes + 1))
-        descriptor, size = _open_regular(path)
-        try:
+        with _opened(path) as (descriptor, size):
             self._check_size(path, size)
             data = _read_range(path, descriptor, 0, size)
-        finally:
-            os.close(descriptor)
         if len(data) < size:
             raise ImageError(path, "cut short while it was read")
         return data
@@ -125,14 +124,14 @@ class Reader:
         raise ImageError(locator.path, f"column {locator.column} holds {cell.type}, not bytes or a path")
 
     def _shard(self, path: str) -> int:
-        if path in self._shards:
-            self._shards.move_to_end(path)
-            return self._shards[path]
-        descriptor, _ = _open_regular(path)
-        self._shards[path] = descriptor
-        if len(self._shards) > OPEN_SHARDS:
-            os.close(self._shards.popitem(last=False)[1])
-        return descriptor
+        if path not in self._shards:
+            stack = ExitStack()
+            descriptor, _ = stack.enter_context(_opened(path))
+            self._shards[path] = descriptor, stack
+            if len(self._shards) > OPEN_SHARDS:
+                self._shards.popitem(last=False)[1][1].close()
+        self._shards.move_to_end(path)
+        return self._shards[path][0]
 
     def _cursor(self, locator: RowLocator) -> RowCursor:
         key = (locator.path, locator.row_group, locator.column)
@@ -152,26 +151,21 @@ class Reader:
         if size == 0:
             raise ImageError(place, "the file is empty")
         if size > self.max_bytes:
-            raise ImageError(place, f"larger than the {self.max_bytes} bytes that an image file may have")
+            raise ImageError(place, f"more bytes than --max-image-bytes {self.max_bytes}")
 
 
-def _open_regular(path: str) -> tuple[int, int]:
+@contextmanager
+def _opened(path: str) -> Iterator[tuple[int, int]]:
     """A descriptor of the regular file at `path`, and its size."""
-    try:
-        # Looked at before it is opened: opening some devices does something.
-        if not stat.S_ISREG(os.stat(path).st_mode):
-            raise ImageError(path, "it is a folder, not a file" if os.path.isdir(path) else "not a regular file")
-        # Should it be a FIFO by now, opening it does not wait for a writer.
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    except OSError as error:
-        raise ImageError(path, why_not_opened(error)) from error
-    except ValueError as error:  # a NUL in the name
-        raise ImageError(path, f"not a file name: {error}") from error
-    state = os.fstat(descriptor)
-    if not stat.S_ISREG(state.st_mode):
-        os.close(descriptor)
-        raise ImageError(path, "not a regular file")
-    return descriptor, state.st_size
+    with ExitStack() as stack:
+        try:
+            descriptor, found = stack.enter_context(open_regular(path))
+        except OSError as error:
+            why = "it is a folder, not a file" if os.path.isdir(path) else why_not_opened(error)
+            raise ImageError(path, why) from error
+        except ValueError as error:  # a NUL in the name
+            raise ImageError(path, f"not a file name: {error}") from error
+        yield descriptor, found.st_size
 
 
 def _read_range(path: str, descriptor: int, offset: int, length: int) -> bytes:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import re
-import stat
 from typing import Any, BinaryIO, cast
 
+from int4core.regular import open_regular
 from pipeline.errors import ImageError, PipelineError
 from pipeline.extras import require
 from pipeline.samples.files import why_not_opened
@@ -49,9 +49,8 @@ def open_binary(path: str) -> BinaryIO:
         except Exception as error:  # each protocol has errors of its own
             raise ImageError(path, reason(error)) from error
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode):
-            raise ImageError(path, "not a regular file")
-        return open(path, "rb")
+        with open_regular(path) as (descriptor, _):
+            return open(os.dup(descriptor), "rb")
     except OSError as error:
         raise ImageError(path, why_not_opened(error)) from error
     except ValueError as error:  # a NUL in the name

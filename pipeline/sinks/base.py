@@ -60,6 +60,9 @@ class Sink(Protocol):
     def tick(self) -> None:
         """To be called every second or so, when no rows come: what has waited long enough is made safe."""
 
+    def leave(self) -> None:
+        """The output is not to be finished when the context is left, but gone on with by a later run."""
+
     def earlier(self) -> Iterator[Rows]:
         """The rows of earlier runs into this output, some ten thousand at a time."""
 

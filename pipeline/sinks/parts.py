@@ -78,6 +78,7 @@ class PartsSink:
         self._waiting_rows = 0
         self._since = 0.0
         self._broken: BaseException | None = None
+        self._leaving = False
         self._parts_folder = self.out if folder else self._beside(".parts")
         with plainly(self.out):
             make_folder(self.out if folder else self.out.parent)
@@ -97,14 +98,19 @@ class PartsSink:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         try:
-            if kind is None:
+            if kind is None and not self._leaving:
                 self.finish()
             else:
                 # What came in is made safe, if that works; if not, the exception under way matters more.
                 with suppress(SinkError):
                     self.cut()
+                self._remove_if_nothing_came()
         finally:
             self._lock.release()
+
+    def leave(self) -> None:
+        """The output is not to be finished when the context is left, but gone on with by a later run."""
+        self._leaving = True
 
     def note(self, notes: Mapping[str, str]) -> None:
         """What is known of the run by now, for the parts and the file to come."""
@@ -261,6 +267,14 @@ class PartsSink:
         for path in (*self._parts(), *self._leftovers(), self._parts_folder / ABOUT):
             path.unlink(missing_ok=True)
         self._remove_parts_folder()
+
+    def _remove_if_nothing_came(self) -> None:
+        if not self.complete and not self._parts():
+            with suppress(OSError):
+                if self._folder:
+                    (self.out / ABOUT).unlink(missing_ok=True)
+                else:
+                    self._remove_parts()
 
     def _remove_parts_folder(self) -> None:
         with suppress(OSError):  # something of someone else is in it

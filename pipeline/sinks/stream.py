@@ -32,6 +32,8 @@ class NoSink:
 
     def tick(self) -> None: ...
 
+    def leave(self) -> None: ...
+
     def earlier(self) -> Iterator[Rows]:
         return iter(())
 

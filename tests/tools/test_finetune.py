@@ -21,11 +21,13 @@ from int4core.dtypes import S8, S32, U4, U7  # noqa: E402
 from int4core.engine import Engine  # noqa: E402
 from int4core.layers import Quantize, walk  # noqa: E402
 from int4core.model import Model  # noqa: E402
+from pipeline.samples.classes import read_classes  # noqa: E402
 from tools.finetune import checkpoint, convert, data, export, fakequant, ranges, recipe, train  # noqa: E402
 from tools.finetune.errors import FinetuneError  # noqa: E402
 from tools.finetune.qresnet import QuantResNet, exact, quantize_input  # noqa: E402
 from tools.finetune.resnet import ARCHITECTURES, Architecture, ResNet, load_parent  # noqa: E402
 from tools.finetune.verify import compare  # noqa: E402
+from tools.shapes import class_name  # noqa: E402
 
 CPU = torch.device("cpu")
 TINY = Architecture((2, 1, 1, 1), width=8, classes=16)
@@ -184,6 +186,7 @@ def test_recipe_in_miniature(tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "out" / "model.tar.gz") as archive:
         archive.extractall(tmp_path / "there")
     assert Model.load(tmp_path / "there" / "model").network.classes == 16
+    assert read_classes(None, tmp_path / "there" / "model", 16) == tuple(class_name(n) for n in range(16))
 
 
 class TestArithmetic:

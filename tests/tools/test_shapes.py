@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.paths import ROOT
 from tools.shapes import CLASSES, CROP_EXTENT, HUES, SHAPES, TEXTURES, class_name, render, split_class
 from tools.shapes.__main__ import main
 from tools.shapes.arrays import NUMPY, torch_backend
@@ -40,6 +41,13 @@ class TestClasses:
         label = shape * 100 + kind * 10 + hue
         assert split_class(label) == (shape, kind, hue)
         assert class_name(label) == "blue dotted heart"
+
+    def test_the_bundled_model_has_their_names(self, tmp_path: Path) -> None:
+        assert main(["classes", "--out", str(tmp_path / "classes.txt")]) == 0
+        text = (tmp_path / "classes.txt").read_bytes()
+        assert text.decode().splitlines() == [class_name(label) for label in range(CLASSES)]
+        assert (ROOT / "model" / "classes.txt").read_bytes() == text
+        assert main(["classes", "--out", str(tmp_path)]) == 1
 
     @pytest.mark.parametrize("label", [-1, 1000])
     def test_no_other_number_is_a_class(self, label: int) -> None:

@@ -20,6 +20,7 @@ import torch
 
 from int4core.engine import Engine
 from int4core.model import Model
+from pipeline.samples.classes import CLASSES_NAME
 from tools.finetune import checkpoint
 from tools.finetune.convert import build, make_room, reestimate
 from tools.finetune.data import Batch, Procedural, Source, evaluation_files
@@ -31,6 +32,7 @@ from tools.finetune.resnet import Architecture, ResNet
 from tools.finetune.train import Forward, Schedule, Trainer, accuracy, forward_of
 from tools.finetune.verify import compare
 from tools.shapes.files import draw_specs, make
+from tools.shapes.names import names_text
 
 
 @dataclass(frozen=True)
@@ -224,7 +226,9 @@ class _Run:
         checkpoint.save(self.work / "quantised.pt", model)
 
     def export(self, model: QuantResNet, folder: Path) -> None:
-        to_model(model, self.r.final_size).save(folder)
+        exported = to_model(model, self.r.final_size)
+        exported.save(folder)
+        (folder / CLASSES_NAME).write_text(names_text(exported.network.classes))
 
     def pack(self, folder: Path) -> None:
         with tarfile.open(self.out / "model.tar.gz", "w:gz") as archive:

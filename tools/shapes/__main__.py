@@ -1,4 +1,4 @@
-"""`python -m tools.shapes make|demo|sheet`: image files of the procedural set."""
+"""`python -m tools.shapes make|demo|sheet|classes`: image files of the procedural set, and its classes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rich.progress import Progress
 
 from int4core.streams import run_command
 from tools.shapes.files import ShapesError, contact_sheet, demo_specs, draw_specs, make
-from tools.shapes.names import CLASSES
+from tools.shapes.names import CLASSES, names_text
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -20,7 +20,9 @@ def _parser() -> argparse.ArgumentParser:
 
     def command(name: str, text: str) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=text, description=text)
-        sub.add_argument("--out", type=Path, required=True, help="folder (sheet: PNG file) to write")
+        sub.add_argument(
+            "--out", type=Path, required=True, help="folder (sheet: PNG file, classes: text file) to write"
+        )
         return sub
 
     for name, text in (
@@ -31,6 +33,7 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("--count", type=int, default=200, help="how many images (default 200)")
         sub.add_argument("--seed", type=int, default=0, help="another seed is another set (default 0)")
     demo = command("demo", "render the 48 bundled images")
+    command("classes", "write the names of the classes, one a line")
     for sub in (commands.choices["make"], demo):
         sub.add_argument("--jobs", type=int, default=None, help="processes (default: one a core)")
     return parser
@@ -38,6 +41,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
+    if args.command == "classes":
+        return _write_classes(args.out)
     if args.command != "demo" and args.count < 1:
         print(f"--count {args.count}: give a positive number of images", file=sys.stderr)
         return 2
@@ -54,6 +59,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 1
     print(f"{len(specs)} images of {len({s.label for s in specs})} of {CLASSES} classes: {args.out}")
+    return 0
+
+
+def _write_classes(path: Path) -> int:
+    try:
+        path.write_text(names_text())
+    except OSError as error:
+        print(error, file=sys.stderr)
+        return 1
+    print(f"{CLASSES} names: {path}")
     return 0
 
 

@@ -24,3 +24,8 @@ def class_name(label: int) -> str:
         raise ValueError(f"class {label} is out of range: there are {CLASSES} classes, 0 to {CLASSES - 1}")
     shape, texture, hue = split_class(label)
     return f"{HUES[hue]} {TEXTURES[texture]} {SHAPES[shape]}"
+
+
+def names_text(classes: int = CLASSES) -> str:
+    """The names of the first `classes` classes, one a line: a model's classes.txt."""
+    return "".join(f"{class_name(label)}\n" for label in range(classes))

@@ -13,6 +13,7 @@ from tools.shapes.names import split_class
 CROP_EXTENT = 224 / 256
 """Half the side of what a 224 centre crop of an image of short side 256 shows, the short side being 2."""
 
+
 def _paint(below: list[Array], colour: list[Array], cover: Array) -> list[Array]:
     return [a + (c - a) * cover for a, c in zip(below, colour, strict=True)]
 
@@ -185,8 +186,7 @@ def _camera(s: _Scene, image: list[Array]) -> list[Array]:
     exposure, contrast, noise = s.draw(0.82, 1.12), s.draw(0.8, 1.1), s.draw(0.0, 0.1)
     develop = s.b.leaf(_develop)
     return [
-        develop(channel, light, exposure * s.draw(0.86, 1.14), contrast, noise, s.index, s.bits())
-        for channel in image
+        develop(channel, light, exposure * s.draw(0.86, 1.14), contrast, noise, s.index, s.bits()) for channel in image
     ]
 
 

@@ -161,6 +161,20 @@ def test_an_exception_keeps_what_came_in(out: str) -> None:
         assert again.rows == len(again.done) == 5
 
 
+def test_an_output_that_is_left_is_not_finished(out: str) -> None:
+    with opened(out) as sink:
+        sink.leave()
+    assert names() == (["parts"] if out == "parts/" else [])
+    interrupted(out, [])
+    assert names() == (["parts"] if out == "parts/" else [])
+    with opened(out) as sink:
+        sink.write(made(KEYS[:5]))
+        sink.leave()
+    with opened(out) as again:
+        assert not again.complete
+        assert again.rows == 5
+
+
 def test_keys_of_any_bytes_are_done(out: str) -> None:
     odd = ["\udcff.jpg", "\\xff.jpg", "new\nline", 'a,"b"', "é", ""]
     interrupted(out, odd)
