@@ -26,6 +26,7 @@ import numpy.typing as npt
 from int4core.errors import printable, printed
 from int4core.regular import open_regular
 from int4core.streams import run_command
+from pipeline.commands.values import whole
 from pipeline.errors import PipelineError
 from pipeline.loadgen.results import (
     NOT_PREDICTED,
@@ -76,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("a", type=Path, metavar="A", help="mlperf_log_accuracy.json or map file")
     parser.add_argument("b", type=Path, metavar="B", help="mlperf_log_accuracy.json or map file")
     parser.add_argument("-m", "--mapPath", dest="map_path", type=Path, metavar="MAP", help="map with labels")
-    parser.add_argument("--show", type=int, default=10, metavar="N", help="differing samples to list")
+    parser.add_argument("--show", type=whole(0), default=10, metavar="N", help="differing samples to list")
     args = parser.parse_args(argv)
     try:
         return compare(args.a, args.b, args.map_path, args.show)

@@ -6,6 +6,7 @@ Exit status: 0 when DIR is a sound model, 1 when it is not, 2 when it is not the
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from int4core.errors import Int4CoreError, printable, printed
 from int4core.model import Model
 from int4core.network import LayerShape, trace_shapes
 from int4core.streams import run_command
+from pipeline.commands.values import path
 
 WHERE = """\
 The INT4 ResNet-50 of NVIDIA's open-division submission to MLPerf Inference v0.5 (Apache-2.0) is in
@@ -32,11 +34,11 @@ def find_model(folder: Path) -> Path:
 
     Raises FileNotFoundError when there is none, or several.
     """
-    if (folder / "model").is_file():
+    if os.path.isfile(folder / "model"):
         return folder
     levels = ("*", "*/*", "*/*/*", "*/*/*/*")
     below = [data.parent for level in levels for data in sorted(folder.glob(f"{level}/npdata"))]
-    found = [candidate for candidate in below if (candidate / "model").is_file()]
+    found = [candidate for candidate in below if os.path.isfile(candidate / "model")]
     if not found:
         raise FileNotFoundError(f"{folder}: no model is in it: a file named `model` beside a folder `npdata`")
     if len(found) > 1:
@@ -59,7 +61,7 @@ def summary(shapes: Sequence[LayerShape]) -> Table:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tools.import_published", description=__doc__)
-    parser.add_argument("folder", type=Path, help="the model folder, or one above it")
+    parser.add_argument("folder", type=path, help="the model folder, or one above it")
     folder = parser.parse_args(argv).folder
     try:
         folder = find_model(folder)

@@ -22,6 +22,7 @@ from pathlib import Path
 
 from int4core.errors import Int4CoreError, printed
 from int4core.streams import run_command
+from pipeline.commands.values import whole
 from pipeline.defaults import DEFAULT_MODEL
 from pipeline.errors import PipelineError
 from pipeline.machine.profilers import NCU, require_profiler
@@ -97,13 +98,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=Path("kernels.csv"), help="the CSV file that ncu writes")
     parser.add_argument("--read", type=Path, metavar="CSV", help="a file to report on; nothing is run")
     parser.add_argument("--kernels", metavar="REGEX", help="functions to profile (default: those of the plan)")
-    parser.add_argument("--skip", type=int, metavar="N", help="launches to pass over (default: one pass of the plan)")
-    parser.add_argument("--count", type=int, metavar="N", help="launches to profile (default: one pass of the plan)")
+    parser.add_argument("--skip", type=whole(0), metavar="N", help="launches to pass over (default: one pass)")
+    parser.add_argument("--count", type=whole(1), metavar="N", help="launches to profile (default: one pass)")
     parser.add_argument("--metrics", default="", help="more metrics, separated by commas; they are in the CSV file")
     parser.add_argument("--clock-control", choices=("none", "base"), default="none")
     parser.add_argument("--model", type=Path, default=DEFAULT_MODEL)
     parser.add_argument("--gpu", default="h200", help="the chip that the plan is for")
-    parser.add_argument("--batch", type=int, default=1024)
+    parser.add_argument("--batch", type=whole(1), default=1024)
     parser.add_argument("command", nargs=argparse.REMAINDER, help="after --: what to profile")
     options = parser.parse_args(argv)
     try:
@@ -142,7 +143,7 @@ def profile(options: argparse.Namespace, one_pass: Sequence[Launch]) -> None:
     print("$", *line, flush=True)
     status = subprocess.run(line, check=False, env={**os.environ, "LC_ALL": "C"}).returncode
     if status:
-        why = explain(_text(options.out)) if options.out.is_file() else ""
+        why = explain(_text(options.out)) if os.path.isfile(options.out) else ""
         raise PipelineError(f"ncu ended with {status}; {why or 'what it and the command said is above'}")
 
 

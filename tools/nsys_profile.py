@@ -20,6 +20,7 @@ from pathlib import Path
 
 from int4core.errors import Int4CoreError, printed
 from int4core.streams import run_command
+from pipeline.commands.values import whole
 from pipeline.defaults import DEFAULT_MODEL
 from pipeline.errors import PipelineError
 from pipeline.machine.profilers import NSYS, require_profiler
@@ -99,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--capture-api", action="store_true", help="capture between cudaProfilerStart and ...Stop")
     parser.add_argument("--model", type=Path, default=DEFAULT_MODEL)
     parser.add_argument("--gpu", default="h200", help="the chip that the plan is for")
-    parser.add_argument("--batch", type=int, default=1024)
+    parser.add_argument("--batch", type=whole(1), default=1024)
     parser.add_argument("--copy-kernels", default="", metavar="REGEX", help="kernels that are host-to-device copies")
     parser.add_argument("--window", type=float, default=40.0, metavar="MS", help="length of the picture")
     parser.add_argument("--no-picture", action="store_true")

@@ -30,6 +30,12 @@ def test_nothing_there_says_where_to_get_it(tmp_path: Path, capsys: pytest.Captu
     assert "mlcommons/inference_results_v0.5" in err
 
 
+def test_a_name_that_no_file_can_have_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["x" * 300])
+    assert "too long a name for a file (300 bytes)" in capsys.readouterr().err
+
+
 def test_several_models_are_not_guessed_between(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("a", "b"):
         random_model(blocks=(1, 1, 1, 1), width=4, classes=5, pool=1).save(tmp_path / name)

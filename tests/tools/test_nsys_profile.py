@@ -200,6 +200,13 @@ def test_what_is_no_export_is_an_error(tmp_path: Path, export: Path) -> None:
         read(export)
 
 
+@pytest.mark.parametrize("batch", ["0", "-1", "9" * 400, "9" * 5000])
+def test_a_batch_of_no_images_is_refused(batch: str, export: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--read", str(export), "--batch", batch])
+    assert "is not a whole number from 1" in capsys.readouterr().err
+
+
 def test_an_export_is_only_read(tmp_path: Path) -> None:
     export = write(tmp_path / "what? #1%20.sqlite")
     with closing(sqlite3.connect(export)) as db:

@@ -10,6 +10,7 @@ from pathlib import Path
 from rich.progress import Progress
 
 from int4core.streams import run_command
+from pipeline.commands.values import MOST_PROCESSES, whole
 from tools.shapes.files import ShapesError, contact_sheet, demo_specs, draw_specs, make
 from tools.shapes.names import CLASSES, names_text
 
@@ -30,12 +31,12 @@ def _parser() -> argparse.ArgumentParser:
         ("sheet", "draw the images that `make` would render on one PNG"),
     ):
         sub = command(name, text)
-        sub.add_argument("--count", type=int, default=200, help="how many images (default 200)")
-        sub.add_argument("--seed", type=int, default=0, help="another seed is another set (default 0)")
+        sub.add_argument("--count", type=whole(1), default=200, help="how many images (default 200)")
+        sub.add_argument("--seed", type=whole(0), default=0, help="another seed is another set (default 0)")
     demo = command("demo", "render the 48 bundled images")
     command("classes", "write the names of the classes, one a line")
     for sub in (commands.choices["make"], demo):
-        sub.add_argument("--jobs", type=int, default=None, help="processes (default: one a core)")
+        sub.add_argument("--jobs", type=whole(1, MOST_PROCESSES), default=None, help="processes (default: one a core)")
     return parser
 
 
@@ -43,9 +44,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     if args.command == "classes":
         return _write_classes(args.out)
-    if args.command != "demo" and args.count < 1:
-        print(f"--count {args.count}: give a positive number of images", file=sys.stderr)
-        return 2
     specs = demo_specs() if args.command == "demo" else draw_specs(args.count, args.seed)
     try:
         if args.command == "sheet":
