@@ -11,6 +11,8 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+PIECE = 1 << 20
+
 
 class NotRegularError(OSError):
     """What is there is a pipe, a device, a socket or a folder; `strerror` says so."""
@@ -49,8 +51,10 @@ def open_regular(path: str | os.PathLike[str], flags: int = 0) -> Iterator[tuple
 def read_regular(path: str | os.PathLike[str], limit: int) -> bytes:
     """All of a file of at most `limit` bytes. Raises OSError, NotRegularError and TooLargeError among them."""
     with open_regular(path) as (fd, _), open(fd, "rb", closefd=False) as file:
-        # Not by fstat's size: the files of /proc have none.
-        data = file.read(limit + 1)
+        # Not by fstat's size: the files of /proc have none. In pieces: a read reserves all that it is asked for.
+        data = bytearray()
+        while len(data) <= limit and (piece := file.read(min(PIECE, limit + 1 - len(data)))):
+            data += piece
     if len(data) > limit:
         raise TooLargeError(limit)
-    return data
+    return bytes(data)

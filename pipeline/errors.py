@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
+
+_SHORTAGES = {
+    errno.EMFILE: "too many open files; see ulimit -n",
+    errno.ENFILE: "too many open files in the whole system",
+    errno.EAGAIN: "no more processes or threads can be started; see ulimit -u and -v, and docker run --pids-limit",
+    errno.ENOMEM: "not enough memory; see ulimit -v and the container's limit",
+}
 
 
 class PipelineError(Exception):
@@ -32,3 +40,12 @@ class ImageError(PipelineError):
 
     def __reduce__(self) -> tuple[type[ImageError], tuple[str, str]]:
         return type(self), (self.path, self.why)
+
+
+def shortage(error: BaseException) -> str | None:
+    """What the system has run out of, and what to do, where that is all that `error` says; None for other errors."""
+    if isinstance(error, MemoryError):
+        return _SHORTAGES[errno.ENOMEM]
+    if isinstance(error, RuntimeError) and "can't start new thread" in str(error):
+        return _SHORTAGES[errno.EAGAIN]
+    return _SHORTAGES.get(error.errno or 0) if isinstance(error, OSError) else None

@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+from pipeline.errors import shortage
 from pipeline.session.supervisor import Supervisor
 
 
@@ -17,8 +18,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     supervisor = Supervisor()
     with supervisor.signals():
         # Imported here, signals already in hand: a Ctrl-C in the middle of an import would be a traceback.
-        from int4core.streams import run_command
-        from pipeline.loadgen.command import command
+        try:
+            from int4core.streams import run_command
+            from pipeline.loadgen.command import command
+        except (ImportError, MemoryError) as error:
+            print(f"error: this installation cannot be loaded: {error or shortage(error)}", file=sys.stderr)
+            return 1
 
         return run_command(lambda: command(sys.argv[1:] if argv is None else argv, supervisor))
 

@@ -270,21 +270,24 @@ class LoadGenSession:
         self._data = np.zeros(RESPONSES, dtype="<i4")
         step, base = self._data.itemsize, self._data.ctypes.data
         self._pool = [lg.QuerySampleResponse(0, base + step * i, step) for i in range(RESPONSES)]
-        self._sut = lg.ConstructFastSUT(self._issue_lists, lambda: self._guard(flush))
+        self._sut = lg.ConstructFastSUT(
+            lambda ids, indices: self._guard(self._issue_lists, ids, indices), lambda: self._guard(flush)
+        )
         self._qsl = lg.ConstructQSL(
             count,
             performance_count,
-            lambda indices: self._guard(load, _signed(indices)),
-            lambda indices: self._guard(unload, _signed(indices)),
+            lambda indices: self._guard(lambda: load(_signed(indices))),
+            lambda indices: self._guard(lambda: unload(_signed(indices))),
         )
 
     def run(self, test_settings: Any, log_settings: Any) -> None:
         """Run the test; returns when LoadGen has written its logs. Call it from any one thread, once.
 
         It blocks without the GIL and without handling signals: a program that has to react to Ctrl-C
-        runs it in a thread of its own. Raises what a callback raised.
+        runs it in a thread of its own. Raises what a callback raised, and PipelineError when the logs cannot be
+        written, of which LoadGen would make an end of the process.
         """
-        os.makedirs(log_settings.log_output.outdir, exist_ok=True)
+        _try_logs(log_settings.log_output)
         self._running = True
         try:
             self._lg.StartTestWithLogSettings(self._sut, self._qsl, test_settings, log_settings)
@@ -332,9 +335,9 @@ class LoadGenSession:
         # From the end, where a list is cut off for nothing: memory shrinks as arrays grow, no step keeps the GIL
         # for long, and the first batch starts before the last sample is converted.
         while len(ids) > PIECE:
-            self._guard(self._issue, _unsigned(ids[-PIECE:]), _signed(indices[-PIECE:]))
+            self._issue(_unsigned(ids[-PIECE:]), _signed(indices[-PIECE:]))
             del ids[-PIECE:], indices[-PIECE:]
-        self._guard(self._issue, _unsigned(ids), _signed(indices))
+        self._issue(_unsigned(ids), _signed(indices))
 
     def _guard(self, call: Callable[..., None], *args: Any) -> None:
         if self._error is not None:
@@ -347,6 +350,20 @@ class LoadGenSession:
                 self._on_error(error)
             except BaseException as second:
                 self._error = second
+
+
+def _try_logs(output: Any) -> None:
+    """Open every file that LoadGen will; raises PipelineError for one that cannot be."""
+    for name, kind in (("summary", "txt"), ("detail", "txt"), ("accuracy", "json"), ("trace", "json")):
+        path = Path(output.outdir) / f"{output.prefix}{name}{output.suffix}.{kind}"
+        there = path.exists()
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.open("ab").close()
+            if not there:
+                path.unlink()
+        except OSError as error:
+            raise PipelineError(f"{path}: LoadGen's log cannot be written: {error.strerror}") from error
 
 
 def _unsigned(values: list[int]) -> Ids:

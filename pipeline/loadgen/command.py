@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,7 +21,7 @@ from int4core.streams import Stream
 from int4core.tuning import autoconfig
 from int4core.tuning.autoconfig import Autoconfig
 from pipeline.defaults import DEMO_IMAGES, default_model
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, shortage
 from pipeline.loadgen.binding import (
     AUDIT_CONFIG,
     Indices,
@@ -48,6 +49,7 @@ from pipeline.report.dashboard import Dashboard, choose_mode
 from pipeline.report.history import History
 from pipeline.report.verdict import Verdict, judge
 from pipeline.samples.library import SampleLibrary
+from pipeline.session.abandon import abandon
 from pipeline.session.run import Run, RunSpec
 from pipeline.session.serving import NOT_PREDICTED
 from pipeline.session.store import BadFile, BadFiles
@@ -98,23 +100,39 @@ def command(argv: Sequence[str], supervisor: Supervisor) -> int:
     # With --json, standard output is for machines.
     console = Console(stderr=options.json, soft_wrap=True, highlight=False, markup=False, emoji=False)
     errors = Console(stderr=True, soft_wrap=True, highlight=False, markup=False, emoji=False)
+    supervisor.abandon = abandon
+    status = 1
     try:
         OfflineCommand(options, supervisor, console).run()
         return 0
     except Interrupted as error:
         status = 128 + error.number
         errors.print(printable(f"stopped: {error}"), style="bold yellow")
-    except (PipelineError, Int4CoreError) as error:
-        status = 1
+    except BaseException as error:
+        _explain(error, errors)
+    finally:
+        if supervisor.job_is_stuck:
+            # LoadGen cannot be told to give up a test, and crashes where the interpreter ends under it. All that has to
+            # be given back has been.
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(status)
+    return status
+
+
+def _explain(error: BaseException, errors: Console) -> None:
+    """Say why the run has failed: in a sentence where it was to be expected, else with where it was raised."""
+    short = shortage(error)
+    if short is not None:
+        errors.print(f"error: {short}", style="bold red")
+    elif isinstance(error, (PipelineError, Int4CoreError)):
         if isinstance(error, StageFailure) and error.traceback:
             errors.print("\n".join(map(printable, error.traceback.rstrip().split("\n"))))
         errors.print(f"error: {printed(error)}", style="bold red")
-    if supervisor.job_is_stuck:
-        # LoadGen cannot be told to give up a test. All that has to be given back has been.
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)
-    return status
+    else:
+        story = "".join(traceback.format_exception(error)).rstrip()
+        errors.print("\n".join(map(printable, story.split("\n"))))
+        errors.print(printable(f"error: {type(error).__name__}: {error}"), style="bold red")
 
 
 @dataclass(frozen=True)
@@ -147,9 +165,11 @@ class OfflineCommand:
         """Raises PipelineError or Int4CoreError; nothing is left behind on any way out."""
         options = self._options
         lg = load_module(options.loadgen_path)
-        with Outputs(options) as self._outputs:
+        # In the job's thread, as all that reads what a user names: a network mount that is dead never answers.
+        with self._supervisor.watch(lambda: Outputs(options)) as self._outputs:
             self._options = replace(options, output_dir=self._outputs.folder)
-            self._test_settings, self._log_settings = make_settings(lg, options.settings_spec(self._outputs.folder))
+            spec = options.settings_spec(self._outputs.folder)
+            self._test_settings, self._log_settings = self._supervisor.watch(lambda: make_settings(lg, spec))
             self._run(lg)
 
     def _run(self, lg: Any) -> None:
@@ -157,7 +177,7 @@ class OfflineCommand:
             self._say(f"{Path.cwd() / AUDIT_CONFIG} is there: LoadGen reads it, over every option")
         for path in sweep_stale():
             self._say(f"removed {path}, left behind by a run that was killed")
-        prepared = self._prepare()
+        prepared = self._supervisor.watch(self._prepare)
         self._check_stdout()
         self._supervisor.check()
         with Run(prepared.spec, deliver=self._deliver, on_failure=self._supervisor.fail) as run:

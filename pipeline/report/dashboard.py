@@ -38,6 +38,10 @@ def choose_mode(*, json_lines: bool, dashboard: bool, stream: TextIO | None = No
     return "live" if dashboard and (stream or sys.stderr).isatty() else "plain"
 
 
+# How long the last line may take to be printed.
+GRACE_S = 5.0
+
+
 class Dashboard:
     """Shows a run from `with` to its end; the terminal is restored on every way out.
 
@@ -117,7 +121,9 @@ class Dashboard:
         """Show the last state and restore the terminal. Safe to call twice."""
         self._stop.set()
         if self._thread.is_alive() and self._thread is not threading.current_thread():
-            self._thread.join()
+            self._thread.join(GRACE_S)
+            if self._thread.is_alive():
+                return  # its output goes nowhere and holds it: so it would us
         if self._live is not None:
             self._live.stop()
             self._live = None

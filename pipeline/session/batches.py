@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.memory.exchange import Classes, Exchange, Slots
+from pipeline.session.timer import Timer
 from pipeline.session.waiting import Batching, Ids, Indices, Waiting
 from pipeline.stages.base import StageFailure
 from pipeline.stages.channels import Task
@@ -126,7 +127,7 @@ class Batches:
         self._queues: list[Queue] = []
         self._underway: dict[int, _Batch] = {}
         self._tickets = 0
-        self._timer = _Timer(self.pump)
+        self._timer = Timer(self.pump, on_failure)
         self.infer = infer_stage(engine, timeout_s=timeout_s, on_result=self._on_answers, on_failure=on_failure)
         self.infer.on_room = self.pump
         self.complete: ThreadStage[tuple[_Batch, Answered], None] = ThreadStage(
@@ -234,41 +235,3 @@ class Batches:
             queue.completed += samples
             queue.last_answer = now
             queue.delivering_s += now - began
-
-
-class _Timer:
-    """Calls `wake` at the earliest time that was asked for; one thread for the whole run."""
-
-    def __init__(self, wake: Callable[[], None]) -> None:
-        self._wake = wake
-        self._changed = threading.Condition()
-        self._due: float | None = None
-        self._stopping = False
-        self._thread = threading.Thread(target=self._run, name="batch-timer", daemon=True)
-
-    def start(self) -> None:
-        self._thread.start()
-
-    def stop(self) -> None:
-        with self._changed:
-            self._stopping = True
-            self._changed.notify()
-        if self._thread.is_alive() and self._thread is not threading.current_thread():
-            self._thread.join()
-
-    def wake_in(self, seconds: float) -> None:
-        due = time.monotonic() + seconds
-        with self._changed:
-            if self._due is None or due < self._due:
-                self._due = due
-                self._changed.notify()
-
-    def _run(self) -> None:
-        while True:
-            with self._changed:
-                while not self._stopping and (self._due is None or self._due > time.monotonic()):
-                    self._changed.wait(None if self._due is None else max(0.0, self._due - time.monotonic()))
-                if self._stopping:
-                    return
-                self._due = None
-            self._wake()

@@ -12,6 +12,7 @@ import numpy as np
 
 from pipeline.memory.exchange import Classes, Exchange
 from pipeline.session.store import SampleStore
+from pipeline.session.timer import Timer
 from pipeline.session.waiting import Batching, Ids, Indices, Waiting
 from pipeline.stages.base import StageFailure
 from pipeline.stages.channels import Task
@@ -111,7 +112,7 @@ class Serving:
         self._last_answer = 0.0
         self._clock_ahead_s = self._clock_was_ahead_s = 0.0
         self._delivering_s = 0.0
-        self._timer = _Timer(self._pump) if batching.hold_s else None
+        self._timer = Timer(self._pump, on_failure) if batching.hold_s else None
         self.latencies = Latencies()
         self.predictions = np.full(samples, NOT_PREDICTED, dtype=np.int32)
         self.infer = infer_stage(engine, timeout_s=timeout_s, on_result=self._on_classes, on_failure=on_failure)
@@ -250,41 +251,3 @@ class Serving:
             self._last_answer = now
             self._clock_ahead_s = time.time() - now
             self._delivering_s += now - began
-
-
-class _Timer:
-    """Calls `wake` at the earliest time that was asked for; one thread for the whole run."""
-
-    def __init__(self, wake: Callable[[], None]) -> None:
-        self._wake = wake
-        self._changed = threading.Condition()
-        self._due: float | None = None
-        self._stopping = False
-        self._thread = threading.Thread(target=self._run, name="batch-timer", daemon=True)
-
-    def start(self) -> None:
-        self._thread.start()
-
-    def stop(self) -> None:
-        with self._changed:
-            self._stopping = True
-            self._changed.notify()
-        if self._thread.is_alive() and self._thread is not threading.current_thread():
-            self._thread.join()
-
-    def wake_in(self, seconds: float) -> None:
-        due = time.monotonic() + seconds
-        with self._changed:
-            if self._due is None or due < self._due:
-                self._due = due
-                self._changed.notify()
-
-    def _run(self) -> None:
-        while True:
-            with self._changed:
-                while not self._stopping and (self._due is None or self._due > time.monotonic()):
-                    self._changed.wait(None if self._due is None else max(0.0, self._due - time.monotonic()))
-                if self._stopping:
-                    return
-                self._due = None
-            self._wake()

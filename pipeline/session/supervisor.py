@@ -2,18 +2,23 @@
 
 All that takes time runs in a job thread. The main thread creates what has to be given back (arena,
 stages), waits here, and gives it back: a signal can then arrive at any moment without being able to
-interrupt a clean-up or to fall between making a thing and remembering it.
+interrupt a clean-up or to fall between making a thing and remembering it. A second signal is another matter: it ends
+the process at once.
 """
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
+from typing import TypeVar
 
 from pipeline.errors import PipelineError
+
+T = TypeVar("T")
 
 POLL_S = 0.1
 _SIGNALS = tuple(getattr(signal, n) for n in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, n))
@@ -28,7 +33,11 @@ class Interrupted(PipelineError):
 
 
 class Supervisor:
-    """Runs one job and remembers the first thing that went wrong."""
+    """Runs one job and remembers the first thing that went wrong.
+
+    Attributes:
+        abandon: what a second signal calls before it ends the process, where there is something to leave behind.
+    """
 
     def __init__(self) -> None:
         self._ended = threading.Event()
@@ -36,6 +45,7 @@ class Supervisor:
         self._error: BaseException | None = None
         self._signal: int | None = None
         self._thread: threading.Thread | None = None
+        self.abandon: Callable[[], None] | None = None
 
     def fail(self, error: BaseException) -> None:
         """End the run because of `error`; the first one counts. From any thread."""
@@ -51,10 +61,14 @@ class Supervisor:
 
     @contextmanager
     def signals(self) -> Iterator[None]:
-        """Within it, SIGINT, SIGTERM and SIGHUP end the run instead of the process."""
+        """Within it, SIGINT, SIGTERM and SIGHUP end the run instead of the process.
+
+        A signal that was ignored before (by nohup, or by a shell that starts a job in the background) stays so.
+        """
         # The handler only takes a note: it may run between any two bytecodes of this very thread, where
         # a lock it wanted could already be held.
-        before = {number: signal.signal(number, self._note) for number in _SIGNALS}
+        heeded = [number for number in _SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+        before = {number: signal.signal(number, self._note) for number in heeded}
         try:
             yield
         finally:
@@ -66,27 +80,38 @@ class Supervisor:
         if self._signal is not None:
             raise Interrupted(self._signal)
 
-    def watch(self, job: Callable[[], None]) -> None:
-        """Run `job` in a thread until it ends.
+    def watch(self, job: Callable[[], T]) -> T:
+        """Run `job` in a thread until it ends; returns what it does.
 
         Raises what `fail` was given, what the job raised, or Interrupted.
         """
+        results: list[T] = []
 
         def body() -> None:
             try:
-                job()
+                results.append(job())
             except BaseException as error:
                 self.fail(error)
             self._ended.set()
 
+        self._ended.clear()
         self._thread = threading.Thread(target=body, name="job", daemon=True)
         self._thread.start()
-        while not self._ended.wait(POLL_S):
+        while not results and self._error is None:
+            self._ended.wait(POLL_S)
             self.check()
         if self._error is not None:
             raise self._error
         self._thread.join()
+        return results[0]
 
     def _note(self, number: int, _frame: FrameType | None) -> None:
         if self._signal is None:
             self._signal = number
+            return
+        with suppress(OSError):
+            show_cursor = b"\x1b[?25h" if os.isatty(2) else b""  # the live view hides it
+            os.write(2, show_cursor + b"stopped at once by a second signal\n")
+        if self.abandon is not None:
+            self.abandon()
+        os._exit(128 + number)

@@ -6,9 +6,10 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from traceback import format_exc
 from typing import Generic, TypeVar
 
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, shortage
 from pipeline.stages.channels import Task
 from pipeline.telemetry.meter import Meter
 from pipeline.telemetry.metrics import StageSnapshot
@@ -29,6 +30,13 @@ class StageFailure(PipelineError):
         super().__init__(f"stage {stage}: {what}")
         self.stage = stage
         self.traceback = traceback
+
+    @classmethod
+    def of(cls, stage: str, what: str, error: BaseException) -> StageFailure:
+        """The failure that an exception, which is being handled, comes to: `what` failed."""
+        short = shortage(error)
+        why = short or f"{type(error).__name__}: {error}"
+        return cls(stage, f"{what} failed: {why}", "" if short else format_exc())
 
 
 class Stage(ABC, Generic[T, R]):

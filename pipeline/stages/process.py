@@ -8,13 +8,13 @@ import selectors
 import signal
 import threading
 import time
-import traceback
 from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
 from multiprocessing import resource_tracker
 from typing import TypeAlias, TypeVar
 
+from pipeline.errors import shortage
 from pipeline.stages.base import Stage, StageFailure
 from pipeline.stages.channels import ChannelClosed, Crashed, Done, Rates, Ready, Stop, Task, TellTrace, Traced
 from pipeline.stages.child import GRACE_S, Child
@@ -83,6 +83,7 @@ class ProcessStage(Stage[T, R]):
         self._pending: deque[Task[T]] = deque()
         self._children: list[Child] = []
         self._clock = AwakeClock()
+        self._ending = threading.Lock()
         self._replaced = 0
         self._fruitless = 0
         self._thread = threading.Thread(target=self._watch, name=f"stage-{name}", daemon=True)
@@ -153,8 +154,8 @@ class ProcessStage(Stage[T, R]):
                 timeout_s=self._timeout_s,
             )
         except OSError as error:
-            what = f"worker {number} cannot be started: {error.strerror or error}"
-            raise StageFailure(self.name, f"{what}; see ulimit -n (files) and ulimit -u (processes)") from error
+            why = shortage(error) or error.strerror or error
+            raise StageFailure(self.name, f"worker {number} cannot be started: {why}") from error
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, masked)
 
@@ -181,6 +182,10 @@ class ProcessStage(Stage[T, R]):
         with self._changed:
             self._stopping.set()
             self._changed.notify_all()
+        with self._ending:  # by whoever comes first
+            self._end_workers()
+
+    def _end_workers(self) -> None:
         for child in self._children:
             with contextlib.suppress(ChannelClosed):
                 child.channel.send(Stop())
@@ -250,8 +255,7 @@ class ProcessStage(Stage[T, R]):
             if not self._stopping.is_set():
                 self._fail(failure)
         except BaseException as error:
-            what = f"its watcher failed: {type(error).__name__}: {error}"
-            self._fail(StageFailure(self.name, what, traceback.format_exc()))
+            self._fail(StageFailure.of(self.name, "its watcher", error))
 
     def _listen(self, selector: selectors.BaseSelector) -> None:
         checked_s = self._clock.tick()

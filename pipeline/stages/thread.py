@@ -5,7 +5,6 @@ from __future__ import annotations
 import queue
 import threading
 import time
-import traceback
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
@@ -83,7 +82,6 @@ class ThreadStage(Stage[T, R]):
             self._fail(failure)
             return False
         except BaseException as error:
-            what = f"failed: {type(error).__name__}: {error}"
-            self._fail(StageFailure(self.name, what, traceback.format_exc()))
+            self._fail(StageFailure.of(self.name, "its thread", error))
             return False
         return True

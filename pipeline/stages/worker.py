@@ -16,7 +16,7 @@ from functools import partial
 from typing import Any, Protocol, TypeVar
 
 from int4core.errors import Int4CoreError
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, shortage
 from pipeline.stages.channels import (
     FROM_WORKER,
     TO_WORKER,
@@ -188,7 +188,8 @@ def _serve(
         sys.exit(1)
     except BaseException as error:
         with contextlib.suppress(ChannelClosed):
-            channel.send(Crashed(f"{type(error).__name__}: {error}", traceback.format_exc()))
+            short = shortage(error)
+            channel.send(Crashed(short or f"{type(error).__name__}: {error}", "" if short else traceback.format_exc()))
         sys.exit(1)
     finally:
         if worker is not None:

@@ -62,3 +62,8 @@ def test_links_can_be_refused(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to("file")
     with pytest.raises(OSError, match="symbolic link"), open_regular(tmp_path / "link", os.O_NOFOLLOW):
         pass
+
+
+def test_reading_takes_no_memory_for_what_is_not_there(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"0123456789")
+    assert read_regular(tmp_path / "file", 1 << 60) == b"0123456789"

@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,9 @@ from pipeline.memory.arena import segment_folder
 from tests.paths import ROOT
 
 LOADERS = 2
+
+# How long a test waits for a line that a run is to print.
+PATIENCE_S = 60.0
 
 
 def command(*options: object, gpu: str = "cpu") -> list[str]:
@@ -54,11 +58,16 @@ class LongRun:
 
     def read_until(self, pattern: str) -> re.Match[str]:
         assert self.process.stdout is not None
-        for line in self.process.stdout:
-            self.output += line
-            if match := re.search(pattern, line):
-                self.children = psutil.Process(self.process.pid).children(recursive=True)
-                return match
+        watchdog = threading.Timer(PATIENCE_S, self.process.kill)
+        watchdog.start()
+        try:
+            for line in self.process.stdout:
+                self.output += line
+                if match := re.search(pattern, line):
+                    self.children = psutil.Process(self.process.pid).children(recursive=True)
+                    return match
+        finally:
+            watchdog.cancel()
         raise AssertionError(f"{pattern!r} never came:\n{self.output}")
 
     def wait_running(self) -> dict[str, list[int]]:

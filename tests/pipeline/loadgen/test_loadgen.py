@@ -206,6 +206,22 @@ def test_an_error_in_the_last_callback_is_raised_by_run(tmp_path: Path) -> None:
     assert seen["failure"] == ["RuntimeError: cannot unload"]
 
 
+@pytest.mark.parametrize("in_the_way", ["summary.txt", "detail.txt", "accuracy.json", "trace.json"])
+def test_logs_that_cannot_be_written_are_an_error_and_no_abort(in_the_way: str, tmp_path: Path) -> None:
+    (tmp_path / f"mlperf_log_{in_the_way}").mkdir()
+    test, log = make_settings(lg, SettingsSpec(None, None, {}, {}, "PerformanceOnly", tmp_path))
+    nothing = lambda *_: None  # noqa: E731
+    with (
+        LoadGenSession(
+            lg, count=4, performance_count=4, load=nothing, unload=nothing, issue=nothing, flush=nothing,
+            on_error=nothing,
+        ) as session,
+        pytest.raises(PipelineError, match=rf"{in_the_way}: LoadGen's log cannot be written"),
+    ):  # fmt: skip
+        session.run(test, log)
+    assert [p.name for p in tmp_path.iterdir()] == [f"mlperf_log_{in_the_way}"]
+
+
 def test_the_main_thread_hears_ctrl_c_while_loadgen_waits(tmp_path: Path) -> None:
     process = subprocess.Popen(
         [sys.executable, "-c", NULL_SUT, str(tmp_path), "PerformanceOnly", "silent"],

@@ -394,3 +394,26 @@ def test_the_picture_in_the_documentation_is_what_the_tool_draws(tmp_path: Path)
 
 def words(svg: str) -> list[str]:
     return re.findall(r"<text[^>]*>([^<]*)</text>", svg)
+
+
+class Stuck(io.StringIO):
+    """A pipe that nobody reads: writing waits until `released`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.waiting, self.released = threading.Event(), threading.Event()
+
+    def write(self, text: str) -> int:
+        self.waiting.set()
+        self.released.wait(60)
+        return len(text)
+
+
+def test_a_terminal_that_takes_nothing_does_not_hold_the_end_of_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.report.dashboard.GRACE_S", 0.2)
+    stream = Stuck()
+    dashboard = Dashboard(snapshot, title="t", mode="plain", stream=stream)
+    with dashboard:
+        assert stream.waiting.wait(20)
+    assert not stream.released.is_set()
+    stream.released.set()

@@ -2,12 +2,17 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
+from pathlib import Path
 
+import psutil
 import pytest
 
 from pipeline.session.supervisor import Interrupted, Supervisor
+from tests.paths import ROOT
 
 
 def test_a_job_that_ends_well() -> None:
@@ -15,6 +20,7 @@ def test_a_job_that_ends_well() -> None:
     supervisor = Supervisor()
     supervisor.watch(lambda: ran.append(1))
     assert ran == [1]
+    assert supervisor.watch(lambda: 7) == 7
     assert not supervisor.job_is_stuck
 
 
@@ -53,3 +59,64 @@ def test_a_signal_ends_the_wait(number: signal.Signals) -> None:
     assert time.monotonic() - began < 3
     assert signal.getsignal(number) is before
     release.set()
+
+
+def test_a_failure_between_two_jobs_ends_the_second() -> None:
+    supervisor = Supervisor()
+    supervisor.watch(lambda: None)
+    supervisor.fail(ValueError("between"))
+    with pytest.raises(ValueError, match="between"):
+        supervisor.watch(lambda: time.sleep(0.01))
+
+
+def test_what_was_ignored_stays_ignored() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup leaves it
+    try:
+        with Supervisor().signals():
+            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+            assert callable(signal.getsignal(signal.SIGTERM))
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+STUCK = """
+import subprocess, sys
+from pipeline.memory.arena import Arena
+from pipeline.session.abandon import abandon
+from pipeline.session.supervisor import Supervisor
+
+supervisor = Supervisor()
+with supervisor.signals():
+    supervisor.abandon = abandon
+    arena = Arena.create(1, (3, 8, 8))
+    child = subprocess.Popen(["sleep", "60"])
+    print(child.pid, arena.spec.path, flush=True)
+    open(sys.argv[1])
+"""
+
+
+def test_a_second_signal_ends_a_process_that_waits_and_leaves_nothing(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    process = subprocess.Popen(
+        [sys.executable, "-c", STUCK, str(tmp_path / "fifo")],
+        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        assert process.stdout is not None
+        pid, segment = process.stdout.readline().split()
+        assert Path(segment).exists()
+        process.send_signal(signal.SIGINT)
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(0.5)
+        process.send_signal(signal.SIGTERM)
+        _, said = process.communicate(timeout=20)
+    finally:
+        process.kill()
+    assert process.returncode == 143
+    assert said == "stopped at once by a second signal\n"
+    assert not Path(segment).exists()
+    deadline = time.monotonic() + 20
+    while psutil.pid_exists(int(pid)) and psutil.Process(int(pid)).status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() < deadline, "its child lives on"
+        time.sleep(0.05)

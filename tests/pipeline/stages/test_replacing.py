@@ -134,13 +134,20 @@ def test_an_item_that_kills_its_worker_is_the_only_one_that_is_bad(workers: int)
 
 
 def test_an_item_that_overstays_is_bad_at_once_and_its_time_is_not_the_tasks() -> None:
-    # The stage's own time is shorter: it is about workers that are silent, not about items.
-    with shouters(item_timeout_s=1.5, timeout_s=1.0) as (stage, owner):
+    with shouters(item_timeout_s=3.0) as (stage, owner):
+        # Shorter than the item's, while there is one: it is about workers that are silent.
+        stage._timeout_s = 2.0
+
+        def back(task: Task[Body], lost: Lost) -> None:
+            stage._timeout_s = 30.0
+            owner.back(task, lost)
+
+        stage._on_lost = back
         stage.submit(owner.task("a", "hang", "b"))
         stage.submit(owner.task("c"))
         stage.drain()
         assert sorted(owner.done) == ["A", "B", "C"]
-        assert owner.bad == {"hang": "took longer than 1.5 s (--image-timeout)"}
+        assert owner.bad == {"hang": "took longer than 3 s (--image-timeout)"}
         assert [(lost.item, lost.overstayed) for lost in owner.lost] == [(1, True), (None, False)]
         assert stage.replaced == 1
 

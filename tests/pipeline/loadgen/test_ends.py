@@ -1,0 +1,100 @@
+"""What no run survives is said in a sentence, leaves nothing behind, and is never a crash of the interpreter."""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.paths import ROOT
+from tests.pipeline.application import offline
+
+FAULTY = """
+import os, sys, time
+from pipeline import offline
+from pipeline.loadgen import binding, command
+from pipeline.session.serving import Serving
+
+def fault(*_args, **_options):
+    {fault}
+
+{place} = fault
+code = offline.main(sys.argv[1:])
+print("status", code, flush=True)
+sys.exit(code)
+"""
+
+
+def faulty(place: str, fault: str, *options: object) -> list[str]:
+    return [sys.executable, "-c", FAULTY.format(place=place, fault=fault), "--gpu", "cpu", *map(str, options)]
+
+
+@pytest.mark.usefixtures("clean")
+@pytest.mark.parametrize(
+    ("place", "fault", "said"),
+    [
+        ("Serving.issue", "raise RuntimeError('boom')", "error: RuntimeError: boom"),
+        ("Serving.issue", "raise MemoryError", "error: not enough memory"),
+        ("binding._unsigned", "raise MemoryError", "error: not enough memory"),
+        ("command.OfflineCommand._deliver", "raise SystemExit(0)", "SystemExit: 0"),
+    ],
+)
+def test_whatever_happens_in_a_callback_the_run_ends_with_its_message_and_1(
+    place: str, fault: str, said: str, model_dir: Path, images: Path, tmp_path: Path
+) -> None:
+    options = ("--model", model_dir, "--images", images, "--output-dir", tmp_path / "out", "--loaders", 1, "-b", 4)
+    done = subprocess.run(faulty(place, fault, *options), cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1, done.stderr
+    assert said in done.stderr
+    assert ("Traceback" in done.stderr) == ("memory" not in said), "where a fault of ours was raised is of use"
+
+
+@pytest.mark.usefixtures("clean")
+def test_too_few_file_descriptors(model_dir: Path, images: Path, tmp_path: Path) -> None:
+    for limit in (14, 20):
+        done = offline(
+            "--model", model_dir, "--images", images, "--output-dir", tmp_path / "out",
+            preexec_fn=lambda limit=limit: resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit)),
+        )  # fmt: skip
+        assert done.returncode == 1, (limit, done.stderr)
+        assert "too many open files; see ulimit -n" in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+@pytest.mark.usefixtures("clean")
+def test_too_little_memory(model_dir: Path, images: Path, tmp_path: Path) -> None:
+    done = offline(
+        "--model", model_dir, "--images", images, "--output-dir", tmp_path / "out", "-b", 2000,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (320 << 20, 320 << 20)),
+    )  # fmt: skip
+    assert done.returncode == 1, done.stderr
+    assert "error: " in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.usefixtures("clean")
+def test_a_signal_acts_while_preparing_waits_for_what_never_comes(images: Path, tmp_path: Path) -> None:
+    waits = "open(os.environ['FIFO'])"  # as a network mount that is dead does
+    os.mkfifo(tmp_path / "fifo")
+    process = subprocess.Popen(
+        faulty("command.SampleLibrary.from_images", waits, "--images", images, "--output-dir", tmp_path / "out"),
+        cwd=ROOT, env={**os.environ, "FIFO": str(tmp_path / "fifo")}, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        text=True,
+    )  # fmt: skip
+    try:
+        assert process.stdout is not None
+        assert "running on" in process.stdout.readline()
+        time.sleep(0.5)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=20)
+    finally:
+        process.kill()
+    assert process.returncode == 130
+    assert said == "stopped: interrupted by SIGINT\n"
+    assert not (tmp_path / "out").exists()
