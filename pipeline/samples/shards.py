@@ -105,17 +105,44 @@ class _Members:
                 # The end, or the seam of tars that were put one behind the other.
                 offset, ended = offset + tarfile.BLOCKSIZE, True
                 continue
-            file.seek(offset)
-            headers.budget = MOST_HEADER_BYTES
-            member = tarfile.TarInfo.fromtarfile(tar)
-            if member.size < 0 or tar.offset <= offset:
-                raise tarfile.ReadError(f"a header says {member.size} bytes")
-            offset, ended = tar.offset, False
+            member = None if tar.pax_headers else plain_member(block, offset)
+            if member is not None:
+                offset = member.offset_data + -(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+            else:
+                file.seek(offset)
+                headers.budget = MOST_HEADER_BYTES
+                member = tarfile.TarInfo.fromtarfile(tar)
+                if member.size < 0 or tar.offset <= offset:
+                    raise tarfile.ReadError(f"a header says {member.size} bytes")
+                offset = tar.offset
+            ended = False
             # A member that the shard ends within is the loader's to report, under its own name.
             whole = not member.isreg() or member.offset_data + member.size <= size
             yield member
             if not whole:
                 raise tarfile.ReadError(f"it ends within {member.name}")
+
+
+def plain_member(block: bytes, offset: int) -> tarfile.TarInfo | None:
+    """What tarfile makes of the header `block` at `offset`, several times as fast, where it is as most are.
+
+    That is a regular file with a name and a size and nothing else of interest; None for all other headers, damaged
+    ones among them, which are tarfile's.
+    """
+    if len(block) < tarfile.BLOCKSIZE or block[156:157] != tarfile.REGTYPE or block[345]:  # a prefix of the name
+        return None
+    try:
+        size = int(block[124:136].partition(b"\0")[0], 8)
+        checksum = int(block[148:156].partition(b"\0")[0], 8)
+    except ValueError:
+        return None
+    # The checksum is of the block with spaces in its own place.
+    if size < 0 or checksum != sum(block) - sum(block[148:156]) + 8 * ord(" "):
+        return None
+    member = tarfile.TarInfo(block[:100].partition(b"\0")[0].decode("utf-8", "surrogateescape"))
+    member.size = size
+    member.offset_data = offset + tarfile.BLOCKSIZE
+    return member
 
 
 def _images(members: _Members, left_out: LeftOut) -> Iterator[Source]:
@@ -152,7 +179,9 @@ def _image(path: str, member: tarfile.TarInfo, left_out: LeftOut) -> Source | No
     if member.isdir():
         return None
     name = member.name
-    if any(part.startswith(".") and part not in (".", "..") for part in name.split("/")):
+    if (name.startswith(".") or "/." in name) and any(
+        part.startswith(".") and part not in (".", "..") for part in name.split("/")
+    ):
         left_out.hidden(folder=False)
     elif not member.isreg():
         left_out.other("link" if member.issym() or member.islnk() else "special file")

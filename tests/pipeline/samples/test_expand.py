@@ -6,16 +6,20 @@ import io
 import os
 import tarfile
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pipeline.errors import ImageError, PipelineError
 from pipeline.samples import listing
 from pipeline.samples.expand import expand, parse_shard, shard
 from pipeline.samples.left_out import LeftOut
 from pipeline.samples.reader import Reader
+from pipeline.samples.shards import plain_member
 from pipeline.samples.sources import FailedLocator, PathLocator, RangeLocator, RowLocator, Source
 from tests.paths import ROOT
 
@@ -345,6 +349,34 @@ class TestShards:
         sources = list(expand(["s.tar"]))
         assert len(sources) <= 2
         assert "s.tar" in failures(sources)
+
+    @settings(max_examples=300, deadline=None)
+    @given(
+        name=st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1, max_size=30),
+        size=st.integers(0, 1 << 36),
+        kind=st.sampled_from([tarfile.REGTYPE] * 3 + [tarfile.AREGTYPE, tarfile.DIRTYPE, tarfile.SYMTYPE]),
+        damage=st.lists(st.tuples(st.integers(0, 511), st.integers(0, 255)), max_size=2),
+        mend=st.booleans(),
+    )
+    def test_plain_headers_are_read_as_tarfile_reads_them(
+        self, name: str, size: int, kind: bytes, damage: list[tuple[int, int]], mend: bool
+    ) -> None:
+        info = tarfile.TarInfo(name)
+        info.size, info.type = size, kind
+        block = bytearray(info.tobuf(tarfile.GNU_FORMAT, "utf-8", "surrogateescape")[-512:])
+        for place, value in damage:
+            block[place] = value
+        if mend:
+            block[148:156] = b"%06o\0 " % (sum(block[:148]) + sum(block[156:]) + 8 * 32)
+        mine = plain_member(bytes(block), 1024)
+        if kind == tarfile.REGTYPE and not damage and size < 8**11:
+            assert mine is not None
+        if mine is None:
+            return
+        assert mine.offset_data == 1536
+        with suppress(tarfile.HeaderError):  # of a mode or an owner that is no number, which are not looked at here
+            theirs = tarfile.TarInfo.frombuf(bytes(block), "utf-8", "surrogateescape")
+            assert (mine.name, mine.size, mine.type) == (theirs.name, theirs.size, theirs.type)
 
     def test_a_sparse_member(self) -> None:
         info = tarfile.TarInfo("a.jpg")
