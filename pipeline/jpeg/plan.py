@@ -5,6 +5,7 @@ All of it is NumPy over a chunk of images; nothing here knows a GPU.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -188,7 +189,8 @@ def plan_samples(images: Images, sampling: Sampling) -> npt.NDArray[np.bool_]:
     for axis, old, new in ((images["x"], width, new_width), (images["y"], height, new_height)):
         offset = np.rint((new - sampling.size) / 2).astype(np.int64)
         axis["old_size"], axis["new_size"], axis["offset"] = old, new, offset
-        axis["most_taps"] = np.where(old <= new, 2, -(-2 * old // new))
+        # A centre just below a half may round up to it: then an enlarged pixel has a third tap, of no weight.
+        axis["most_taps"] = np.where(old < new, 3, -(-2 * old // new))
         scale = old / new
         support = np.maximum(scale, 1.0)
         first, last = (offset + 0.5) * scale, (offset + sampling.size - 0.5) * scale
@@ -237,6 +239,53 @@ def _plan_windows(images: Images) -> None:
             window[first], window[count] = low, high - low
 
 
+@dataclass(frozen=True)
+class Plan:
+    """A chunk of images before they have addresses.
+
+    Attributes:
+        sampling: how samples are made, or None: whole RGB images.
+        fused: (n,), as plan_samples returns it.
+        sizes: bytes in device memory, (n,) each, by what for.
+    """
+
+    images: Images
+    sampling: Sampling | None
+    fused: npt.NDArray[np.bool_]
+    sizes: dict[str, Longs]
+
+    @classmethod
+    def of(cls, headers: Headers, sampling: Sampling | None, lanes: int) -> Plan:
+        images = plan_scans(headers, lanes)
+        if sampling is None:
+            plan_whole(images)
+            fused = np.ones(len(images), np.bool_)
+        else:
+            fused = plan_samples(images, sampling)
+        return cls(images, sampling, fused, sizes_of(images, sampling, fused))
+
+    @property
+    def bytes_each(self) -> Longs:
+        """(n,): device memory that each image takes, besides its file and its output."""
+        total: Longs = np.sum(list(self.sizes.values()), axis=0, dtype=np.int64)
+        return total
+
+    def take(self, chosen: slice | npt.NDArray[Any]) -> Plan:
+        """Some of the images."""
+        sizes = {name: size[chosen] for name, size in self.sizes.items()}
+        return Plan(self.images[chosen], self.sampling, self.fused[chosen], sizes)
+
+
+def chunks(bytes_each: Longs, capacity: int, most: int) -> Iterator[slice]:
+    """Runs of up to `most` images that take up to `capacity` bytes together; none takes more alone."""
+    begin, ends = 0, np.cumsum(bytes_each)
+    while begin < len(bytes_each):
+        before = ends[begin - 1] if begin else 0
+        end = min(int(np.searchsorted(ends, before + capacity, "right")), begin + most)
+        yield slice(begin, end)
+        begin = end
+
+
 def sizes_of(images: Images, sampling: Sampling | None, fused: npt.NDArray[np.bool_]) -> dict[str, Longs]:
     """Bytes that each image takes in device memory, by what for; without `sampling`, for whole images.
 
@@ -267,6 +316,10 @@ def between_passes(images: Images) -> Longs:
                     images["y"]["end"] - images["y"]["begin"])  # fmt: skip
     longs: Longs = kept.astype(np.int64)
     return longs
+
+
+def aligned(size: int) -> int:
+    return -(-size // ALIGNMENT) * ALIGNMENT
 
 
 def place(images: Images, sizes: dict[str, Longs], base: int) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import mmap
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from int4core.backends.cuda.source import KernelSource
-from pipeline.jpeg.launches import Addresses, Orders, calls
+from pipeline.jpeg.launches import Addresses, Call, Orders, calls
 from pipeline.jpeg.parse import HEADER, parse
-from pipeline.jpeg.plan import ALIGNMENT, Sampling, place, plan_samples, plan_scans, plan_whole, sizes_of
+from pipeline.jpeg.plan import ALIGNMENT, Plan, Sampling, place
 from pipeline.samples.preprocess import quantize_table
 from tests.kernels.emulator.driver import Emulated
 
@@ -56,14 +56,65 @@ class Decoded:
 
 
 @dataclass
+class EmulatedDevice:
+    """A Device (pipeline/jpeg/device.py) whose memory is the host's; all is done at once."""
+
+    folder: Path
+    arch: int = 750
+    flags: int = 0
+    free_bytes: int = 1 << 30
+    launched: list[str] = field(default_factory=list)
+    _built: dict[KernelSource, Emulated] = field(default_factory=dict)
+
+    def load(self, sources: Iterable[KernelSource]) -> None:
+        assert len(set(sources)) > 6
+
+    def stream(self) -> None: ...
+
+    def allocate(self, size: int) -> tuple[int, Any]:
+        memory = Guarded(size)
+        return memory.address, memory
+
+    def pinned(self, size: int) -> Bytes:
+        return np.full(size, POISON, np.uint8)
+
+    def empty(self, shape: tuple[int, ...]) -> Bytes:
+        return np.full(shape, POISON, np.uint8)
+
+    def address(self, array: npt.NDArray[Any]) -> int:
+        return int(array.ctypes.data)
+
+    def begin(self, stream: None) -> None: ...
+
+    def upload(self, address: int, source: npt.NDArray[Any], stream: None) -> None:
+        ctypes.memmove(address, source.ctypes.data, source.nbytes)
+
+    def download(self, target: npt.NDArray[Any], address: int, stream: None) -> None:
+        ctypes.memmove(target.ctypes.data, address, target.nbytes)
+
+    def clear(self, address: int, size: int, stream: None) -> None:
+        ctypes.memset(address, 0, size)
+
+    def launch(self, call: Call, stream: None) -> None:
+        self.launched.append(str(call.source))
+        if call.source not in self._built:
+            self._built[call.source] = Emulated(call.source, self.folder, self.arch)
+        self._built[call.source](call.grid, call.threads, call.arguments, self.flags)
+
+    def wait(self, stream: None) -> None: ...
+
+
+@dataclass
 class EmulatedDecoder:
-    """Decodes chunks; kernels are built in `folder` as if for `arch`."""
+    """Decodes chunks, with every buffer between guards; kernels are built in `folder` as if for `arch`."""
 
     folder: Path
     arch: int = 750
     sampling: Sampling = field(default_factory=Sampling)
     flags: int = 0
-    _built: dict[KernelSource, Emulated] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._device = EmulatedDevice(self.folder, self.arch, self.flags)
 
     def samples(self, files: Sequence[bytes], lanes: int = 32) -> Decoded:
         """int8 (3, size, size) each."""
@@ -75,15 +126,11 @@ class EmulatedDecoder:
 
     def _decode(self, files: Sequence[bytes], lanes: int, sampling: Sampling | None) -> Decoded:
         headers = np.frombuffer(b"".join(map(parse, files)), HEADER)
-        images = plan_scans(headers, lanes)
-        fused = np.ones(len(files), np.bool_)
-        if sampling is None:
-            plan_whole(images)
-            shapes = [(int(h["height"]), int(h["width"]), 3) for h in headers]
-        else:
-            fused = plan_samples(images, sampling)
+        plan = Plan.of(headers, sampling, lanes)
+        images = plan.images
+        shapes = [(int(h["height"]), int(h["width"]), 3) for h in headers]
+        if sampling is not None:
             shapes = [(3, sampling.size, sampling.size)] * len(files)
-        sizes = sizes_of(images, sampling, fused)
         held: list[Guarded] = []
 
         def guarded(size: int, content: Bytes | None = None, slack: int = 0) -> int:
@@ -93,23 +140,18 @@ class EmulatedDecoder:
         # Every part of every image between guards of its own, as far as a part has no business with another.
         for i in range(len(files)):
             one = images[i : i + 1]
-            for name, size in sizes.items():
+            for name, size in plan.sizes.items():
                 place(one, {name: size[i : i + 1]}, guarded(int(size[i])))
             file = np.frombuffer(files[i], np.uint8)
             one["scan"] = guarded(-(-len(file) // ALIGNMENT) * ALIGNMENT, file) + int(headers["scan_begin"][i])
         outputs = [Guarded(int(np.prod(shape))) for shape in shapes]
         images["out"] = [output.address for output in outputs]
 
-        orders = Orders.of(images, fused)
+        orders = Orders.of(images, plan.fused)
         bits, damage = np.full(len(files), 0xA5A5A5A5, np.uint32), np.zeros(len(files), np.uint32)
         table = quantize_table()
         at = Addresses(*(int(a.ctypes.data) for a in (images, orders.numbers, bits, damage, table)))
         for call in calls(len(files), orders, at, sampling):
-            self._kernel(call.source)(call.grid, call.threads, call.arguments, self.flags)
+            self._device.launch(call, None)
         kind = np.uint8 if sampling is None else np.int8
         return Decoded(damage, [o.array.view(kind).reshape(s) for o, s in zip(outputs, shapes, strict=True)])
-
-    def _kernel(self, source: KernelSource) -> Emulated:
-        if source not in self._built:
-            self._built[source] = Emulated(source, self.folder, self.arch)
-        return self._built[source]
