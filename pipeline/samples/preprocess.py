@@ -24,6 +24,8 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -181,28 +183,30 @@ class Preprocessor:
 
     def decode_bytes(self, data: bytes, name: str, out: Sample) -> None:
         """The same of the bytes of an image file, which `name` names in errors."""
+        self._decode(self._file_of(data, name), name, out)
+
+    def picture(self, data: bytes, name: str) -> Image.Image:
+        """What a sample is made of, before the table: RGB, size x size. Raises ImageError as `decode_bytes` does."""
+        with _plainly(name):
+            return self._pixels(self._file_of(data, name), name)
+
+    def _file_of(self, data: bytes, name: str) -> BinaryIO:
         if not data:
             raise ImageError(name, "the file is empty")
         if len(data) > self.rules.max_bytes:
             raise ImageError(name, f"{len(data)} bytes are more than --max-image-bytes {self.rules.max_bytes}")
-        self._decode(BytesIO(data), name, out)
+        return BytesIO(data)
 
     def _decode(self, file: BinaryIO, path: str | Path, out: Sample) -> None:
         if out.shape != (3, self.size, self.size) or out.dtype != np.int8 or not out.flags.c_contiguous:
             raise ValueError(f"a sample is C-contiguous int8 (3, {self.size}, {self.size})")
-        with warnings.catch_warnings():
-            # Pillow warns of what it mends, and of sizes for which `rules` have bounds of their own.
-            warnings.simplefilter("ignore")
-            try:
-                image = open_image(file, path, self.rules)
-                self._check_size(path, *image.size)
-                self._write(self._crop(to_rgb(image, path)), out)
-            except ImageError:
-                raise
-            except MemoryError as error:
-                raise ImageError(path, "not enough memory to decode it") from error
-            except Exception as error:  # on damaged data Pillow's readers raise nearly anything
-                raise ImageError(path, f"damaged or cut short: {error or type(error).__name__}") from error
+        with _plainly(path):
+            self._write(self._pixels(file, path), out)
+
+    def _pixels(self, file: BinaryIO, path: str | Path) -> Image.Image:
+        image = open_image(file, path, self.rules)
+        self._check_size(path, *image.size)
+        return self._crop(to_rgb(image, path))
 
     def _check_size(self, path: str | Path, width: int, height: int) -> None:
         if self.resize is None:
@@ -224,3 +228,19 @@ class Preprocessor:
         for plane, channel, table in zip(out, "RGB", self._tables, strict=True):
             values = image.tobytes("raw", channel).translate(table)
             plane[:] = np.frombuffer(values, dtype=np.int8).reshape(plane.shape)
+
+
+@contextmanager
+def _plainly(path: str | Path) -> Iterator[None]:
+    """Whatever reading the image raises, as an ImageError with the reason."""
+    with warnings.catch_warnings():
+        # Pillow warns of what it mends, and of sizes for which the rules have bounds of their own.
+        warnings.simplefilter("ignore")
+        try:
+            yield
+        except ImageError:
+            raise
+        except MemoryError as error:
+            raise ImageError(path, "not enough memory to decode it") from error
+        except Exception as error:  # on damaged data Pillow's readers raise nearly anything
+            raise ImageError(path, f"damaged or cut short: {error or type(error).__name__}") from error
