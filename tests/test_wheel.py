@@ -36,7 +36,7 @@ def test_it_carries_the_data_files(wheel: Path) -> None:
     assert "pipeline/demo/map.txt" in names
     for folder, pattern in (
         ("int4core/kernels", "*.cu*"), ("pipeline/jpeg/kernels", "*.cu*"), ("autoconfig", "*"),
-        ("pipeline/demo", "*.jpg"), ("model", "*"),
+        ("pipeline/demo", "*.jpg"), ("model", "*"), ("pipeline/report/templates", "*"),
     ):  # fmt: skip
         tracked = {p.relative_to(ROOT).as_posix() for p in (ROOT / folder).rglob(pattern) if p.is_file()}
         assert {n for n in tracked if "__pycache__" not in n} <= names

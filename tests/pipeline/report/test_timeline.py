@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -41,7 +43,7 @@ def test_the_sum_over_time_is_that_of_all_snapshots(ticks: list[tuple[float, flo
     assert total(spans) == pytest.approx(due)
     assert spans[0].begin_s == 0
     assert spans[-1].end_s == pytest.approx(line.seconds) == pytest.approx(now - 100)
-    assert all(a.end_s == b.begin_s for a, b in zip(spans, spans[1:], strict=False))
+    assert all(a.end_s == b.begin_s for a, b in pairwise(spans))
 
 
 def test_a_day_is_as_many_points_as_an_hour_and_as_exact() -> None:

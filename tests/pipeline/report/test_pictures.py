@@ -1,0 +1,115 @@
+"""Pictures of what a report shows: as samples are made, and nothing a file does can stop them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from functools import partial
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline.report.pictures import NO_TENSOR, NO_TIME, NOWHERE, SIDE, Painter, Picture, make_pictures
+from pipeline.samples.images import ImageRules
+from pipeline.samples.preprocess import Preprocessor
+from pipeline.samples.sources import BytesLocator, FailedLocator, Locator, PathLocator, RangeLocator
+from pipeline.stages.load import Preparation
+
+PREPARATION = Preparation("images", 224, 256)
+
+
+class Fragile(Painter):
+    """Dies, or hangs, on bytes that say so."""
+
+    def _picture(self, locator: Locator) -> Picture:
+        if locator == BytesLocator(b"kill"):
+            os.kill(os.getpid(), signal.SIGSEGV)
+        if locator == BytesLocator(b"hang"):
+            time.sleep(60)
+        return super()._picture(locator)
+
+
+def photograph(size: tuple[int, int] = (300, 400)) -> Image.Image:
+    rng = np.random.default_rng(2)
+    small = Image.fromarray(rng.integers(0, 256, (5, 4, 3), dtype=np.uint8))
+    return small.resize(size, Image.Resampling.BICUBIC)
+
+
+def encoded(image: Image.Image, form: str = "PNG") -> bytes:
+    file = BytesIO()
+    image.save(file, form)
+    return file.getvalue()
+
+
+@pytest.mark.usefixtures("clean")
+def test_each_source_has_its_picture_or_the_reason(tmp_path: Path) -> None:
+    image, data = photograph(), encoded(photograph())
+    (tmp_path / "a.png").write_bytes(data)
+    (tmp_path / "shard.tar").write_bytes(b"before" + data + b"after")
+    os.mkfifo(tmp_path / "fifo.jpg")
+    locators: list[Locator | None] = [
+        PathLocator(str(tmp_path / "a.png")),
+        RangeLocator(str(tmp_path / "shard.tar"), 6, len(data)),
+        BytesLocator(data),
+        BytesLocator(data[:-100]),
+        BytesLocator(b"%!PS not an image"),
+        BytesLocator(encoded(Image.new("L", (2000, 1001)))),
+        BytesLocator(encoded(Image.new("I;16", (300, 300)))),
+        PathLocator(str(tmp_path / "fifo.jpg")),
+        FailedLocator("bucket", "no such bucket"),
+        None,
+    ]
+    pictures = make_pictures(locators, Preparation("images", 224, 256, ImageRules(max_pixels=2_000_000)))
+    assert pictures[0] == pictures[1] == pictures[2]
+    due = Preprocessor().picture(data, "it").resize((SIDE, SIDE), Image.Resampling.BOX)
+    made = Image.open(BytesIO(pictures[0].jpeg))
+    assert made.size == (SIDE, SIDE)
+    assert np.abs(np.asarray(made, np.int32) - np.asarray(due, np.int32)).mean() < 3
+    assert image.size == (300, 400)
+    assert [p.why.split(":")[0].split(",")[0] for p in pictures] == [
+        "", "", "", "damaged or cut short", "not an image", "2000 x 1001 is more than --max-pixels 2000000",
+        "16-bit grey (mode I;16)", "it is not a regular file", "no such bucket", NOWHERE,
+    ]  # fmt: skip
+    assert all(bool(p.jpeg) != bool(p.why) for p in pictures)
+
+
+@pytest.mark.usefixtures("clean")
+def test_a_file_that_kills_or_hangs_is_a_picture_that_there_is_not() -> None:
+    good = BytesLocator(encoded(photograph((64, 64))))
+    locators = [good, BytesLocator(b"kill"), good, BytesLocator(b"hang"), good]
+    pictures = make_pictures(
+        locators, Preparation("images", 64, None), image_timeout_s=1.0, workers=1, make_painter=Fragile
+    )
+    assert [bool(p.jpeg) for p in pictures] == [True, False, True, False, True]
+    assert pictures[1].why == "its process was killed by SIGSEGV"
+    assert pictures[3].why == "making it took longer than 1 s"
+
+
+@pytest.mark.usefixtures("clean")
+def test_there_is_an_end_to_it() -> None:
+    began = time.monotonic()
+    pictures = make_pictures([BytesLocator(b"hang")] * 3, PREPARATION, total_s=2.0, make_painter=Fragile)
+    assert [p.why for p in pictures] == [NO_TIME] * 3
+    assert time.monotonic() - began < 30
+
+
+def broken(preparation: Preparation, number: int) -> Painter:
+    raise OSError(f"no {preparation.kind} today")
+
+
+@pytest.mark.usefixtures("clean")
+def test_workers_that_cannot_start_are_the_reason() -> None:
+    why = make_pictures([BytesLocator(b"x"), None], PREPARATION, make_painter=broken)
+    assert "no images today" in why[0].why
+    assert why[1].why == NOWHERE
+
+
+def test_what_needs_no_process_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.report.pictures.ProcessStage", partial(pytest.fail, "a stage"))
+    assert make_pictures([PathLocator("x.npy")], Preparation("tensors", 224, None)) == [Picture(why=NO_TENSOR)]
+    assert make_pictures([None], PREPARATION) == [Picture(why=NOWHERE)]
+    assert make_pictures([], PREPARATION) == []
