@@ -224,6 +224,27 @@ def test_a_signal_to_the_group_ends_the_run_in_its_timed_part(
     long_run.assert_nothing_left()
 
 
+def test_a_group_that_was_stopped_for_longer_than_the_timeouts_goes_on(
+    model_dir: Path, images: Path, tmp_path: Path
+) -> None:
+    run = LongRun(
+        model_dir, images, tmp_path / "out", "-b", 4, "--lgts_offline_expected_qps", 5000,
+        "--stage-timeout", 6, "--image-timeout", 6,
+    )  # fmt: skip
+    try:
+        run.wait_running()
+        os.killpg(run.process.pid, signal.SIGSTOP)  # Ctrl-Z
+        time.sleep(8)
+        os.killpg(run.process.pid, signal.SIGCONT)
+        run.read_until(r"running.*img/s")
+        run.read_until(r"running.*img/s")
+        os.killpg(run.process.pid, signal.SIGINT)
+        assert run.finish() == 130
+        assert "silent" not in run.output
+    finally:
+        run.end()
+
+
 @pytest.mark.parametrize("delay", [0.3, 0.8, 1.3, 1.8])
 def test_a_signal_at_any_moment_of_the_start_leaves_nothing(long_run: LongRun, delay: float) -> None:
     time.sleep(delay)

@@ -225,6 +225,28 @@ def test_a_step_of_the_systems_clock_is_measured(monkeypatch: pytest.MonkeyPatch
         assert seen.clock_step_s == pytest.approx(-3600, abs=1)
 
 
+def test_answers_that_wait_to_be_delivered_are_not_those_of_the_batch_that_follows(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with serving(monkeypatch, tmp_path, Sizes.full(100)) as (under_test, answers):
+        under_test.infer.start()
+        records = under_test.infer.workers * 4
+
+        def deliver(ids: np.ndarray, classes: np.ndarray) -> None:
+            # Meanwhile every record has been used again.
+            deadline = time.monotonic() + 20
+            while not answers.classes and under_test.infer.snapshot().done < 100 * 2 * records:
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+            answers.deliver(ids, classes)
+
+        monkeypatch.setattr(under_test, "_deliver", deliver)
+        indices = np.random.default_rng(3).integers(0, 200, 100 * 3 * records)
+        under_test.issue(np.arange(len(indices), dtype=np.uint64), indices)
+        answers.wait(len(indices))
+        assert answers.classes == classes_of(indices)
+
+
 def test_queries_of_one_sample_go_together_while_the_engine_is_busy(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
