@@ -1,34 +1,35 @@
-"""Draw the dashboard over simulated snapshots and keep it as an SVG, for the documentation.
+"""Draw the dashboard of a run that was recorded, as an SVG, for the documentation.
 
-    python -m tools.render_dashboard [OUT.svg]
-
-Nothing is measured here: the figures are made up, and the picture's title says so.
+python -m pipeline.offline --json > RUN.jsonl
+python -m tools.render_dashboard RUN.jsonl [OUT.svg] [--at SECONDS]
 """
 
 from __future__ import annotations
 
 import argparse
 import io
-import math
+import json
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.segment import Segment
 from rich.terminal_theme import TerminalTheme
 
-from int4core.streams import run_command
+from int4core.errors import printed
+from pipeline.errors import PipelineError
 from pipeline.machine.hardware import GpuLoad, Load
 from pipeline.report.frame import MAX_WIDTH, Frame
 from pipeline.report.history import History
 from pipeline.report.view import View
 from pipeline.telemetry.metrics import Snapshot, StageSnapshot
 
-TITLE = "int4-resnet50 · Offline · PerformanceOnly · SAMPLE DATA"
-SECONDS, STEP_S = 118.0, 0.25
-EXPECTED = 4_400_000
+ROWS = 50
+"""More than any frame has."""
 
 _THEME = TerminalTheme(
     background=(16, 20, 28),
@@ -44,46 +45,46 @@ _THEME = TerminalTheme(
 )  # fmt: skip
 
 
-def pace(second: float) -> float:
-    """A made-up rate: a ramp, a plateau with ripples, and one dip."""
-    ramp = 1 - math.exp(-second / 4)
-    ripple = 1 + 0.02 * math.sin(second * 1.7) + 0.015 * math.sin(second * 0.61)
-    dip = 1 - 0.45 * math.exp(-(((second - 71) / 2.2) ** 2))
-    return 26_000 * ramp * ripple * dip
+def view_at(recording: Path, at_s: float | None = None) -> View:
+    """What the dashboard showed `at_s` seconds into the running phase; default: at its last moment.
+
+    Raises PipelineError for a file that `--json` has not written, and where the run was not running then.
+    """
+    history, shown = History(), None
+    for number, line in enumerate(_lines(recording), 1):
+        try:
+            record = json.loads(line)
+            snapshot, title, load = _snapshot(record), str(record["title"]), _load(record["load"])
+            begun_s = float(record["time"])
+        except (ValueError, TypeError, KeyError) as error:
+            raise PipelineError(f"{recording}:{number}: not a line of a run with --json: {error}") from error
+        if snapshot.phase == "running" and at_s is not None and snapshot.elapsed_s > at_s:
+            break
+        history.add(begun_s, snapshot)
+        if snapshot.phase == "running":
+            pace = history.recent or snapshot.rate_mean
+            eta_s = (snapshot.expected - snapshot.completed) / pace if pace else None
+            shown = View(title, snapshot, snapshot.expected, eta_s, tuple(history.columns), history.peak, load)
+    if shown is None:
+        raise PipelineError(f"{recording}: the run is not running in any line; record one with --json")
+    return shown
 
 
-def snapshots() -> Iterator[tuple[float, Snapshot]]:
-    """(time in seconds, snapshot) of a made-up run."""
-    completed, now = 0.0, 0.0
-    while now <= SECONDS:
-        rate = pace(now)
-        answered = int(completed)
-        stages = (
-            StageSnapshot("decode", 14, 50_000, 0.0, 0.0, 0, 448),
-            StageSnapshot("infer", 1, answered + 1024, rate, 0.97, 3072, 3072),
-            StageSnapshot("complete", 1, answered, rate, 0.04, 410, 8192),
-        )
-        mean = completed / now if now else 0.0
-        yield now, Snapshot("running", now, answered, EXPECTED, rate, mean, stages, answered, now)
-        completed += rate * STEP_S
-        now += STEP_S
+def _lines(recording: Path) -> list[str]:
+    try:
+        return recording.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise PipelineError(f"{recording}: cannot be read: {error}") from error
 
 
-def sample_view() -> View:
-    """The made-up run at its last moment."""
-    history = History()
-    for now, snapshot in snapshots():
-        history.add(now, snapshot)
-    gpu = GpuLoad(0, "NVIDIA T4", 0.98, 3_600 << 20, 15_360 << 20, 69.0, 70.0, 1_215, 66)
-    return View(
-        title=TITLE,
-        snapshot=snapshot,
-        expected=EXPECTED,
-        eta_s=(EXPECTED - snapshot.completed) / (history.recent or 1.0),
-        columns=tuple(history.columns),
-        peak=history.peak,
-        load=Load(16, 0.21, 9 << 30, 64 << 30, (gpu,)),
-    )
+def _snapshot(record: dict[str, Any]) -> Snapshot:
+    known = {field.name: record[field.name] for field in fields(Snapshot)}
+    stages = (stage | {"worker_rates": tuple(stage["worker_rates"])} for stage in record["stages"])
+    return Snapshot(**known | {"stages": tuple(StageSnapshot(**stage) for stage in stages)})
+
+
+def _load(record: dict[str, Any] | None) -> Load | None:
+    return None if record is None else Load(**record | {"gpus": tuple(GpuLoad(**gpu) for gpu in record["gpus"])})
 
 
 class WordByWord:
@@ -104,9 +105,11 @@ class WordByWord:
                 yield Segment(piece, segment.style)
 
 
-def render(path: Path) -> None:
-    console = Console(file=io.StringIO(), record=True, width=MAX_WIDTH, force_terminal=True, color_system="truecolor")
-    console.print(WordByWord(Frame(sample_view())))
+def render(view: View, path: Path) -> None:
+    console = Console(
+        file=io.StringIO(), record=True, width=MAX_WIDTH, height=ROWS, force_terminal=True, color_system="truecolor"
+    )
+    console.print(WordByWord(Frame(view)))
     svg = console.export_svg(title="python -m pipeline.offline", theme=_THEME, unique_id="dashboard")
     path.parent.mkdir(parents=True, exist_ok=True)
     # rich pads lines with blanks: the file is the same without them.
@@ -114,15 +117,21 @@ def render(path: Path) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    about = "Draw the dashboard over simulated snapshots and keep it as an SVG."
+    about = "Draw the dashboard of a run that was recorded with --json, as an SVG."
     parser = argparse.ArgumentParser("python -m tools.render_dashboard", description=about)
-    default = Path(__file__).resolve().parents[1] / "docs" / "dashboard.svg"
-    parser.add_argument("out", type=Path, nargs="?", default=default, metavar="OUT.svg")
-    path = parser.parse_args(argv).out
-    render(path)
-    print(path)
+    docs = Path(__file__).resolve().parents[1] / "docs"
+    parser.add_argument("recording", type=Path, metavar="RUN.jsonl")
+    parser.add_argument("out", type=Path, nargs="?", default=docs / "dashboard.svg", metavar="OUT.svg")
+    parser.add_argument("--at", type=float, metavar="SECONDS", help="seconds into the running phase (default: its end)")
+    options = parser.parse_args(argv)
+    try:
+        render(view_at(options.recording, options.at), options.out)
+    except PipelineError as error:
+        print(f"error: {printed(error)}", file=sys.stderr)
+        return 1
+    print(options.out)
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main))
+    raise SystemExit(main())

@@ -200,10 +200,11 @@ def plain_line(view: View) -> str:
 
 
 def json_line(view: View) -> str:
-    """The snapshot as one JSON object, with the wall-clock time and the machine's load."""
+    """The snapshot as one JSON object, with the wall-clock time, the title and the machine's load."""
     snapshot = view.snapshot
     record: dict[str, Any] = {
         "time": round(time.time(), 3),
+        "title": view.title,
         **snapshot.as_dict(),
         "expected": view.expected,
         "eta_s": view.eta_s,

@@ -34,7 +34,7 @@ TRIAL_BATCHES = 12
 WARM_UP_BATCHES = 4
 
 # The device's parts are measured alone, in rounds. A GPU that is limited by its power runs its networks faster at
-# first: they are measured for so long, and then until two rounds in a row agree.
+# first, and then faster and slower in turns: they are measured for so long, and then until two pairs of rounds agree.
 ROUND_S = 0.5
 SETTLE_S = 2.0
 SETTLE_AT_MOST_S = 6.0
@@ -155,12 +155,12 @@ def fill(arena: Arena, slots: Slots, rng: np.random.Generator) -> None:
 def settled(rate: Callable[[], float]) -> float:
     """What `rate`, a measurement that takes a while, gives once it has stopped falling."""
     began_s = time.perf_counter()
-    before = rate()
+    before = (rate() + rate()) / 2
     while True:
-        now = rate()
+        now = (rate() + rate()) / 2
         lasted_s = time.perf_counter() - began_s
         if lasted_s >= SETTLE_AT_MOST_S or (lasted_s >= SETTLE_S and abs(now - before) <= AGREE * before):
-            return (now + before) / 2
+            return now
         before = now
 
 

@@ -5,14 +5,12 @@ import io
 import json
 import os
 import pty
-import re
 import struct
 import termios
 import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import TextIO
 
 import pytest
@@ -28,8 +26,7 @@ from pipeline.report.history import COLUMNS, History
 from pipeline.report.view import View
 from pipeline.telemetry.latency import Latencies
 from pipeline.telemetry.metrics import Snapshot, StageSnapshot
-from tests.paths import ROOT
-from tools.render_dashboard import render, sample_view
+from tests.pipeline.report import scene
 
 SHOW_CURSOR, HIDE_CURSOR = "\x1b[?25h", "\x1b[?25l"
 
@@ -128,7 +125,7 @@ def test_every_line_of_the_frame_is_as_wide_as_the_frame(width: int) -> None:
     for shown in (
         view(), view(big, load), view(unbounded),
         view(snapshot(0, 0, "loading")), view(snapshot(200, 200, "done")),
-        replace(view(), title="片" * 80), replace(view(), columns=(), eta_s=None, peak=0.0), sample_view(),
+        replace(view(), title="片" * 80), replace(view(), columns=(), eta_s=None, peak=0.0), scene.view("running"),
     ):  # fmt: skip
         for line in draw(shown, width, 40):
             assert cell_len("".join(s.text for s in line)) == width
@@ -359,17 +356,12 @@ def test_a_run_outlives_its_dashboard(
 def test_the_live_view_costs_little(terminal: tuple[TextIO, Callable[[], str]]) -> None:
     """1 % of a core is 2.5 ms a refresh; a shared machine with cold caches gets three times that."""
     stream, _ = terminal
-    with Dashboard(sample_view_snapshot, "t", mode="live", stream=stream) as dashboard:
+    shown = scene.snapshot("running")
+    with Dashboard(lambda: shown, "t", mode="live", stream=stream) as dashboard:
+        dashboard.history.columns.extend(range(100))
         time.sleep(3.0)
     assert dashboard.error is None
     assert dashboard.cost_s / 3.0 < 0.03
-
-
-SAMPLE = sample_view().snapshot
-
-
-def sample_view_snapshot() -> Snapshot:
-    return SAMPLE
 
 
 def test_the_machine() -> None:
@@ -381,19 +373,6 @@ def test_the_machine() -> None:
     machine = describe_machine()
     assert len(machine["gpus"]) == len(load.gpus)
     assert json.loads(json.dumps(machine)) == machine
-
-
-def test_the_picture_in_the_documentation_is_what_the_tool_draws(tmp_path: Path) -> None:
-    render(tmp_path / "dashboard.svg")
-    drawn = (tmp_path / "dashboard.svg").read_text(encoding="utf-8")
-    assert "SAMPLE&#160;DATA" in drawn
-    kept = ROOT / "docs" / "dashboard.svg"
-    # Coordinates and styles are rich's business; the words are ours.
-    assert words(drawn) == words(kept.read_text(encoding="utf-8"))
-
-
-def words(svg: str) -> list[str]:
-    return re.findall(r"<text[^>]*>([^<]*)</text>", svg)
 
 
 class Stuck(io.StringIO):
