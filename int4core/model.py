@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from int4core.format import read_network, write_network
+from int4core.format import digest, read_network, write_network
 from int4core.layers import ResNet
 
 
@@ -33,6 +33,11 @@ class Model:
             ModelError: whatever is wrong with the folder, with its file, line and reason.
         """
         return cls(read_network(path), Path(path))
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the network, in hex: equal for models that are equal in every layer and weight."""
+        return digest(self.network)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the model to the folder `path`, in the published format.

@@ -10,6 +10,6 @@ What a network must satisfy beyond its grammar is the business of `int4core.vali
 """
 
 from int4core.format.read import read_network
-from int4core.format.write import write_network
+from int4core.format.write import digest, write_network
 
-__all__ = ["read_network", "write_network"]
+__all__ = ["digest", "read_network", "write_network"]

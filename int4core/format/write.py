@@ -6,6 +6,8 @@ import contextlib
 import os
 import secrets
 import shutil
+from collections.abc import Iterator
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +51,26 @@ def write_network(network: ResNet, path: str | os.PathLike[str]) -> None:
         raise ModelError(target, 0, f"the model cannot be written: {error.strerror}") from error
 
 
+def digest(network: ResNet) -> str:
+    """SHA-256 of the network, in hex: of the names, sizes and bytes of its files as they are written here.
+
+    Equal for two networks exactly when they are equal in every layer and weight, wherever they were read from.
+    """
+    hashed = sha256()
+    for layer in (network, *walk(network)):
+        for name, data in _layer_files(layer):
+            hashed.update(f"{name}\0{len(data)}\0".encode())
+            hashed.update(data)
+    return hashed.hexdigest()
+
+
 def _write_layer(folder: Path, layer: Any) -> None:
+    for name, data in _layer_files(layer):
+        (folder / name).write_bytes(data)
+
+
+def _layer_files(layer: Any) -> Iterator[tuple[str, bytes]]:
+    """The files of a layer: its tensors' data, and last the text that names them."""
     kind = KINDS[type(layer)]
     name = MODEL if isinstance(layer, ResNet) else layer.name
     lines = [kind]
@@ -58,12 +79,11 @@ def _write_layer(folder: Path, layer: Any) -> None:
         if isinstance(codec, Tensor):
             dtype = layer.weight_dtype if len(codec.dtypes) > 1 else codec.dtypes[0]
             dims = (1, *value.shape, 1, 1) if key == "requant_factor" else value.shape
-            (folder / DATA_FOLDER / f"{name}.{key}").write_bytes(pack(value, dtype))
+            yield f"{DATA_FOLDER}/{name}.{key}", pack(value, dtype)
             lines += [f"{key}={Declared(dtype, dims)}", f"!{MODEL}/{DATA_FOLDER}/{name}.{key}"]
         else:
             lines.append(f"{key}={codec.show(value)}")
-    text = "".join(line + LINE_END for line in lines)
-    (folder / name).write_bytes(text.encode("ascii"))
+    yield name, "".join(line + LINE_END for line in lines).encode("ascii")
 
 
 def _expect_replaceable(target: Path) -> None:

@@ -523,3 +523,16 @@ class TestSave:
         assert not errors
         assert Model.load(tmp_path / "model").network.classes in (2, 3)
         assert [f.name for f in tmp_path.iterdir()] == ["model"]
+
+
+def test_the_digest_is_of_the_network_and_not_of_its_folder(tmp_path: Path) -> None:
+    network = random_model(blocks=(1, 1, 1, 1), width=16, classes=10, pool=2, seed=3)
+    network.save(tmp_path / "a")
+    (tmp_path / "a" / "README.md").write_text("notes")
+    (tmp_path / "a").rename(tmp_path / "b")
+    assert Model.load(tmp_path / "b").digest == network.digest
+    other = tmp_path / "b" / "npdata" / "conv1.bias"
+    data = bytearray(other.read_bytes())
+    data[0] ^= 1
+    other.write_bytes(data)
+    assert Model.load(tmp_path / "b").digest != network.digest
