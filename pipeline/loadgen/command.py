@@ -55,6 +55,7 @@ from pipeline.session.serving import NOT_PREDICTED
 from pipeline.session.store import BadFile, BadFiles
 from pipeline.session.supervisor import Interrupted, Supervisor
 from pipeline.stages.base import StageFailure
+from pipeline.stages.infer import engine_notes
 from pipeline.stages.spec import CPU_IN_FLIGHT
 from pipeline.telemetry.trace import write_trace
 
@@ -62,12 +63,6 @@ from pipeline.telemetry.trace import write_trace
 RESIZE_OVER_CROP = 256 / 224
 # MLPerf's rules ask for at least this many different samples in a performance run.
 PERFORMANCE_SAMPLES = 1024
-
-
-def _engines(run: Run) -> list[dict[str, Any]]:
-    """What each engine process ran on and how much it did, for summary.json."""
-    infer = run.serving.infer
-    return [{"note": note, "samples": samples} for note, samples in zip(infer.notes, infer.done_by_worker, strict=True)]
 
 
 def _introduction(stage: Any, *, alike: bool) -> Iterator[str]:
@@ -382,7 +377,7 @@ class OfflineCommand:
             result=result,
             accuracy=top1,
             extra={
-                "engines": _engines(run),
+                "engines": engine_notes(run.serving.infer),
                 "notices": run.serving.infer.notices,
                 "verdict": None if verdict is None else verdict.as_dict(),
                 "clock_warning": warning,

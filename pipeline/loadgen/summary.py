@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-import json
-import platform
 from collections.abc import Iterable
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Protocol
 
-from int4core.atomic import write_atomically
-from pipeline.errors import PipelineError
 from pipeline.loadgen.binding import plain_fields
 from pipeline.loadgen.options import Options
 from pipeline.loadgen.results import LoadGenResult
 from pipeline.machine.hardware import describe_machine
 from pipeline.report.accuracy import Accuracy
 from pipeline.report.history import StageMean
+from pipeline.report.json_file import write_json
+from pipeline.report.versions import installed
+from pipeline.report.versions import versions as common_versions
 from pipeline.telemetry.metrics import Snapshot
 
 FILE_NAME = "summary.json"
-_CUPY = ("cupy-cuda13x", "cupy-cuda12x", "cupy")
 
 
 class BadImage(Protocol):
@@ -83,10 +80,7 @@ def summarise(
 def write_summary(folder: Path, summary: dict[str, Any]) -> Path:
     """Write summary.json into `folder`, whole or not at all; returns its path. Raises PipelineError."""
     path = folder / FILE_NAME
-    try:
-        write_atomically(path, json.dumps(summary, indent=2, allow_nan=False).encode() + b"\n")
-    except OSError as error:
-        raise PipelineError(f"{path}: cannot be written: {error.strerror}") from error
+    write_json(path, summary)
     return path
 
 
@@ -95,19 +89,4 @@ def versions(result: LoadGenResult | None = None) -> dict[str, str | None]:
 
     LoadGen's is the one it wrote into its log, which is right for a build of the user's own too.
     """
-    cupy = next((v for name in _CUPY if (v := _installed(name)) is not None), None)
-    return {
-        "int4-resnet50": _installed("int4-resnet50"),
-        "python": platform.python_version(),
-        "numpy": _installed("numpy"),
-        "pillow": _installed("pillow"),
-        "loadgen": (result.version if result else "") or _installed("mlcommons-loadgen"),
-        "cupy": cupy,
-    }
-
-
-def _installed(name: str) -> str | None:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None
+    return common_versions() | {"loadgen": (result.version if result else "") or installed("mlcommons-loadgen")}

@@ -12,13 +12,23 @@ import numpy.typing as npt
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Top-1 over `total` samples with its 95 % interval; shares are 0..1."""
+    """`correct` answers to `total` samples and the share's 95 % interval; shares are 0..1."""
 
     correct: int
     total: int
     top1: float
     low: float
     high: float
+
+    @classmethod
+    def of(cls, correct: int, total: int) -> Accuracy:
+        """`correct` of `total` samples, at least one.
+
+        The interval is Wilson's score interval: E. B. Wilson, "Probable inference, the law of succession, and
+        statistical inference", Journal of the American Statistical Association 22 (1927), 209-212.
+        """
+        low, high = wilson_interval(correct, total)
+        return cls(correct, total, correct / total, low, high)
 
     def __str__(self) -> str:
         return (
@@ -33,8 +43,6 @@ class Accuracy:
 def accuracy(predictions: npt.ArrayLike, labels: npt.ArrayLike) -> Accuracy:
     """Top-1 accuracy of classes (n,) against labels (n,); a sample without a prediction counts as wrong.
 
-    The interval is Wilson's score interval: E. B. Wilson, "Probable inference, the law of succession, and
-    statistical inference", Journal of the American Statistical Association 22 (1927), 209-212.
     Raises ValueError when the shapes differ or there are no samples.
     """
     predicted, wanted = np.asarray(predictions), np.asarray(labels)
@@ -42,9 +50,7 @@ def accuracy(predictions: npt.ArrayLike, labels: npt.ArrayLike) -> Accuracy:
         raise ValueError(f"predictions {predicted.shape} and labels {wanted.shape} do not match")
     if not len(wanted):
         raise ValueError("no samples: accuracy is undefined")
-    correct, total = int((predicted == wanted).sum()), len(wanted)
-    low, high = wilson_interval(correct, total)
-    return Accuracy(correct, total, correct / total, low, high)
+    return Accuracy.of(int((predicted == wanted).sum()), len(wanted))
 
 
 def wilson_interval(correct: int, total: int, z: float = 1.959963984540054) -> tuple[float, float]:

@@ -110,3 +110,8 @@ def infer_stage(
         depth=spec.inflight + 1,
         serve=serve_overlapped if overlapped else serve,
     )
+
+
+def engine_notes(stage: InferStage) -> list[dict[str, Any]]:
+    """What each engine process ran on and how much it did, for a summary."""
+    return [{"note": note, "samples": samples} for note, samples in zip(stage.notes, stage.done_by_worker, strict=True)]
