@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import time
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -169,11 +170,22 @@ class Session:
         `sources` is read in a thread of its own, and no further than there are slots; what it raises is raised here,
         after the answers to what came before. Raises StageFailure when the session cannot go on.
         """
+        for answers in self.classify_in_batches(sources, ordered=ordered):
+            yield from answers
+
+    def classify_in_batches(
+        self, sources: Iterable[AnySource], *, ordered: bool = True, wait_s: float | None = None
+    ) -> Generator[list[Answer], None, None]:
+        """The same, all that are out at a time: an empty list when there have been none for `wait_s` seconds."""
         stream = self._core.open(ordered=ordered)
         with Feeder(self, stream, map(as_source, sources)) as feeder:
-            while outcomes := self._outcomes(stream, feeder):
-                for outcome in outcomes:
-                    yield answer_of(outcome)
+            while True:
+                with self._changed:
+                    self._wait_for(lambda: self._core.has_answers(stream) or self._over(stream, feeder), wait_s)
+                    outcomes = self._core.answers(stream)
+                    if not outcomes and self._over(stream, feeder):
+                        break
+                yield [answer_of(outcome) for outcome in outcomes]  # type: ignore[arg-type]  # a stream of sources
         feeder.raise_error()
 
     def submit(self, source: AnySource) -> Future[Answer]:
@@ -347,16 +359,18 @@ class Session:
             request.future.set_result(answer_of(Outcome(request.source, outcome.value, outcome.error)))
         self._changed.notify_all()
 
-    def _outcomes(self, stream: Stream[_Asked], feeder: Feeder) -> list[Outcome[Source]]:
-        """Answers that are out, at least one; none when all are. Raises StageFailure."""
-        with self._changed:
-            self._wait_for(lambda: self._core.has_answers(stream) or (feeder.done and stream.idle))
-            return self._core.answers(stream)  # type: ignore[return-value]  # a stream of sources
+    @staticmethod
+    def _over(stream: Stream[_Asked], feeder: Feeder) -> bool:
+        return feeder.done and stream.idle
 
-    def _wait_for(self, condition: Callable[[], bool]) -> None:
-        """Wait with the lock held. Raises what ended the session."""
+    def _wait_for(self, condition: Callable[[], bool], wait_s: float | None = None) -> None:
+        """Wait with the lock held, for `wait_s` seconds at most. Raises what ended the session."""
+        until = None if wait_s is None else time.monotonic() + wait_s
         while self._failure is None:
-            if self._changed.wait_for(lambda: self._failure is not None or condition(), timeout=POLL_S):
+            left = POLL_S if until is None else min(POLL_S, until - time.monotonic())
+            if self._changed.wait_for(lambda: self._failure is not None or condition(), timeout=left) or (
+                until is not None and time.monotonic() >= until
+            ):
                 break
         if self._failure is not None:
             raise self._failure

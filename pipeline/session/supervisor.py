@@ -21,6 +21,7 @@ from pipeline.errors import PipelineError
 T = TypeVar("T")
 
 POLL_S = 0.1
+SETTLE_S = 5.0
 _SIGNALS = tuple(getattr(signal, n) for n in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, n))
 
 
@@ -104,6 +105,11 @@ class Supervisor:
             raise self._error
         self._thread.join()
         return results[0]
+
+    def settle(self, seconds: float = SETTLE_S) -> None:
+        """Wait for the job's thread, from which something has been taken away, to find out and end."""
+        if self._thread is not None:
+            self._thread.join(seconds)
 
     def _note(self, number: int, _frame: FrameType | None) -> None:
         if self._signal is None:

@@ -15,6 +15,8 @@ from pipeline.sinks.parts import ROWS_PER_PART, SECONDS_PER_PART, PartsSink
 from pipeline.sinks.stream import NoSink, StreamSink
 from pipeline.sinks.text import CsvFormat, JsonlFormat
 
+STDOUT = "-"
+
 FORMATS: dict[str, Callable[[Sequence[str] | None], Any]] = {
     ".parquet": ParquetFormat,
     ".csv": CsvFormat,
@@ -45,8 +47,8 @@ def open_sink(
     """
     if out == "none":
         return NoSink()
-    if out == "-":
-        return StreamSink(stdout if stdout is not None else sys.stdout.buffer, JsonlFormat(class_names))
+    if out == STDOUT:
+        return StreamSink(stdout if stdout is not None else _standard_output(), JsonlFormat(class_names))
     about = About(identity, notes or {})
     limits: dict[str, Any] = {
         "rows_per_part": rows_per_part, "seconds_per_part": seconds_per_part, "clock": clock,
@@ -60,3 +62,11 @@ def open_sink(
             f"--out {out}: its ending says the format ({endings}); a folder ends in /, - is standard output"
         )
     return PartsSink(out, FORMATS[ending](class_names), about, **limits)
+
+
+def _standard_output() -> BinaryIO:
+    """Standard output for bytes, whatever stands in for `sys.stdout`."""
+    try:
+        return open(sys.stdout.fileno(), "wb", closefd=False)
+    except OSError as error:
+        raise SinkError(f"--out {STDOUT}: standard output cannot be written ({error.strerror or error})") from error

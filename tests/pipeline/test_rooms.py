@@ -21,6 +21,7 @@ FLOORS = (
     ("session", "report"),
     ("commands",),
     ("loadgen", "sinks"),
+    ("classify",),
     ("offline", "doctor"),
 )
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

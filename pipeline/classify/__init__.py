@@ -1,0 +1,1 @@
+"""python -m pipeline.classify: from images of any kind to a table of answers."""

@@ -1,0 +1,263 @@
+"""The classify command from its options to its table; `pipeline.classify.__main__` is its entry."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from contextlib import closing
+from hashlib import sha256
+from itertools import islice
+
+from int4core.errors import printable
+from int4core.model import Model
+from pipeline.classify.evaluation import Evaluation
+from pipeline.classify.intake import Intake
+from pipeline.classify.options import NOWHERE, STDOUT, Options, parse
+from pipeline.classify.rows import rows_of
+from pipeline.classify.summary import summarise, summary_path
+from pipeline.commands.setup import Setup, set_up
+from pipeline.commands.shell import Shell, run
+from pipeline.device.scheduler import Sizes
+from pipeline.errors import PipelineError
+from pipeline.machine.hardware import default_loaders
+from pipeline.memory.segment import sweep_stale
+from pipeline.report.dashboard import Dashboard, choose_mode
+from pipeline.report.json_file import write_json
+from pipeline.report.verdict import judge
+from pipeline.report.versions import versions
+from pipeline.samples.classes import read_classes
+from pipeline.samples.labels import Labels
+from pipeline.session.progress import Progress
+from pipeline.session.session import Answer, Session
+from pipeline.session.spec import SessionSpec
+from pipeline.session.supervisor import Supervisor
+from pipeline.sinks.base import Sink
+from pipeline.sinks.opening import open_sink
+from pipeline.stages.infer import engine_notes
+from pipeline.stages.load import Preparation
+from pipeline.stages.spec import CPU_IN_FLIGHT
+from pipeline.telemetry.trace import write_trace
+
+STRICT_STATUS = 4
+
+CPU_BATCH = 16
+GPU_BATCH = 1024
+
+# Rows go to the sink so many at a time, or when the oldest has waited so long.
+ROWS_AT_A_TIME = 4096
+ROWS_WAIT_S = 1.0
+
+NAMED_IN_DRY_RUN = 10
+
+
+def command(argv: Sequence[str], supervisor: Supervisor) -> int:
+    """Run the command line `argv`; returns the exit status, and says on stderr why it is not 0."""
+    options = parse(argv)
+    # Standard output is for machines when JSON goes there.
+    shell = Shell(stderr=options.show.json or options.out == STDOUT)
+    return run(lambda: ClassifyCommand(options, supervisor, shell).run(), supervisor)
+
+
+class ClassifyCommand:
+    """One run of the command."""
+
+    def __init__(self, options: Options, supervisor: Supervisor, shell: Shell) -> None:
+        self._options = options
+        self._supervisor = supervisor
+        self._shell = shell
+        self._say = shell.say
+
+    def run(self) -> int:
+        """The exit status. Raises PipelineError or Int4CoreError; nothing is left behind on any way out."""
+        options = self._options
+        for path in sweep_stale():
+            self._say(f"removed {path}, left behind by a run that was killed")
+        setup = set_up(options.engine, self._say)
+        names = read_classes(options.classes, setup.model, setup.network.classes)
+        labels = (
+            None
+            if options.labels is None
+            else Labels.read(options.labels, options.sources, names, setup.network.classes)
+        )
+        if options.top > setup.network.classes:
+            raise PipelineError(f"--top {options.top}: the model has {setup.network.classes} classes")
+        self._supervisor.check()
+        with open_sink(
+            options.out,
+            identity=self._identity(setup, names),
+            notes={"gpu": setup.target.notice} | {k: v for k, v in versions().items() if v is not None},
+            class_names=names,
+        ) as sink:
+            if sink.complete:
+                self._say(f"{options.out} is complete: {sink.rows:,} rows, {sink.errors:,} of them errors")
+                return self._status(sink)
+            if sink.rows:
+                self._say(f"{options.out}: going on after {sink.rows:,} rows")
+            intake = Intake(
+                options.sources,
+                column=options.column,
+                part=options.shard,
+                done=sink.done,
+            )
+            if options.dry_run:
+                sink.leave()
+                return self._dry_run(intake)
+            self._run(setup, sink, intake, labels)
+        where = "" if options.out in (STDOUT, NOWHERE) else f" in {options.out}"
+        self._say(f"{sink.rows:,} rows{where}")
+        return self._status(sink)
+
+    def _identity(self, setup: Setup, names: Sequence[str] | None) -> dict[str, str]:
+        """What makes rows comparable: an output that was begun with another identity is not gone on with."""
+        loaders = self._options.loaders
+        return {
+            "model": Model(setup.network).digest,
+            "input": f"{setup.side} x {setup.side}, short side {setup.short_side(loaders.resize) or 'as it is'}",
+            "sixteen_bit": loaders.rules.sixteen_bit,
+            "top": str(self._options.top),
+            "classes": "none" if names is None else sha256("\n".join(names).encode()).hexdigest(),
+            "shard": "{}/{}".format(*self._options.shard),
+        }
+
+    def _spec(self, setup: Setup) -> SessionSpec:
+        engine, loaders, gpus = self._options.engine, self._options.loaders, setup.target.gpus
+        return SessionSpec(
+            model=setup.model,
+            backend=setup.target.backend,
+            backend_options=setup.backend_options,
+            sizes=Sizes.full(engine.batch_size or (GPU_BATCH if gpus else CPU_BATCH)),
+            input_shape=(3, setup.side, setup.side),
+            preparation=Preparation("images", setup.side, setup.short_side(loaders.resize), loaders.rules),
+            loaders=loaders.processes or default_loaders(),
+            stage_timeout_s=engine.timeout_s,
+            image_timeout_s=loaders.image_timeout_s,
+            engines=len(gpus) or engine.engines,
+            inflight=engine.inflight if gpus else CPU_IN_FLIGHT,
+            h2d=engine.h2d,
+            ordered=True,
+            bus_ids=setup.target.bus_ids,
+            top=self._options.top,
+            traced=self._options.show.trace is not None,
+        )
+
+    def _dry_run(self, intake: Intake) -> int:
+        """Say what would be classified; the table is left as it is."""
+        sources = intake.sources()
+        for source in islice(sources, NAMED_IN_DRY_RUN):
+            self._say(f"  {source.key}")
+        left = sum(1 for _ in sources)
+        if left:
+            self._say(f"  and {left:,} more")
+        to_do = intake.seen - intake.skipped
+        self._say(f"{to_do:,} sources to classify; {intake.skipped:,} done before or named twice")
+        self._say_left_out(intake)
+        return 0
+
+    def _run(self, setup: Setup, sink: Sink, intake: Intake, labels: Labels | None) -> None:
+        options, spec = self._options, self._spec(setup)
+        self._evaluation = None if labels is None else Evaluation(labels.of)
+        if self._evaluation is not None:
+            for rows in sink.earlier():
+                self._evaluation.add(rows)
+        self._say(f"batch {spec.sizes.largest}, {spec.loaders} loaders, model {setup.model}")
+        try:
+            with Session(spec, on_failure=self._supervisor.fail) as session:
+                progress = Progress(session)
+                dashboard = Dashboard(
+                    progress.snapshot,
+                    title=f"{setup.model.name} on {setup.target.notice}",
+                    mode=choose_mode(json_lines=options.show.json, dashboard=options.show.dashboard),
+                    gpus=tuple(sorted({gpu.index for gpu in setup.target.gpus})),
+                )
+                with dashboard:
+                    self._say = lambda line: dashboard.say(printable(line), self._shell.console)
+                    intake.count()
+                    self._supervisor.watch(lambda: self._job(session, sink, intake, progress))
+                self._say = self._shell.say
+                self._report(setup, session, sink, intake, progress, dashboard)
+        finally:
+            intake.stop_counting()
+            self._supervisor.settle()
+
+    def _job(self, session: Session, sink: Sink, intake: Intake, progress: Progress) -> None:
+        """All that takes time, in the job's thread."""
+        session.start()
+        for stage in (session.load, session.batches.infer):
+            notes = stage.notes[:1] if stage is session.load else stage.notes
+            self._say(f"stage {stage.name} is up: {' | '.join(notes)}, pids {', '.join(map(str, stage.pids))}")
+        progress.enter("running")
+        waiting: list[Answer] = []
+        due = time.monotonic() + ROWS_WAIT_S
+        with closing(
+            session.classify_in_batches(intake.sources(), ordered=self._options.ordered, wait_s=ROWS_WAIT_S)
+        ) as batches:
+            try:
+                for answers in batches:
+                    waiting += answers
+                    progress.add(len(answers))
+                    progress.completed = progress.answered + intake.skipped
+                    progress.expected = intake.total or intake.seen
+                    if len(waiting) >= ROWS_AT_A_TIME or time.monotonic() >= due:
+                        self._write(sink, waiting)
+                        waiting, due = [], time.monotonic() + ROWS_WAIT_S
+            finally:
+                # Whatever has ended the run, what is answered is answered.
+                self._write(sink, waiting)
+        progress.completed = progress.answered + intake.skipped
+        progress.enter("done")
+
+    def _write(self, sink: Sink, answers: Sequence[Answer]) -> None:
+        if not answers:
+            sink.tick()
+            return
+        rows = rows_of(answers, self._options.top)
+        sink.write(rows)
+        if self._evaluation is not None:
+            self._evaluation.add(rows)
+
+    def _report(
+        self, setup: Setup, session: Session, sink: Sink, intake: Intake, progress: Progress, dashboard: Dashboard
+    ) -> None:
+        options = self._options
+        self._say_left_out(intake)
+        if intake.skipped:
+            self._say(f"{intake.skipped:,} sources were answered before or named twice")
+        if session.load.replaced:
+            self._say(f"{session.load.replaced} loaders were lost, and replaced")
+        if sink.errors:
+            self._say(f"{sink.errors:,} rows have an error")
+        scores = None if self._evaluation is None else self._evaluation.scores()
+        for line in () if scores is None else scores.lines():
+            self._say(line)
+        verdict = judge(session.ceilings(progress.rate, decode_timed=True)) if progress.answered else None
+        for sentence in () if verdict is None else verdict.sentences:
+            self._say(sentence)
+        path = summary_path(options)
+        if path is not None:
+            write_json(
+                path,
+                summarise(
+                    options,
+                    setup=setup,
+                    snapshot=progress.snapshot(),
+                    stages=dashboard.history.stages(),
+                    engines=engine_notes(session.batches.infer),
+                    rows=sink.rows,
+                    errors=sink.errors,
+                    skipped=intake.skipped,
+                    left_out=intake.left_out,
+                    scores=scores,
+                    verdict=verdict,
+                ),
+            )
+            self._say(f"summary: {path}")
+        if options.show.trace is not None:
+            write_trace(options.show.trace, session.traces())
+            self._say(f"timeline: {options.show.trace}, for https://ui.perfetto.dev")
+
+    def _say_left_out(self, intake: Intake) -> None:
+        if intake.left_out:
+            self._say(intake.left_out.line())
+
+    def _status(self, sink: Sink) -> int:
+        return STRICT_STATUS if self._options.strict and sink.errors else 0

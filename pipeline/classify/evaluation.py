@@ -1,0 +1,61 @@
+"""How many answers are right, counted as they come."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from pipeline.report.accuracy import Accuracy
+from pipeline.sinks.rows import Rows
+
+TOP_5 = 5
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Top-1, and top-5 where as many classes were asked for, over the labelled sources. An error counts as wrong."""
+
+    top1: Accuracy
+    top5: Accuracy | None
+
+    def lines(self) -> tuple[str, ...]:
+        return (f"top-1: {self.top1}", *([] if self.top5 is None else [f"top-5: {self.top5}"]))
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"top1": self.top1.as_dict(), "top5": None if self.top5 is None else self.top5.as_dict()}
+
+
+class Evaluation:
+    """Fed with every row.
+
+    Args:
+        label_of: a key's label, None for a source without one.
+        classes: of the model; a label beyond them is an error of the labels.
+    """
+
+    def __init__(self, label_of: Callable[[str], int | None]) -> None:
+        self._label_of = label_of
+        self._labelled = 0
+        self._top1 = 0
+        self._top5 = 0
+        self._has_top5 = False
+
+    def add(self, rows: Rows) -> None:
+        labels = [self._label_of(key) for key in rows.keys]
+        known = np.array([label is not None for label in labels], np.bool_)
+        wanted = np.array([-1 if label is None else label for label in labels], np.int64)
+        right = (rows.top_ids == wanted[:, None]) & (known & rows.answered())[:, None]
+        self._labelled += int(known.sum())
+        self._top1 += int(right[:, :1].sum())
+        self._top5 += int(right[:, :TOP_5].any(axis=1).sum())
+        self._has_top5 = rows.top_ids.shape[1] >= TOP_5
+
+    def scores(self) -> Scores | None:
+        """None when no source had a label."""
+        if not self._labelled:
+            return None
+        top5 = Accuracy.of(self._top5, self._labelled) if self._has_top5 else None
+        return Scores(Accuracy.of(self._top1, self._labelled), top5)

@@ -1,0 +1,155 @@
+"""The command line of classify."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.commands import values
+from pipeline.commands.options import (
+    EngineOptions,
+    LoaderOptions,
+    Parser,
+    ShowOptions,
+    add_engine,
+    add_loaders,
+    add_showing,
+    contradiction,
+    engine_options,
+    loader_options,
+    show_options,
+)
+from pipeline.errors import PipelineError
+from pipeline.samples.expand import parse_shard
+
+PROG = "python -m pipeline.classify"
+MOST_TOP = 16
+DEFAULT_TOP = 5
+LABELS_BY_FOLDER = "folders"
+STDOUT, NOWHERE = "-", "none"
+
+DESCRIPTION = """\
+Classifies images with an INT4 network and writes a table: key, class_id, class_name, score, top_ids, top_scores, error.
+
+A SOURCE is a file, a folder with all below it, a pattern, @FILE or - with a path on each line, a tar shard
+(shards/{000..127}.tar), a Parquet table with a column of bytes or of paths, or the URL of any of these.
+A run that was ended goes on where it was when the same command is given again."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """A parsed command line.
+
+    Attributes:
+        sources: as they were typed.
+        out: the table's file or folder, `-` for JSONL on standard output, `none` to throw the rows away.
+        column: of Parquet tables, None: the one that fits.
+        top: classes of each answer.
+        classes: a file with the name of a class on each line, instead of the model's.
+        labels: a map file, `folders`, or None.
+        shard: (index, count).
+        ordered: whether rows come in the order of the sources.
+        strict: whether a row with an error makes the exit status 4.
+        dry_run: say what would be done and do nothing.
+        summary: the file for the summary, None: beside the table.
+        report: the file for a report in HTML, None: none.
+    """
+
+    sources: tuple[str, ...]
+    out: str
+    column: str | None
+    top: int
+    classes: Path | None
+    labels: str | None
+    shard: tuple[int, int]
+    ordered: bool
+    strict: bool
+    dry_run: bool
+    summary: Path | None
+    engine: EngineOptions
+    loaders: LoaderOptions
+    show: ShowOptions
+
+    def as_dict(self) -> dict[str, Any]:
+        """For the summary: paths as text."""
+        plain: dict[str, Any] = _plain(asdict(self))
+        return plain
+
+
+def parse(argv: Sequence[str]) -> Options:
+    """Parse a command line without its program name. Exits as argparse does: 0 for help, 2 for a mistake."""
+    parser = build_parser()
+    args = parser.parse_args(list(argv))
+    wrong = contradiction(args)
+    if wrong is None and args.json and args.out == STDOUT:
+        wrong = "--json and --out -: both write to standard output; give one of them"
+    if wrong is not None:
+        parser.error(wrong)
+    try:
+        shard = (0, 1) if args.shard is None else parse_shard(args.shard)
+    except PipelineError as error:
+        parser.error(str(error))
+    return Options(
+        sources=tuple(args.sources),
+        out=args.out,
+        column=args.column,
+        top=args.top,
+        classes=args.classes,
+        labels=args.labels,
+        shard=shard,
+        ordered=not args.unordered,
+        strict=args.strict,
+        dry_run=args.dry_run,
+        summary=args.summary,
+        engine=engine_options(args),
+        loaders=loader_options(args),
+        show=show_options(args),
+    )
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = Parser(
+        PROG,
+        usage=f"{PROG} SOURCE... --out FILE [options]",
+        allow_abbrev=False,
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    what = parser.add_argument_group("what to classify, and where to")
+    what.add_argument("sources", nargs="+", metavar="SOURCE", help="see above; as many as you like, of any kind")
+    what.add_argument(
+        "-o", "--out", required=True, metavar="FILE",
+        help="the table: .parquet, .csv, .jsonl, a folder of parts (a name that ends in /), - for JSONL on standard "
+        "output, none to throw the rows away and measure",
+    )  # fmt: skip
+    what.add_argument("--column", metavar="NAME", help="of Parquet tables, the one with the images")
+    what.add_argument(
+        "--top", type=values.whole(1, MOST_TOP), default=DEFAULT_TOP, metavar="K",
+        help="classes of each answer, best first (default: %(default)s)",
+    )  # fmt: skip
+    what.add_argument(
+        "--classes", type=values.path, metavar="FILE", help="names of the classes, one a line (default: the model's)"
+    )
+    what.add_argument(
+        "--labels", metavar="FILE",
+        help=f"lines of `file label`, or `{LABELS_BY_FOLDER}` for a folder a class: top-1 and top-5 at the end",
+    )  # fmt: skip
+    what.add_argument("--shard", metavar="I/N", help="only every Nth of the sources: part I of 0..N-1, by their keys")
+    what.add_argument("--unordered", action="store_true", help="rows as they come, not in the order of the sources")
+    what.add_argument("--dry-run", action="store_true", help="list what would be classified, and do nothing")
+    what.add_argument("--strict", action="store_true", help="exit status 4 when a source could not be classified")
+    add_engine(parser.add_argument_group("what computes"), strict="--strict-kernels")
+    add_loaders(parser.add_argument_group("what loads"))
+    show = parser.add_argument_group("what to show and keep")
+    show.add_argument("--summary", type=values.path, metavar="FILE", help="summary in JSON (default: beside the table)")
+    add_showing(show)
+    return parser
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(v) for key, v in value.items()}
+    return str(value) if isinstance(value, Path) else value

@@ -1,0 +1,62 @@
+"""From options to what they come to on this machine: where to compute, with which model, on samples of which size."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from int4core.layers import ResNet, walk
+from int4core.model import Model
+from int4core.network import default_input_size
+from int4core.tuning import autoconfig
+from pipeline.commands.options import EngineOptions
+from pipeline.defaults import default_model
+from pipeline.errors import PipelineError
+from pipeline.machine.gpus import Target, choose
+
+# The short side of an image before the centre crop, over the crop: torchvision's 256 for 224.
+RESIZE_OVER_CROP = 256 / 224
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What the engine's options come to.
+
+    Attributes:
+        side: of the square inputs, in pixels.
+        backend_options: see `int4core.Engine`.
+    """
+
+    target: Target
+    model: Path
+    network: ResNet
+    side: int
+    backend_options: tuple[tuple[str, Any], ...]
+
+    def short_side(self, resize: bool) -> int | None:
+        """What images are resized to before the crop; None: they are sized."""
+        return round(self.side * RESIZE_OVER_CROP) if resize else None
+
+
+def set_up(options: EngineOptions, say: Callable[[str], None]) -> Setup:
+    """Look at the machine, the model and the tuned file. Raises PipelineError or Int4CoreError."""
+    target = choose(options.gpu, numbers=options.gpus)
+    say(f"running on {target.notice}")
+    model = options.model or default_model()
+    network = Model.load(model).network
+    height, width = default_input_size(network)
+    if height != width:
+        raise PipelineError(f"{model}: takes {height}x{width} inputs; images are cropped to squares")
+    backend_options: dict[str, Any] = {"gpu": target.key} if target.gpus else {}
+    if options.autoconfig is not None:
+        config = autoconfig.read(options.autoconfig)
+        if config.notice is not None:
+            say(config.notice)
+        config.validate(layers={layer.name for layer in walk(network)})
+        if target.backend == "numpy":
+            say(f"{options.autoconfig} is valid; the CPU has no kernels to choose from")
+        else:
+            backend_options["autoconfig"] = config
+    return Setup(target, model, network, height, tuple(backend_options.items()))

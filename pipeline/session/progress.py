@@ -1,0 +1,65 @@
+"""How far a session is: the snapshot that dashboards and summaries are made of."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+from pipeline.session.session import Session
+from pipeline.telemetry.metrics import Snapshot
+
+
+@dataclass
+class Progress:
+    """A caller's count of its own answers. One thread writes; others take snapshots.
+
+    Attributes:
+        completed: sources that are answered, those of earlier runs included.
+        expected: sources there are, as far as that is known.
+        answered: of `completed`, those of this run.
+        began_s: when the first source could be read (monotonic), None before.
+        last_s: when the last answer came (monotonic).
+    """
+
+    session: Session
+    completed: int = 0
+    expected: int = 0
+    answered: int = 0
+    began_s: float | None = None
+    last_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        self._phase, self._phase_began = "starting", time.monotonic()
+
+    def enter(self, phase: str) -> None:
+        """Name what the run is doing from now on (see `pipeline.telemetry.metrics.Snapshot.phase`)."""
+        self._phase, self._phase_began = phase, time.monotonic()
+        if phase == "running":
+            self.began_s = self._phase_began
+
+    def add(self, answers: int) -> None:
+        """So many answers have come."""
+        self.completed += answers
+        self.answered += answers
+        self.last_s = time.monotonic()
+
+    @property
+    def rate(self) -> float:
+        """Answers/s from the first source to the last answer; 0 before any."""
+        return 0.0 if self.began_s is None or not self.answered else self.answered / (self.last_s - self.began_s)
+
+    def snapshot(self) -> Snapshot:
+        stages = self.session.snapshots()
+        infer = stages[1]
+        return Snapshot(
+            phase=self._phase,
+            elapsed_s=time.monotonic() - self._phase_began,
+            completed=self.completed,
+            expected=max(self.expected, self.completed),
+            rate_now=infer.rate,
+            rate_mean=self.rate,
+            stages=stages,
+            counted=infer.counted,
+            counted_s=infer.counted_s,
+            latency_ms={},
+        )
