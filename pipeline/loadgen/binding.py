@@ -212,7 +212,7 @@ def _assign_option(settings: Any, name: str, value: Scalar, option: str) -> None
 
 def _apply_config(test: Any, path: Path, scenario: str, conf_type: int) -> None:
     if not os.path.isfile(path):
-        raise PipelineError(f"{path}: no such file")
+        raise PipelineError(f"{path}: {'is not a regular file' if os.path.exists(path) else 'no such file'}")
     try:
         status = test.FromConfig(str(path), MODEL, scenario, conf_type)
     except TypeError:

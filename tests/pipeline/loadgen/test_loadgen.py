@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -294,6 +295,17 @@ def test_a_config_file_that_loadgen_cannot_read_is_named(tmp_path: Path) -> None
     assert done.returncode == 1
     assert done.stderr.startswith(f"{bad}:3: LoadGen cannot read this")
     assert "none.conf: no such file" in configured(tmp_path / "none.conf", "-").stderr
+
+
+def test_a_config_file_that_never_ends_is_not_begun(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    for path in (tmp_path / "fifo", Path("/dev/zero")):
+        for spec in (
+            SettingsSpec(path, None, {}, {}, "PerformanceOnly", tmp_path),
+            SettingsSpec(None, path, {}, {}, "PerformanceOnly", tmp_path),
+        ):
+            with pytest.raises(PipelineError, match=f"{path}: is not a regular file"):
+                make_settings(lg, spec)
 
 
 def test_settings_land_in_the_right_object(tmp_path: Path) -> None:

@@ -290,3 +290,10 @@ def test_the_published_map(tmp_path: Path) -> None:
     entries = read_map(SHARED / "published" / "val_map.txt")
     assert len(entries) == 50_000
     assert all(e.label is not None and 0 <= e.label < 1000 for e in entries)
+
+
+def test_a_map_that_never_ends_is_not_begun(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    for path in (tmp_path / "fifo", Path("/dev/zero")):
+        with pytest.raises(PipelineError, match=f"{path}.*not a regular file"):
+            SampleLibrary.from_images(tmp_path, path)
