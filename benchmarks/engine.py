@@ -27,7 +27,7 @@ import numpy as np
 from benchmarks.torch_peers import copy_gbs, int8_peak_tops, resnet50_rates
 from int4core.backends.cuda.network import DeviceBatch, DeviceNetwork
 from int4core.engine import Engine
-from int4core.errors import EngineError, Int4CoreError, printed
+from int4core.errors import EngineError, Int4CoreError, printable, printed
 from int4core.model import Model
 from int4core.ranges import captured
 from int4core.streams import run_command
@@ -140,7 +140,7 @@ def rates(network: DeviceNetwork, batches: list[int]) -> None:
         try:
             batch = network.batch(n)
         except EngineError as error:
-            print(f"  batch {n:5d}: {error}")
+            print(f"  batch {n:5d}: {printed(error)}")
             continue
         times = replays_us(network, batch, stream, REPLAYS)
         median = statistics.median(times)
@@ -190,7 +190,7 @@ def run(options: argparse.Namespace) -> int:
             network.device.synchronize()
         return 0
     network.batch(1)
-    print(f"{options.model}: {network.notice}")
+    print(f"{printable(options.model)}: {network.notice}")
     wrong = 0
 
     def section(name: str, work: Callable[[], Any]) -> None:

@@ -30,7 +30,7 @@ import pynvml
 from PIL import Image
 from PIL import __version__ as pillow_version
 
-from int4core.errors import Int4CoreError
+from int4core.errors import Int4CoreError, printed
 from pipeline.jpeg.decoder import BYTES_PER_IMAGE, Decoder
 from pipeline.jpeg.device import Gpu
 from pipeline.jpeg.launches import Addresses, Orders, calls, sources
@@ -320,7 +320,7 @@ def measure(args: argparse.Namespace) -> None:
     try:
         found_rate, exact, largest = nvjpeg(load, 2048)
     except ImportError as error:
-        print(f"  torchvision is not installed: {error}")
+        print(f"  torchvision is not installed: {printed(error)}")
         return
     row(f"nvJPEG by torchvision, RGB alone: {exact} of {len(files)} exact, off by up to {largest}", found_rate)
 
@@ -342,7 +342,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         measure(args)
     except (Different, Int4CoreError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printed(error)}", file=sys.stderr)
         return 1
     return 0
 

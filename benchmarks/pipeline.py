@@ -32,7 +32,7 @@ import numpy as np
 
 from benchmarks.pipeline_device import DeviceRates, DeviceSpec, measure
 from int4core.cores import usable_cores
-from int4core.errors import Int4CoreError, printed
+from int4core.errors import Int4CoreError, printable, printed
 from int4core.model import Model
 from int4core.network import default_input_size
 from int4core.streams import run_command
@@ -304,7 +304,7 @@ def main() -> int:
 
 def run(options: argparse.Namespace, target: Target) -> int:
     figures = Figures()
-    print(f"{options.model} on {target.notice}, {usable_cores()} cores, batch {options.batch}", flush=True)
+    print(f"{printable(options.model)} on {target.notice}, {usable_cores()} cores, batch {options.batch}", flush=True)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         tensors = make_tensors(folder, (3, *default_input_size(Model.load(options.model).network)))
@@ -326,7 +326,7 @@ def run(options: argparse.Namespace, target: Target) -> int:
                     work()
                 except (PipelineError, Int4CoreError) as error:
                     # The other parts say something all the same.
-                    print(f"  FAILED: {error}", flush=True)
+                    print(f"  FAILED: {printed(error)}", flush=True)
                     figures.failed.append(part)
                 print(f"  ({time.perf_counter() - began:.0f} s)", flush=True)
     if figures.failed:

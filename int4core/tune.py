@@ -21,7 +21,7 @@ from int4core.backends.cuda.kernel import Kernel
 from int4core.backends.cuda.network import DeviceNetwork
 from int4core.backends.cuda.ops import ConvOp, Op, StemOp
 from int4core.backends.cuda.table import KNOWN_NUMBERS, candidates
-from int4core.errors import EngineError, Int4CoreError, printed, shown
+from int4core.errors import EngineError, Int4CoreError, printable, printed, shown
 from int4core.model import Model
 from int4core.streams import run_command
 from int4core.tuning import autoconfig
@@ -160,7 +160,7 @@ def _tune_batch(network: DeviceNetwork, n: int, options: argparse.Namespace) -> 
             )
     file = file_of(network.chip.name, None if n == MAIN_BATCH else n, options.out)
     autoconfig.write(file, to_autoconfig(network, n, choices))
-    print(f"{file}: {total:,.0f} us for the convolutions of {n} images, each timed alone")
+    print(f"{printable(file)}: {total:,.0f} us for the convolutions of {n} images, each timed alone")
 
 
 if __name__ == "__main__":

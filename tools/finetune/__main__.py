@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from int4core.errors import Int4CoreError
+from int4core.errors import Int4CoreError, printed
 from int4core.streams import run_command
 from tools.finetune.errors import FinetuneError, need_torch
 from tools.finetune.options import build_parser
@@ -20,7 +20,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         COMMANDS[args.command](args)
     except (FinetuneError, Int4CoreError) as error:
-        print(f"{args.command}: {error}", file=sys.stderr)
+        print(f"{args.command}: {printed(error)}", file=sys.stderr)
         return 1
     return 0
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from rich.progress import Progress
 
+from int4core.errors import printable
 from int4core.streams import run_command
 from pipeline.commands.values import MOST_PROCESSES, whole
 from tools.shapes.files import ShapesError, contact_sheet, demo_specs, draw_specs, make
@@ -66,7 +67,7 @@ def _write_classes(path: Path) -> int:
     except OSError as error:
         print(error, file=sys.stderr)
         return 1
-    print(f"{CLASSES} names: {path}")
+    print(f"{CLASSES} names: {printable(path)}")
     return 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from pipeline.loadgen.command import BadImages, command
 from pipeline.loadgen.options import parse
 from pipeline.session.store import BadFile
 from pipeline.session.supervisor import Supervisor
+from tests.paths import ROOT
 from tools import compare_log
 
 HOSTILE = "a\x1b]0;title\x07\x1b[31m\nerror: forged\r\u202e\udcff.jpg"
@@ -64,3 +66,13 @@ def test_tools_escape_names(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     said = capsys.readouterr().out
     assert said.count(f"{SEEN}: 1 repeated records") == 2
     assert "\x1b" not in said
+
+
+@pytest.mark.parametrize("room", ["pipeline", "tools", "int4core", "benchmarks"])
+def test_no_message_is_printed_as_it_is(room: str) -> None:
+    """Messages hold names: what prints an error goes through `printed`."""
+    bare = re.compile(r"print\(.*\{error\}")
+    for file in (ROOT / room).rglob("*.py"):
+        for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+            if bare.search(line) and "printable(" not in line:
+                raise AssertionError(f"{file}:{number}: {line.strip()}")
