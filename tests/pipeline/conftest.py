@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from multiprocessing import resource_tracker
 from pathlib import Path
 
 import numpy as np
@@ -54,6 +55,7 @@ def expected(model_dir: Path, images: Path) -> np.ndarray:
 @pytest.fixture
 def clean() -> Iterator[None]:
     """No segment and no child process of ours may be left behind."""
+    resource_tracker.ensure_running()  # Python's own, which a first spawn starts and nothing ends
     segments, children = ours(), set(psutil.Process().children(recursive=True))
     yield
     assert ours() <= segments
