@@ -8,6 +8,7 @@ import time
 import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ from pipeline.loadgen.clock import clock_warning
 from pipeline.loadgen.limits import check_settings
 from pipeline.loadgen.options import Options, parse
 from pipeline.loadgen.outputs import Outputs
+from pipeline.loadgen.page import write_page
 from pipeline.loadgen.results import LoadGenResult, read_result
 from pipeline.loadgen.sample_list import write_sample_list
 from pipeline.loadgen.scenarios import batch_plan, expectations, samples_per_query
@@ -47,6 +49,7 @@ from pipeline.memory.arena import ArenaSpec, sweep_stale
 from pipeline.report.accuracy import Accuracy, accuracy
 from pipeline.report.dashboard import Dashboard, choose_mode
 from pipeline.report.history import History
+from pipeline.report.page import Reporter
 from pipeline.report.verdict import Verdict, judge
 from pipeline.samples.library import SampleLibrary
 from pipeline.session.abandon import abandon
@@ -155,6 +158,7 @@ class OfflineCommand:
         self._loaded_s: float | None = None
         self._decoded_before = 0
         self._dashboard: Dashboard | None = None
+        self._reporter: Reporter | None = None
 
     def run(self) -> None:
         """Raises PipelineError or Int4CoreError; nothing is left behind on any way out."""
@@ -175,16 +179,20 @@ class OfflineCommand:
         prepared = self._supervisor.watch(self._prepare)
         self._check_stdout()
         self._supervisor.check()
+        title = printable(f"{prepared.model_path.name} on {prepared.target.notice}")
+        if self._options.report is not None:
+            self._reporter = Reporter(self._options.report, prepared.network.classes)
         with Run(prepared.spec, deliver=self._deliver, on_failure=self._supervisor.fail) as run:
             dashboard = self._dashboard = Dashboard(
                 run.serving.snapshot,
-                title=printable(f"{prepared.model_path.name} on {prepared.target.notice}"),
+                title=title,
                 mode=choose_mode(json_lines=self._options.json, dashboard=self._options.dashboard),
                 gpus=tuple(sorted({gpu.index for gpu in prepared.target.gpus})),
+                observe=None if self._reporter is None else self._reporter.observe,
             )
             with dashboard:
                 self._supervisor.watch(lambda: self._job(lg, run, prepared))
-            self._report(run, prepared, dashboard.history)
+            self._report(run, prepared, title, dashboard.history)
 
     def _prepare(self) -> Prepared:
         options = self._options
@@ -342,7 +350,7 @@ class OfflineCommand:
             self._say(f"LoadGen is told {said}")
         check_settings(plain_fields(self._test_settings))
 
-    def _report(self, run: Run, prepared: Prepared, history: History) -> None:
+    def _report(self, run: Run, prepared: Prepared, title: str, history: History) -> None:
         log = self._log_settings.log_output
         result = read_result(Path(log.outdir), log.prefix, log.suffix)
         for line in result.verdict().splitlines():
@@ -388,6 +396,22 @@ class OfflineCommand:
         if self._options.trace is not None:
             write_trace(self._options.trace, run.traces())
             self._say(f"timeline: {self._options.trace}, for https://ui.perfetto.dev")
+        if (reporter := self._reporter) is not None:
+            page = partial(
+                write_page,
+                reporter,
+                prepared.spec,
+                title=title,
+                classes=prepared.network.classes,
+                predictions=run.serving.predictions[: len(self._kept)],
+                bad=self._bad,
+                history=history,
+                accuracy=top1,
+                verdict=verdict,
+                summary=summary,
+            )
+            self._supervisor.watch(page)
+            self._say(f"report: {reporter.path}")
 
     def _verdict(self, run: Run, result: LoadGenResult) -> Verdict | None:
         """What bounds the run; None in scenarios whose rate is LoadGen's to choose."""

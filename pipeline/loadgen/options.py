@@ -57,6 +57,7 @@ class Options:
         stage_timeout_s: silence after which a worker counts as hung.
         image_timeout_s: the most that one file may take to become a sample.
         trace: the file that the run's timeline is written to.
+        report: the file that the run's page is written to.
         recursive: whether samples of the folder's folders are taken, too.
         rules: which files are taken as samples.
     """
@@ -90,6 +91,7 @@ class Options:
     stage_timeout_s: float
     image_timeout_s: float
     trace: Path | None
+    report: Path | None
     skip_bad_images: bool
     recursive: bool
     rules: ImageRules
@@ -287,6 +289,12 @@ def _add_output(group: argparse._ArgumentGroup) -> None:
         metavar="FILE",
         help="write a timeline of the run, for ui.perfetto.dev or chrome://tracing",
     )
+    group.add_argument(
+        "--report",
+        type=values.path,
+        metavar="FILE",
+        help="write the run as a page: charts, classes, bad images, settings (needs the extra `report`)",
+    )
     group.add_argument("--json", action="store_true", help="print snapshots of the run as JSON lines")
     group.add_argument("--no-dashboard", action="store_true", help="plain lines instead of the live view")
 
@@ -424,6 +432,7 @@ def _check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Options
         stage_timeout_s=args.stage_timeout,
         image_timeout_s=args.image_timeout,
         trace=args.trace,
+        report=args.report,
         skip_bad_images=args.skip_bad_images,
         recursive=args.recursive,
         rules=ImageRules(args.max_image_bytes, args.max_pixels, args.sixteen_bit),

@@ -14,6 +14,7 @@ from itertools import count
 from pathlib import Path
 from types import TracebackType
 
+from pipeline.commands.files import TRIED_BYTES, check_file
 from pipeline.errors import PipelineError
 from pipeline.loadgen.options import Options
 from pipeline.loadgen.results import find_logs
@@ -22,9 +23,6 @@ from pipeline.loadgen.summary import FILE_NAME
 
 RESULTS = Path("results")
 ANOTHER = "name another folder with --output-dir"
-
-# A disk that takes no more than this takes no run's logs either.
-TRIED_BYTES = 1 << 20
 
 # An accuracy log without a prediction: LoadGen writes the brackets alone.
 _EMPTY_LOG = re.compile(rb"[\[\]\s]*")
@@ -55,8 +53,9 @@ class Outputs:
                 _try_writing(folder)
             _try_name(self._logs / f"{self._prefix}accuracy{self._suffix}.json")
             self._refuse_a_run(options)
-            if options.trace is not None:
-                _check_trace(options.trace)
+            for option, file in (("--trace", options.trace), ("--report", options.report)):
+                if file is not None:
+                    check_file(option, file)
         except BaseException:
             self._held.close()
             raise
@@ -184,20 +183,3 @@ def _try_name(file: Path) -> None:
         return
     except OSError as error:
         raise PipelineError(f"{file}: cannot be written: {error.strerror}") from error
-
-
-def _check_trace(file: Path) -> None:
-    folder = file.parent
-    if not os.path.isdir(folder):
-        raise PipelineError(f"--trace {file}: there is no folder {folder}")
-    if os.path.isdir(file):
-        raise PipelineError(f"--trace {file}: is a folder; name a file in it")
-    try:
-        if os.path.exists(file) and not os.path.isfile(file):
-            if not os.access(file, os.W_OK):
-                raise PipelineError(f"--trace {file}: no permission to write to it")
-            return
-        with tempfile.TemporaryFile(dir=Path(os.path.realpath(file)).parent) as tried:
-            tried.write(bytes(TRIED_BYTES))
-    except OSError as error:
-        raise PipelineError(f"--trace {file}: cannot be written: {error.strerror}; name another file") from error

@@ -61,6 +61,7 @@ class Dashboard:
         total: int = 0,
         stream: TextIO | None = None,
         gpus: tuple[int, ...] | None = None,
+        observe: Callable[[float, Snapshot, Load | None], None] | None = None,
     ) -> None:
         """
         Args:
@@ -69,6 +70,7 @@ class Dashboard:
             total: samples the run will answer, where that is known before they are issued.
             stream: default: stderr; stdout for JSON.
             gpus: driver indices of the GPUs to show; None shows all.
+            observe: told each snapshot with its monotonic time, in seconds, and the machine's load, from this thread.
         """
         self._snapshot = snapshot
         self._title = title
@@ -77,6 +79,7 @@ class Dashboard:
         self._total = total
         self._stream = stream or (sys.stdout if mode == "json" else sys.stderr)
         self._gpus = gpus
+        self._observe = observe
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="dashboard", daemon=True)
         self._live: Live | None = None
@@ -149,6 +152,8 @@ class Dashboard:
         self.history.add(now, snapshot)
         if now >= self._load_due and self._monitor is not None:
             self._load, self._load_due = self._monitor.read(), now + LOAD_INTERVAL_S
+        if self._observe is not None:
+            self._observe(now, snapshot, self._load)
         if self._live is not None:
             self._live.update(Frame(self._view(snapshot)), refresh=True)
         elif last or now >= self._line_due or (snapshot.phase != self._phase and self._mode == "plain"):

@@ -84,7 +84,7 @@ class Ending:
 class Reporter:
     """Gathers what the page at `path` shows while a run goes on, and writes it at the end.
 
-    Raises PipelineError at once where the page could not be written at the end: without the extra, or for a folder.
+    Raises PipelineError without the extra.
 
     Attributes:
         answers: to be fed with every answer.
@@ -96,8 +96,6 @@ class Reporter:
         self.answers = Collector(classes)
         self.timeline = Timeline()
         self._template = _environment().get_template("page.html")
-        if path.is_dir():
-            raise PipelineError(f"--report {path}: a folder; give the name of the page, FILE.html")
 
     def observe(self, now_s: float, snapshot: Snapshot, load: Load | None) -> None:
         """Take the state of the run and of the machine at monotonic time `now_s`."""
@@ -244,7 +242,7 @@ def _facts(facts: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, list[tuple
 
 
 def _flat(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
-    """What was given, a row each; what is None was not."""
+    """What was given, a row each; what is None, or an empty list, was not."""
     if isinstance(value, Mapping):
         for key, inner in value.items():
             yield from _flat(inner, f"{name}.{key}" if name else str(key))
@@ -252,7 +250,8 @@ def _flat(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
         for place, inner in enumerate(value):
             yield from _flat(inner, f"{name}.{place}")
     elif isinstance(value, list | tuple):
-        yield name, ", ".join(map(str, value))
+        if value:
+            yield name, ", ".join(map(str, value))
     elif value is not None:
         yield name, str(value)
 

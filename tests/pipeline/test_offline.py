@@ -19,6 +19,7 @@ from pipeline.loadgen.sample_list import read_sample_list
 from pipeline.memory.arena import segment_folder
 from tests.paths import ROOT, SHARED, needs_shared
 from tests.pipeline.application import LongRun, command, labels_of, offline, predictions
+from tests.pipeline.report.parsed import Page
 from tools.compare_log import main as compare_log
 
 
@@ -154,7 +155,7 @@ def test_bad_images_are_dropped_when_asked(
     (folder / "map.txt").write_text("".join(f"{n}.jpg\t{label}\n" for n, label in enumerate(labels)))
     done = offline(
         "--model", model_dir, "--images", folder, "--output-dir", out, "--test-mode", "AccuracyOnly",
-        "--skip-bad-images",
+        "--skip-bad-images", "--report", tmp_path / "page.html",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert f"samples as {folder / 'map.txt'} lists them, which was found there" in done.stdout
@@ -164,6 +165,14 @@ def test_bad_images_are_dropped_when_asked(
     summary = json.loads((out / "summary.json").read_text())
     assert [Path(b["path"]).name for b in summary["bad_images"]] == ["3.jpg", "11.jpg"]
     assert (summary["accuracy"]["correct"], summary["accuracy"]["total"]) == (len(good) - 1, len(good))
+    assert f"report: {tmp_path / 'page.html'}" in done.stdout
+    page = Page((tmp_path / "page.html").read_text())
+    assert [Path(a["title"]).name for a in page.all("span", "key")] == ["3.jpg", "11.jpg"]
+    assert page.all("section", "chart"), "a run over time"
+    assert "22\nimages answered" in page.words
+    assert "95.45 %\ntop-1" in page.words
+    assert "This run asked for classes alone, and no scores." in page.words
+    assert f"options.output_dir\n{out}" in page.words
 
     listed = read_sample_list(out / "mlperf_log_samples.tsv")
     assert listed.names == tuple(f"{n}.jpg" for n in good)

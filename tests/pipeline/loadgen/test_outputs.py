@@ -133,6 +133,8 @@ def in_the_way(path: Path) -> list[str]:
         (lambda p: ["--trace", str(p / "none" / "t.json")], "t.json: there is no folder"),
         (lambda p: ["--trace", str(p)], "is a folder; name a file in it"),
         (lambda p: ["--trace", "/proc/self/trace.json"], "trace.json: cannot be written: No such file"),
+        (lambda p: ["--report", str(p / "none" / "r.html")], "r.html: there is no folder"),
+        (lambda p: ["--report", str(p)], "is a folder; name a file in it"),
     ],
 )
 def test_what_cannot_be_written_is_one_sentence(

@@ -1,0 +1,61 @@
+"""The report of a LoadGen run as a page: what there is of it when the run is over."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.report.accuracy import Accuracy
+from pipeline.report.history import History
+from pipeline.report.page import Ending, Reporter
+from pipeline.report.verdict import Verdict
+from pipeline.samples.classes import read_classes
+from pipeline.samples.sources import PathLocator, Source
+from pipeline.session.run import RunSpec
+from pipeline.session.serving import NOT_PREDICTED
+from pipeline.session.store import BadFile
+from pipeline.stages.load import Preparation
+
+
+def write_page(
+    reporter: Reporter,
+    spec: RunSpec,
+    *,
+    title: str,
+    classes: int,
+    predictions: npt.NDArray[np.int32],
+    bad: Iterable[BadFile],
+    history: History,
+    accuracy: Accuracy | None,
+    verdict: Verdict | None,
+    summary: Mapping[str, Any],
+) -> None:
+    """Write the page of a run that is over; `predictions` are by sample, `summary` is summary.json's.
+
+    Raises PipelineError.
+    """
+    given = predictions[predictions != NOT_PREDICTED]
+    reporter.answers.add_classes(given)
+    for file in bad:
+        reporter.answers.add_error(Source(str(file.path), PathLocator(str(file.path))), file.why)
+    result, throughput = summary["loadgen"] or {}, summary["throughput"] or {}
+    asked = throughput.get("completed", 0)
+    facts = {"LoadGen": result}
+    facts |= {name.capitalize(): summary[name] for name in ("settings", "versions", "hardware")}
+    reporter.write(
+        Ending(
+            title=title,
+            rate=result.get("samples_per_second") or throughput.get("samples_per_second_mean"),
+            peak=history.peak or None,
+            stages=history.stages(),
+            preparation=Preparation(spec.library.kind, spec.input_shape[1], spec.resize, spec.rules),
+            verdict=verdict,
+            accuracy=() if accuracy is None else (("top-1", accuracy),),
+            class_names=read_classes(None, spec.model, classes),
+            facts=facts,
+            notes=(f"LoadGen asked {asked:,} times for {len(given):,} images",) if asked > len(given) else (),
+        )
+    )
