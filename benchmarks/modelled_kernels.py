@@ -10,13 +10,13 @@ from benchmarks.chip_rates import LATENCY, LAUNCH_US, SYNC, clock, rates_of
 from benchmarks.kernel_work import Counts, Phase, Work, cut, resident_blocks
 from benchmarks.sass import Listing, Loop, disassemble
 from int4core.backends.cuda.chips import Chip
-from int4core.backends.cuda.mma4 import Mma4Conv, conv_shape
-from int4core.backends.cuda.nvrtc import Report, compile_source, require_nvrtc
-from int4core.backends.cuda.ops import Op
-from int4core.backends.cuda.sm90 import Residual
-from int4core.backends.cuda.sm90_kernel import Sm90Conv
-from int4core.backends.cuda.source import KernelSource
-from int4core.backends.cuda.stem import StemConv
+from int4core.backends.cuda.families.conv_mma4 import Mma4Conv, conv_shape
+from int4core.backends.cuda.families.conv_wgmma import WgmmaConv
+from int4core.backends.cuda.families.stem_mma import StemConv
+from int4core.backends.cuda.jit.nvrtc import Report, compile_source, require_nvrtc
+from int4core.backends.cuda.jit.source import KernelSource
+from int4core.backends.cuda.plan.convolution import Residual
+from int4core.backends.cuda.plan.ops import Op
 from int4core.errors import EngineError
 
 
@@ -56,9 +56,9 @@ def compiled(source: KernelSource, arch: str) -> tuple[Report, Listing]:
     return report, disassemble(report.cubin)
 
 
-def estimate(kernel: Mma4Conv | StemConv | Sm90Conv, chip: Chip) -> Estimate:
+def estimate(kernel: Mma4Conv | StemConv | WgmmaConv, chip: Chip) -> Estimate:
     """What a launch should take. Raises EngineError when the code is not cut as the model knows it."""
-    if isinstance(kernel, Sm90Conv):
+    if isinstance(kernel, WgmmaConv):
         work, units, through_l2 = _wgmma_work(kernel, chip)
         weight_bytes = float(kernel.op.weight_bytes)
     elif isinstance(kernel, StemConv):
@@ -130,7 +130,7 @@ def _stem_work(kernel: StemConv, chip: Chip) -> tuple[Work, int, float]:
     return Work(tuple(phases), warps, resident), units, float(op.activation_bytes)
 
 
-def _wgmma_work(kernel: Sm90Conv, chip: Chip) -> tuple[Work, float, float]:
+def _wgmma_work(kernel: WgmmaConv, chip: Chip) -> tuple[Work, float, float]:
     """A tile of a team is the unit: its blocks of K, and the rest of the loop over tiles. What the copy engine does
     costs no instructions."""
     _, listing = compiled(kernel.source, chip.arch)

@@ -23,14 +23,14 @@ from pathlib import Path
 from benchmarks.chip_rates import LAUNCH_US, clock
 from benchmarks.kernel_work import Counts, cut
 from benchmarks.modelled_kernels import Estimate, compiled, estimate
-from int4core.backends.cuda import mma4, stem
 from int4core.backends.cuda.chips import CHIPS, Chip
-from int4core.backends.cuda.fuse import fuse
-from int4core.backends.cuda.mma4 import Mma4Conv
-from int4core.backends.cuda.ops import ConvOp, LinearOp, Op, StemOp
-from int4core.backends.cuda.sm90_kernel import FIRST_NUMBER as FIRST_WGMMA
-from int4core.backends.cuda.sm90_kernel import Sm90Conv
-from int4core.backends.cuda.stem import StemConv
+from int4core.backends.cuda.families import conv_mma4, stem_mma
+from int4core.backends.cuda.families.conv_mma4 import Mma4Conv
+from int4core.backends.cuda.families.conv_wgmma import FIRST_NUMBER as FIRST_WGMMA
+from int4core.backends.cuda.families.conv_wgmma import WgmmaConv
+from int4core.backends.cuda.families.stem_mma import StemConv
+from int4core.backends.cuda.plan.fuse import fuse
+from int4core.backends.cuda.plan.ops import ConvOp, LinearOp, Op, StemOp
 from int4core.errors import EngineError, Int4CoreError, printed
 from int4core.layers import ResNet
 from int4core.model import Model
@@ -79,14 +79,14 @@ def groups(ops: Sequence[Op]) -> list[tuple[Op, ...]]:
 def candidates(op: Op, chip: Chip) -> Iterator[Mma4Conv | StemConv]:
     """The kernels for which the chip has the tensor cores."""
     if isinstance(op, ConvOp):
-        for number in range(mma4.FIRST_NUMBER, mma4.FIRST_NUMBER + len(mma4.CONFIGS)):
-            if mma4.is_native(number, chip):
+        for number in range(conv_mma4.FIRST_NUMBER, conv_mma4.FIRST_NUMBER + len(conv_mma4.CONFIGS)):
+            if conv_mma4.is_native(number, chip):
                 try:
                     yield Mma4Conv(op, number, chip)
                 except EngineError:
                     continue
     elif isinstance(op, StemOp):
-        for number in range(stem.FIRST_NUMBER, stem.FIRST_NUMBER + len(stem.CONFIGS)):
+        for number in range(stem_mma.FIRST_NUMBER, stem_mma.FIRST_NUMBER + len(stem_mma.CONFIGS)):
             try:
                 yield StemConv(op, number, chip)
             except EngineError:
@@ -164,7 +164,7 @@ def check(net: ResNet) -> None:
     for name, (configuration, measured) in MEASURED.items():
         op = ops[name]
         assert isinstance(op, ConvOp)
-        guess = estimate(Sm90Conv(op, FIRST_WGMMA + configuration, chip), chip)
+        guess = estimate(WgmmaConv(op, FIRST_WGMMA + configuration, chip), chip)
         us = guess.us - LAUNCH_US  # kernels were timed by themselves
         errors.append(us / measured - 1)
         sums[0] += us

@@ -13,9 +13,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from int4core.backends.cuda.chips import CHIPS, Chip
-from int4core.backends.cuda.ops import Op
-from int4core.backends.cuda.planner import NetworkPlan, check_batch, make_plan
-from int4core.backends.cuda.table import describe
+from int4core.backends.cuda.families.table import describe
+from int4core.backends.cuda.plan.ops import Op
+from int4core.backends.cuda.plan.planner import NetworkPlan, check_batch, make_plan
 from int4core.errors import Int4CoreError, printed
 from int4core.model import Model
 from int4core.streams import run_command

@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from int4core.backends.cuda.chips import CHIPS
-from int4core.backends.cuda.kernel import Kernel
+from int4core.backends.cuda.families.kernel import Kernel
+from int4core.backends.cuda.families.table import KNOWN_NUMBERS, candidates
 from int4core.backends.cuda.network import DeviceNetwork
-from int4core.backends.cuda.ops import ConvOp, Op, StemOp
-from int4core.backends.cuda.table import KNOWN_NUMBERS, candidates
+from int4core.backends.cuda.plan.ops import ConvOp, Op, StemOp
 from int4core.errors import EngineError, Int4CoreError, printable, printed, shown
 from int4core.model import Model
 from int4core.streams import run_command

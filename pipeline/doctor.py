@@ -15,8 +15,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal
 
-from int4core.backends.cuda.cache import CACHE_DIR
-from int4core.backends.cuda.table import KNOWN_NUMBERS
+from int4core.backends.cuda.families.table import KNOWN_NUMBERS
+from int4core.backends.cuda.jit.cache import CACHE_DIR
 from int4core.cores import whole_cores
 from int4core.errors import printable
 from int4core.install import install_argument

@@ -1,7 +1,7 @@
 """Profile kernels with Nsight Compute; end in a table: time, tensor pipe, issue slots, DRAM, L2, occupancy, stalls.
 
     python -m tools.ncu_kernels --out kernels.csv
-    python -m tools.ncu_kernels --kernels conv_u4s8 --skip 60 --count 10 -- python -m benchmarks.engine --profile
+    python -m tools.ncu_kernels --kernels conv_wgmma --skip 60 --count 10 -- python -m benchmarks.engine --profile
     python -m tools.ncu_kernels --read kernels.csv
 
 Without a command it profiles one pass of the engine over every layer: the second pass, since the first one warms up.

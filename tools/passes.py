@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from int4core.backends.cuda.chips import chip
-from int4core.backends.cuda.planner import make_plan
+from int4core.backends.cuda.plan.planner import make_plan
 from int4core.model import Model
 from int4core.tuning.files import load_tuning
 

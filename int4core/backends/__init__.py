@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from int4core.model import Model
 
 BACKENDS = {
-    "numpy": ("int4core.backends.numpy_backend", "NumpyBackend"),
-    "cuda": ("int4core.backends.cuda_backend", "CudaBackend"),
+    "numpy": ("int4core.backends.numpy.backend", "NumpyBackend"),
+    "cuda": ("int4core.backends.cuda.backend", "CudaBackend"),
 }
 """Name -> module and class; the class takes (model, *, batch_size, **options)."""
 

@@ -12,8 +12,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from int4core.backends.cuda.planner import NetworkPlan
-from int4core.backends.cuda.table import KNOWN_NUMBERS
+from int4core.backends.cuda.families.table import KNOWN_NUMBERS
+from int4core.backends.cuda.plan.planner import NetworkPlan
 from int4core.errors import shown
 from int4core.layers import ResNet, walk
 from int4core.tuning import autoconfig

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from int4core.backends.cuda.device import memory_errors
-from int4core.backends.cuda.kernel import Kernel
+from int4core.backends.cuda.families.kernel import Kernel
 from int4core.backends.cuda.network import DeviceNetwork
-from int4core.backends.cuda.ops import INPUT, Op
-from int4core.backends.cuda.planner import NetworkPlan
+from int4core.backends.cuda.plan.ops import INPUT, Op
+from int4core.backends.cuda.plan.planner import NetworkPlan
 
 ROTATE_OVER_L2 = 3
 """Buffers take turns over this many times the L2, so that a launch finds nothing of the one before there."""

@@ -19,8 +19,8 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import numpy.typing as npt
 
+from int4core.backends.cuda.jit.source import KernelSource
 from int4core.backends.cuda.network import DeviceNetwork
-from int4core.backends.cuda.source import KernelSource
 from int4core.errors import EngineError
 from pipeline.memory.arena import Arena
 from pipeline.memory.exchange import Slots

@@ -8,9 +8,9 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from int4core.backends.cuda.compiler import Compiled, compile_all
 from int4core.backends.cuda.device import chip_at, load_cupy
-from int4core.backends.cuda.source import KernelSource
+from int4core.backends.cuda.jit.compiler import Compiled, compile_all
+from int4core.backends.cuda.jit.source import KernelSource
 from int4core.errors import EngineError
 from pipeline.jpeg.launches import Call
 

@@ -10,7 +10,7 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from int4core.backends.cuda.source import KernelSource
+from int4core.backends.cuda.jit.source import KernelSource
 from pipeline.jpeg.plan import FEW_LANES, MANY_LANES, Images, Sampling
 
 FOLDER = Path(__file__).resolve().parent / "kernels"

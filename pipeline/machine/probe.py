@@ -15,10 +15,10 @@ from typing import Any
 import psutil
 import pynvml
 
-from int4core.backends.cuda import nvrtc
-from int4core.backends.cuda.cache import cache_folder, why_not_trusted
 from int4core.backends.cuda.chips import CHIPS, name_of
-from int4core.backends.cuda.planner import make_plan
+from int4core.backends.cuda.jit import nvrtc
+from int4core.backends.cuda.jit.cache import cache_folder, why_not_trusted
+from int4core.backends.cuda.plan.planner import make_plan
 from int4core.cores import cpu_quota, scheduled_cores
 from int4core.errors import EngineError, Int4CoreError
 from int4core.model import Model

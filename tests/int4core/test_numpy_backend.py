@@ -7,11 +7,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from int4core.backends.blas_threads import BlasThreads, find_blas
-from int4core.backends.numpy_backend import NumpyBackend, limited
-from int4core.backends.numpy_ops import Classifier
-from int4core.backends.numpy_products import FLOAT32, FLOAT64, Rectify
-from int4core.backends.numpy_tiles import FeatureMap, Window, Workspace, even_cuts, tiles
+from int4core.backends.numpy.backend import NumpyBackend, limited
+from int4core.backends.numpy.blas_threads import BlasThreads, find_blas
+from int4core.backends.numpy.ops import Classifier
+from int4core.backends.numpy.products import FLOAT32, FLOAT64, Rectify
+from int4core.backends.numpy.tiles import FeatureMap, Window, Workspace, even_cuts, tiles
 from int4core.dtypes import U4, U7, IntType
 from int4core.errors import EngineError
 from int4core.layers import Linear, Quantize, ResNet

@@ -10,8 +10,8 @@ import pytest
 
 from int4core import plan, tune
 from int4core.backends.cuda.chips import CHIPS
-from int4core.backends.cuda.fuse import fuse
-from int4core.backends.cuda.table import KNOWN_NUMBERS
+from int4core.backends.cuda.families.table import KNOWN_NUMBERS
+from int4core.backends.cuda.plan.fuse import fuse
 from int4core.model import Model
 from tests.paths import ROOT
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from int4core.backends.cuda.chips import CHIPS
-from int4core.backends.cuda.planner import make_plan
-from int4core.backends.cuda.table import KNOWN_NUMBERS
+from int4core.backends.cuda.families.table import KNOWN_NUMBERS
+from int4core.backends.cuda.plan.planner import make_plan
 from int4core.layers import ResNet
 from int4core.model import Model
 from int4core.tuning import autoconfig

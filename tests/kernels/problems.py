@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from int4core.backends.cuda.ops import Branch, ConvOp, Limits
-from int4core.backends.cuda.sm90 import Convolution, Output, Residual, Source
-from int4core.backends.cuda.sm90_layout import Rescale
+from int4core.backends.cuda.plan.convolution import Convolution, Output, Residual, Source
+from int4core.backends.cuda.plan.ops import Branch, ConvOp, Limits
+from int4core.backends.cuda.plan.requantise import Rescale
 from int4core.dtypes import S8, S32, U4, U7, U31
 from int4core.quantize import requantize
 

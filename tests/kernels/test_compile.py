@@ -2,7 +2,7 @@
 
 Always run: of every number a kernel for each target it is for, with every residual, output and width of requantisation
 among them. All shapes of ResNet-50 for all targets take a quarter of an hour: `COMPILE_EVERYTHING=1 pytest THIS_FILE`.
-The Hopper convolutions are in test_sm90_compile.py, the 4-bit ones in test_mma4_compile.py.
+The Hopper convolutions are in test_conv_wgmma_compile.py, the 4-bit ones in test_conv_mma4_compile.py.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from dataclasses import replace
 import pytest
 
 from int4core.backends.cuda.chips import CHIPS, Chip
-from int4core.backends.cuda.fuse import fuse
-from int4core.backends.cuda.kernel import Kernel
-from int4core.backends.cuda.nvrtc import compile_source, find_nvrtc
-from int4core.backends.cuda.ops import ConvOp, Op, StemOp, TopOp
-from int4core.backends.cuda.source import KernelSource
-from int4core.backends.cuda.table import candidates, default_kernel
+from int4core.backends.cuda.families.kernel import Kernel
+from int4core.backends.cuda.families.table import candidates, default_kernel
+from int4core.backends.cuda.jit.nvrtc import compile_source, find_nvrtc
+from int4core.backends.cuda.jit.source import KernelSource
+from int4core.backends.cuda.plan.fuse import fuse
+from int4core.backends.cuda.plan.ops import ConvOp, Op, StemOp, TopOp
 from int4core.layers import ResNet
 from int4core.model import Model
 from int4core.scores import MAX_K
@@ -30,7 +30,7 @@ from tests.paths import ROOT
 NVRTC = find_nvrtc()
 EVERYTHING = os.environ.get("COMPILE_EVERYTHING") == "1"
 REGISTERS = 65536
-ELSEWHERE = ("sm90_conv", "mma_conv_u4s4")
+ELSEWHERE = ("conv_wgmma", "rows_wgmma", "conv_mma4")
 
 pytestmark = pytest.mark.skipif(NVRTC is None, reason="needs the nvidia-cuda-nvrtc wheel")
 

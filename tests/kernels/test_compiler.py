@@ -12,16 +12,16 @@ from typing import Any
 
 import pytest
 
-from int4core.backends.cuda import nvrtc
-from int4core.backends.cuda.cache import CACHE_DIR, KernelCache, cache_folder, why_not_trusted
-from int4core.backends.cuda.compiler import REQUIRE_CACHED, cache_key, compile_all
-from int4core.backends.cuda.source import KernelSource
+from int4core.backends.cuda.jit import nvrtc
+from int4core.backends.cuda.jit.cache import CACHE_DIR, KernelCache, cache_folder, why_not_trusted
+from int4core.backends.cuda.jit.compiler import REQUIRE_CACHED, cache_key, compile_all
+from int4core.backends.cuda.jit.source import KernelSource
 from int4core.errors import EngineError
 from tests.paths import ROOT
 
 pytestmark = pytest.mark.skipif(nvrtc.find_nvrtc() is None, reason="needs the nvidia-cuda-nvrtc wheel")
 
-MEAN = KernelSource.of("mean_u7.cu", "mean_u7", {"SIZE": 7, "THREADS": 128})
+MEAN = KernelSource.of("mean.cu", "mean", {"SIZE": 7, "THREADS": 128})
 TOP1 = KernelSource.of("top1.cu", "top1", {"WARPS": 4})
 
 
@@ -45,7 +45,7 @@ def test_cold_then_warm(folder: Path) -> None:
 
 
 def test_the_key_changes_with_everything_that_matters(monkeypatch: pytest.MonkeyPatch) -> None:
-    other = KernelSource.of("mean_u7.cu", "mean_u7", {"SIZE": 7, "THREADS": 256})
+    other = KernelSource.of("mean.cu", "mean", {"SIZE": 7, "THREADS": 256})
     keys = [cache_key(MEAN, "sm_80", "13.0"), cache_key(MEAN, "sm_90a", "13.0"), cache_key(MEAN, "sm_80", "13.1")]
     keys += [cache_key(other, "sm_80", "13.0"), cache_key(TOP1, "sm_80", "13.0")]
     monkeypatch.setattr(nvrtc, "OPTIONS", (*nvrtc.OPTIONS, "-lineinfo"))
@@ -86,7 +86,7 @@ def test_a_source_that_does_not_compile_says_so_and_leaves_nothing(
     monkeypatch: pytest.MonkeyPatch, folder: Path
 ) -> None:
     monkeypatch.setattr(KernelSource, "text", property(lambda self: "this is no kernel"))
-    with pytest.raises(EngineError, match=r"mean_u7\(.*does not compile for sm_80"):
+    with pytest.raises(EngineError, match=r"mean\(.*does not compile for sm_80"):
         compile_all([MEAN], "sm_80")
     assert not folder.exists() or list(folder.iterdir()) == []
 
@@ -179,9 +179,9 @@ def test_a_binary_that_is_no_file_is_an_error(folder: Path, what: str) -> None:
 
 def test_processes_share_the_folder(folder: Path) -> None:
     program = (
-        "from int4core.backends.cuda.compiler import compile_all\n"
-        "from int4core.backends.cuda.source import KernelSource\n"
-        "sources = [KernelSource.of('mean_u7.cu', 'mean_u7', {'SIZE': 7, 'THREADS': 32 * i}) for i in (1, 2, 3)]\n"
+        "from int4core.backends.cuda.jit.compiler import compile_all\n"
+        "from int4core.backends.cuda.jit.source import KernelSource\n"
+        "sources = [KernelSource.of('mean.cu', 'mean', {'SIZE': 7, 'THREADS': 32 * i}) for i in (1, 2, 3)]\n"
         "for file in compile_all(sources, 'sm_80').files.values():\n"
         "    assert file.read_bytes().startswith(b'\\x7fELF')\n"
     )

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from int4core.backends.cuda.kernel import Kernel
+from int4core.backends.cuda.families.kernel import Kernel
+from int4core.backends.cuda.families.table import candidates
 from int4core.backends.cuda.network import DeviceNetwork
-from int4core.backends.cuda.table import candidates
 from int4core.engine import Engine
 from int4core.errors import EngineError
 from int4core.model import Model

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from int4core.backends import cuda_backend
+from int4core.backends.cuda import backend
 from int4core.backends.cuda import network as network_module
-from int4core.backends.cuda import nvrtc
-from int4core.backends.cuda.cache import CACHE_DIR
-from int4core.backends.cuda.compiler import REQUIRE_CACHED
+from int4core.backends.cuda.jit import nvrtc
+from int4core.backends.cuda.jit.cache import CACHE_DIR
+from int4core.backends.cuda.jit.compiler import REQUIRE_CACHED
+from int4core.backends.cuda.jit.source import KernelSource
 from int4core.backends.cuda.network import DeviceNetwork
-from int4core.backends.cuda.source import KernelSource
 from int4core.engine import Engine
 from int4core.errors import EngineError
 from int4core.tuning.autoconfig import parse
@@ -70,7 +70,7 @@ def freed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_an_engine_is_closed_twice_and_computes_nothing_after(
     freed: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cuda_backend.DeviceNetwork, "batch", lambda _self, n: SimpleNamespace(n=n))
+    monkeypatch.setattr(backend.DeviceNetwork, "batch", lambda _self, n: SimpleNamespace(n=n))
     x = np.zeros((1, 3, 64, 64), np.int8)
     with Engine(MODEL, "cuda") as engine:
         engine.close()

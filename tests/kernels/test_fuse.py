@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from int4core.backends.cuda.fuse import fuse, pad
-from int4core.backends.cuda.ops import CLASSES, INPUT, TOP1, ConvOp, Limits, LinearOp, Op, PoolOp, StemOp, TopOp
-from int4core.backends.cuda.sm90 import Output, Residual
-from int4core.backends.cuda.sm90_layout import Rescale
+from int4core.backends.cuda.plan.convolution import Output, Residual
+from int4core.backends.cuda.plan.fuse import fuse, pad
+from int4core.backends.cuda.plan.ops import CLASSES, INPUT, TOP1, ConvOp, Limits, LinearOp, Op, PoolOp, StemOp, TopOp
+from int4core.backends.cuda.plan.requantise import Rescale
 from int4core.dtypes import S8, S32, U4, U7, U31
 from int4core.errors import EngineError
 from int4core.layers import Pair, ResNet

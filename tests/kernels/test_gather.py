@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from int4core.backends.cuda import nvrtc
-from int4core.backends.cuda.cache import CACHE_DIR
-from int4core.backends.cuda.compiler import REQUIRE_CACHED, compile_all
+from int4core.backends.cuda.jit import nvrtc
+from int4core.backends.cuda.jit.cache import CACHE_DIR
+from int4core.backends.cuda.jit.compiler import REQUIRE_CACHED, compile_all
 from int4core.errors import EngineError
 from pipeline.device.transfer import BLOCKS, KERNEL, THREADS, WORD_BYTES
 from tests.kernels.emulator.driver import REVERSE, Emulated, needs_compiler

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from int4core.backends.cuda import launch
-from int4core.backends.cuda.launch import Launch
+from int4core.backends.cuda.jit import launch
+from int4core.backends.cuda.jit.launch import Launch
 from int4core.errors import EngineError
 
 STREAM, FUNCTION = 0x1234, 0x5678

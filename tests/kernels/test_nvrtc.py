@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from int4core.backends.cuda import nvrtc
+from int4core.backends.cuda.jit import nvrtc
 
 
 @pytest.fixture

@@ -6,11 +6,11 @@ from functools import cache
 
 import pytest
 
-from int4core.backends.cuda.arena import ALIGNMENT, Arena, Lifetime, lifetimes, plan_arena
 from int4core.backends.cuda.chips import CHIPS
-from int4core.backends.cuda.fuse import fuse
-from int4core.backends.cuda.ops import CLASSES, INPUT, TOP1, ConvOp, Op, StemOp, Tensor
-from int4core.backends.cuda.planner import KEPT, NetworkPlan, make_plan
+from int4core.backends.cuda.plan.fuse import fuse
+from int4core.backends.cuda.plan.memory import ALIGNMENT, Arena, Lifetime, lifetimes, plan_arena
+from int4core.backends.cuda.plan.ops import CLASSES, INPUT, TOP1, ConvOp, Op, StemOp, Tensor
+from int4core.backends.cuda.plan.planner import KEPT, NetworkPlan, make_plan
 from int4core.errors import EngineError
 from int4core.layers import ResNet
 from int4core.model import Model

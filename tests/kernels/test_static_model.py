@@ -12,10 +12,10 @@ from benchmarks.kernel_work import RESOURCES, Counts, Phase, Work, cut, resident
 from benchmarks.modelled_kernels import Estimate, compiled, estimate
 from benchmarks.sass import Listing, Loop, find_nvdisasm
 from int4core.backends.cuda.chips import CHIPS
-from int4core.backends.cuda.fuse import fuse
-from int4core.backends.cuda.mma4 import FIRST_NUMBER, Mma4Conv, is_native
-from int4core.backends.cuda.nvrtc import find_nvrtc
-from int4core.backends.cuda.ops import ConvOp, with_batch
+from int4core.backends.cuda.families.conv_mma4 import FIRST_NUMBER, Mma4Conv, is_native
+from int4core.backends.cuda.jit.nvrtc import find_nvrtc
+from int4core.backends.cuda.plan.fuse import fuse
+from int4core.backends.cuda.plan.ops import ConvOp, with_batch
 from int4core.model import Model
 from int4core.tuning import autoconfig
 from int4core.tuning.files import FOLDER

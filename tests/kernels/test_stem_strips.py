@@ -1,4 +1,4 @@
-"""The stem in strips: lanes read pixels and weights as stem_strips_s8.cu does, against a plain convolution.
+"""The stem in strips: lanes read pixels and weights as stem_strips.cu does, against a plain convolution.
 
 Every read is checked to lie inside the shared memory the launch asks for.
 """
@@ -12,10 +12,17 @@ import pytest
 from numpy.lib.stride_tricks import sliding_window_view
 
 from int4core.backends.cuda.chips import CHIPS
-from int4core.backends.cuda.mma import PAIR_BYTES
-from int4core.backends.cuda.ops import Limits, StemOp
-from int4core.backends.cuda.sm90_layout import Rescale
-from int4core.backends.cuda.stem_strips import CONFIGS, FIRST_NUMBER, STEP_PIXELS, STRIP, StripStem, arrange_strips
+from int4core.backends.cuda.families.conv_mma import PAIR_BYTES
+from int4core.backends.cuda.families.stem_strips import (
+    CONFIGS,
+    FIRST_NUMBER,
+    STEP_PIXELS,
+    STRIP,
+    StripStem,
+    arrange_strips,
+)
+from int4core.backends.cuda.plan.ops import Limits, StemOp
+from int4core.backends.cuda.plan.requantise import Rescale
 from int4core.errors import EngineError
 from tests.kernels.lanes import GROUP, QUAD, Ints, by_channel, mma_pairs
 

@@ -9,9 +9,16 @@ import numpy as np
 import pytest
 
 from int4core.backends.cuda.chips import CHIPS, chip, name_of
-from int4core.backends.cuda.fuse import fuse
-from int4core.backends.cuda.ops import ConvOp, Op, StemOp
-from int4core.backends.cuda.table import FAMILIES, KNOWN_NUMBERS, candidates, default_kernel, describe, make_kernel
+from int4core.backends.cuda.families.table import (
+    FAMILIES,
+    KNOWN_NUMBERS,
+    candidates,
+    default_kernel,
+    describe,
+    make_kernel,
+)
+from int4core.backends.cuda.plan.fuse import fuse
+from int4core.backends.cuda.plan.ops import ConvOp, Op, StemOp
 from int4core.errors import EngineError
 from int4core.model import Model
 from int4core.tune import groups

@@ -9,13 +9,13 @@ import pytest
 
 from int4core import scores
 from int4core.backends.cuda.chips import CHIPS
-from int4core.backends.cuda.fuse import fuse
-from int4core.backends.cuda.head import Top1, TopK
+from int4core.backends.cuda.families.head import Top1, TopK
+from int4core.backends.cuda.jit.nvrtc import compile_source, find_nvrtc
+from int4core.backends.cuda.jit.source import KernelSource
 from int4core.backends.cuda.network import DeviceNetwork, top_parts
-from int4core.backends.cuda.nvrtc import compile_source, find_nvrtc
-from int4core.backends.cuda.ops import CLASSES, TOP1, TopOp
-from int4core.backends.cuda.planner import make_plan
-from int4core.backends.cuda.source import KernelSource
+from int4core.backends.cuda.plan.fuse import fuse
+from int4core.backends.cuda.plan.ops import CLASSES, TOP1, TopOp
+from int4core.backends.cuda.plan.planner import make_plan
 from int4core.engine import Engine
 from int4core.errors import EngineError
 from int4core.model import Model

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from int4core.backends.cuda.source import KernelSource
+from int4core.backends.cuda.jit.source import KernelSource
 from tests.kernels.emulator.driver import Emulated
 from tests.pipeline.fake_device import best_of
 

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from int4core.backends.cuda.compiler import Compiled, compile_all
 from int4core.backends.cuda.device import chip_at, load_cupy, memory_errors
-from int4core.backends.cuda.kernel import Kernel
-from int4core.backends.cuda.launch import OVERLAP_CAPABILITY, Launch
-from int4core.backends.cuda.ops import CLASSES, INPUT, TOP1
-from int4core.backends.cuda.planner import NetworkPlan, check_batch, make_plan
-from int4core.backends.cuda.source import KernelSource
+from int4core.backends.cuda.families.kernel import Kernel
+from int4core.backends.cuda.jit.compiler import Compiled, compile_all
+from int4core.backends.cuda.jit.launch import OVERLAP_CAPABILITY, Launch
+from int4core.backends.cuda.jit.source import KernelSource
+from int4core.backends.cuda.plan.ops import CLASSES, INPUT, TOP1
+from int4core.backends.cuda.plan.planner import NetworkPlan, check_batch, make_plan
 from int4core.errors import EngineError
 from int4core.layers import Pair
 from int4core.network import default_input_size

@@ -1,11 +1,11 @@
 // Requantisation, two ways with one interface: `requantize_words` and `rescale_residual` on a pair of channels.
 //
-// - ChannelPair, ResidualPair (sm90_requantize.cuh): one rounded multiply-add an output, exact for the factors, shifts
-//   and sums that `sm90_layout.channel_constants` and `check_sums` accept: those of any trained network.
+// - ChannelPair, ResidualPair (narrow.cuh): one rounded multiply-add an output, exact for the factors, shifts
+//   and sums that `epilogue.channel_constants` and `check_sums` accept: those of any trained network.
 // - WidePair, WideResidualPair (here): the definition itself, sign(v) * ((|v| + half) >> shift) with v = x * factor in
 //   64 bits, for everything else the format allows. Compile with WIDE=1 to choose it.
 #pragma once
-#include "epilogue/sm90_requantize.cuh"
+#include "epilogue/narrow.cuh"
 
 struct alignas(16) WidePair {
   int bias[2];

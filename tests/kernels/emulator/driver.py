@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from int4core.backends.cuda.source import KernelSource
+from int4core.backends.cuda.jit.source import KernelSource
 from tests.kernels.emulator.translate import translate
 
 FOLDER = Path(__file__).resolve().parent

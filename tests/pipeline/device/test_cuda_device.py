@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from int4core.backends.cuda.source import KernelSource
+from int4core.backends.cuda.jit.source import KernelSource
 from int4core.errors import EngineError
 from pipeline.device import transfer as transfer_module
 from pipeline.device.cuda import CudaDevice

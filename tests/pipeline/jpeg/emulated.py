@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from int4core.backends.cuda.source import KernelSource
+from int4core.backends.cuda.jit.source import KernelSource
 from pipeline.jpeg.launches import Addresses, Call, Orders, calls
 from pipeline.jpeg.parse import HEADER, parse
 from pipeline.jpeg.plan import ALIGNMENT, Plan, Sampling, place

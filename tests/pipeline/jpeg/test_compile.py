@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from int4core.backends.cuda.chips import CHIPS
-from int4core.backends.cuda.nvrtc import compile_source, find_nvrtc
+from int4core.backends.cuda.jit.nvrtc import compile_source, find_nvrtc
 from pipeline.jpeg.launches import sources
 from pipeline.jpeg.plan import Sampling
 

@@ -1,0 +1,181 @@
+"""Which requantisation an operation can use, and its constants: epilogue/requantize.cuh and epilogue/narrow.cuh."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from int4core.backends.cuda.families.layouts import spread_channels
+from int4core.backends.cuda.plan.ops import ConvOp, StemOp
+from int4core.backends.cuda.plan.requantise import Rescale
+from int4core.errors import EngineError
+from int4core.layers import Int16Array
+
+StructArray: TypeAlias = npt.NDArray[Any]
+
+OFFSET_BASE = 1 << 22
+"""Accumulators are shifted up by about this much, so that they are not negative."""
+
+LINEAR = 1 << 24
+"""Below it, the bits of a float are proportional to its value."""
+
+MAGIC = 0x4B400000
+"""The bits of the float 1.5 * 2^23, whose unit is 1."""
+
+RESIDUAL_SHIFT = 22
+"""Largest shift of a u4 residual: scaled by 16^-5 as well, the smallest factor is still a normal float."""
+
+CHANNEL_PAIR = np.dtype(
+    [("offset", "<i4", 2), ("factor", "<f4", 2), ("correction", "<u4", 2), ("residual_factor", "<f4", 2)]
+)
+"""`ChannelPair` in epilogue/narrow.cuh; corrections are kept as bits, because they are denormal."""
+
+RESIDUAL_PAIR = np.dtype([("offset", "<i4", 2), ("down", "<f4", 2), ("up", "<f4", 2), ("unused", "<f4", 2)])
+"""`ResidualPair` in epilogue/narrow.cuh."""
+
+WIDE_PAIR = np.dtype(
+    [("bias", "<i4", 2), ("factor", "<u4", 2), ("residual_factor", "<u4", 2), ("shift", "<i4"),
+     ("residual_shift", "<i4")]
+)  # fmt: skip
+"""`WidePair` in epilogue/requantize.cuh."""
+
+WIDE_RESIDUAL_PAIR = np.dtype(
+    [("bias", "<i4", 2), ("down", "<u4", 2), ("up", "<u4", 2), ("down_shift", "<i4"), ("up_shift", "<i4")]
+)
+"""`WideResidualPair` in epilogue/requantize.cuh."""
+
+NARROW_SUMS = 1 << 22
+"""Sums of a residual convolution that a float32 near 1.5 * 2^23 holds: below this in magnitude."""
+
+NARROW_SHIFT = 16
+"""Largest shift to s8 for which the next float above a factor moves halves, and nothing else."""
+
+
+@dataclass(frozen=True, eq=False)
+class Constants:
+    """Arrays of the epilogue: of the output's channels, and of a residual convolution's (empty without)."""
+
+    channels: StructArray
+    residual: StructArray
+
+
+def narrow_constants(op: StemOp | ConvOp, tile_n: int) -> Constants:
+    """CHANNEL_PAIR and RESIDUAL_PAIR arrays, for the requantisation in one multiply-add.
+
+    Raises:
+        EngineError: it would not be exact for this operation; the message says why.
+    """
+    kept, branch = (op.kept, op.branch) if isinstance(op, ConvOp) else (None, None)
+    check_sums(op.limits.low, op.limits.high, op.rescale.shift)
+    channels = channel_constants(op.bias, op.rescale, tile_n, kept, branch is not None)
+    if branch is None:
+        return Constants(channels, channels[:0])
+    if max(-branch.limits.low, branch.limits.high) >= NARROW_SUMS:
+        raise EngineError(f"{branch.name}: sums of {branch.limits.low} to {branch.limits.high} need 64 bits")
+    if branch.down.shift > NARROW_SHIFT:
+        raise EngineError(f"{branch.name}: a shift of {branch.down.shift} to s8 needs 64 bits")
+    return Constants(channels, residual_constants(branch.bias, branch.down, branch.up, tile_n))
+
+
+def wide_constants(op: StemOp | ConvOp, tile_n: int) -> Constants:
+    """WIDE_PAIR and WIDE_RESIDUAL_PAIR arrays: exact for every network of the format."""
+    kept, branch = (op.kept, op.branch) if isinstance(op, ConvOp) else (None, None)
+    channels = _pairs(WIDE_PAIR, op.bias, {"factor": op.rescale}, tile_n)
+    channels["shift"] = op.rescale.shift
+    if kept is not None:
+        channels["residual_factor"] = spread_channels(kept.wide, tile_n)
+        channels["residual_shift"] = kept.shift
+    if branch is None:
+        return Constants(channels, channels[:0])
+    residual = _pairs(WIDE_RESIDUAL_PAIR, branch.bias, {"down": branch.down, "up": branch.up}, tile_n)
+    residual["down_shift"], residual["up_shift"] = branch.down.shift, branch.up.shift
+    return Constants(channels, residual)
+
+
+def needs_wide(op: StemOp | ConvOp) -> bool:
+    """Whether only 64 bits requantise this operation exactly."""
+    try:
+        narrow_constants(op, 32)
+    except EngineError:
+        return True
+    return False
+
+
+def _pairs(dtype: np.dtype[np.void], bias: Int16Array, rescales: dict[str, Rescale], tile_n: int) -> StructArray:
+    pairs = np.zeros((len(bias) // tile_n, tile_n // 2), dtype)
+    pairs["bias"] = spread_channels(bias.astype(np.int64), tile_n)
+    for name, rescale in rescales.items():
+        pairs[name] = spread_channels(rescale.wide, tile_n)
+    return pairs
+
+
+def accumulator_offset(factor: npt.NDArray[np.int64], shift: int) -> npt.NDArray[np.int64]:
+    """Offsets near OFFSET_BASE with offset * factor / 2^shift = integer + 1/2, where factor is not 0."""
+    half = 1 << (shift - 1)
+    low_bit = np.where(factor > 0, factor & -factor, 1)
+    offset: npt.NDArray[np.int64] = OFFSET_BASE + half // np.minimum(low_bit, half)
+    return offset
+
+
+def check_sums(low: int, high: int, shift: int) -> None:
+    """Whether the kernel is exact for accumulators (bias and residual included) of low .. high.
+
+    Planners call it with bounds from the weights; 0 must lie between them.
+
+    Raises:
+        EngineError: a sum could leave the range in which a float's bits are proportional to its value.
+    """
+    most = high + OFFSET_BASE + (1 << max(shift - 1, 0))
+    if low < -OFFSET_BASE or most >= LINEAR:
+        raise EngineError(f"sums of {low} to {high} leave the range in which one multiply-add is exact")
+
+
+def channel_constants(
+    bias: Int16Array, rescale: Rescale, tile_n: int, kept: Rescale | None = None, convolved: bool = False
+) -> StructArray:
+    """CHANNEL_PAIR (K / tile_n, tile_n / 2) of the convolution, its own bias and final requantisation.
+
+    `kept` rescales a residual tensor (Residual.U4); `convolved` says that the residual is a convolution.
+
+    Raises:
+        EngineError: a requantisation is none the one-instruction rounding can do exactly.
+    """
+    wide, shift = rescale.wide, rescale.shift
+    if not 1 <= shift <= 22:
+        raise EngineError(f"requantisation shift {shift}: one multiply-add takes 1..22")
+    if (OFFSET_BASE * int(wide.max(initial=0))) >> shift >= LINEAR // 2:
+        raise EngineError(f"requant factor {wide.max()} / 2^{shift}: too large for one multiply-add")
+    offset = accumulator_offset(wide, shift)
+    if np.any((offset * wide) % (1 << shift) != np.where(wide > 0, (1 << shift) >> 1, 0)):
+        raise EngineError(f"a requant factor is a multiple of 2^{shift}: one multiply-add takes none")
+    correction = (offset * wide) >> shift
+    pairs = np.zeros((len(wide) // tile_n, tile_n // 2), CHANNEL_PAIR)
+    start = bias.astype(np.int64) + offset - (MAGIC if convolved else 0)
+    pairs["offset"] = spread_channels(start, tile_n)
+    pairs["factor"] = spread_channels(rescale.scale, tile_n)
+    pairs["correction"] = spread_channels(np.where(correction > 0, correction | (1 << 31), 0), tile_n)
+    if kept is not None:
+        if kept.shift > RESIDUAL_SHIFT:
+            raise EngineError(f"residual shift {kept.shift}: one multiply-add takes at most {RESIDUAL_SHIFT}")
+        place = np.arange(len(wide)) % 8
+        scale = np.ldexp(kept.nudged, -4 * np.where(place < 6, place, place - 6))
+        pairs["residual_factor"] = spread_channels(scale, tile_n)
+    return pairs
+
+
+def residual_constants(bias: Int16Array, down: Rescale, up: Rescale, tile_n: int) -> StructArray:
+    """RESIDUAL_PAIR (K / tile_n, tile_n / 2) of a residual convolution: its bias, to s8, and back to s32.
+
+    Raises:
+        EngineError: a rescaled residual could leave the range the kernel's float32 arithmetic is exact in.
+    """
+    if 128 * int(up.wide.max(initial=0)) >> up.shift >= OFFSET_BASE:
+        raise EngineError(f"residual factor {up.wide.max()} / 2^{up.shift}: too large for one multiply-add")
+    pairs = np.zeros((len(bias) // tile_n, tile_n // 2), RESIDUAL_PAIR)
+    pairs["offset"] = spread_channels(bias.astype(np.int64) + MAGIC, tile_n)
+    pairs["down"] = spread_channels(down.nudged, tile_n)
+    pairs["up"] = spread_channels(up.nudged, tile_n)
+    return pairs

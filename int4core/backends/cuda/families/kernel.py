@@ -1,0 +1,62 @@
+"""What every kernel offers the program: its source, how it is launched, and the constants it wants in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from int4core.backends.cuda.jit.source import KernelSource
+from int4core.backends.cuda.plan.ops import Op
+
+Arguments: TypeAlias = tuple[Any, ...]
+"""NumPy scalars, in the kernel's order: addresses as uint64, numbers as int32, structures as they are."""
+
+Grid: TypeAlias = tuple[int, int, int]
+
+
+class Kernel(Protocol):
+    """One operation on one entry of the kernel table.
+
+    Attributes:
+        op: the operation.
+        number: the entry, as tuning files name it; None for an operation with a single kernel.
+        source: what is compiled.
+        grid, threads, shared_bytes: the launch; `shared_bytes` is the dynamic part.
+        layout: what the constants depend on besides the layer: equal layouts share them.
+    """
+
+    @property
+    def op(self) -> Op: ...
+
+    @property
+    def number(self) -> int | None: ...
+
+    @property
+    def source(self) -> KernelSource: ...
+
+    @property
+    def grid(self) -> Grid: ...
+
+    @property
+    def threads(self) -> int: ...
+
+    @property
+    def shared_bytes(self) -> int: ...
+
+    @property
+    def layout(self) -> str: ...
+
+    def constants(self) -> tuple[npt.NDArray[Any], ...]:
+        """Weights and channel constants, arranged for this kernel."""
+        ...
+
+    def arguments(self, tensors: Mapping[str, int], constants: Sequence[int]) -> Arguments:
+        """The kernel's arguments, from the addresses of tensors by name and of `constants()` in order."""
+        ...
+
+
+def address(value: int) -> np.uint64:
+    return np.uint64(value)

@@ -1,0 +1,180 @@
+"""Host side of `rows_wgmma.cu`: 3x3 convolutions of few channels on wide images, on tiles of whole rows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from int4core.backends.cuda.chips import Chip
+from int4core.backends.cuda.families import conv_wgmma
+from int4core.backends.cuda.families.conv_wgmma import SHARED_BYTES, WgmmaConv, check_chip
+from int4core.backends.cuda.families.epilogue import StructArray, narrow_constants
+from int4core.backends.cuda.families.kernel import Arguments, Grid, address
+from int4core.backends.cuda.families.layouts import arrange_wgmma
+from int4core.backends.cuda.jit.source import KernelSource
+from int4core.backends.cuda.jit.tensor_map import box_map
+from int4core.backends.cuda.plan.convolution import Convolution, Output, Residual
+from int4core.backends.cuda.plan.ops import ConvOp
+from int4core.errors import EngineError
+
+FIRST_NUMBER = 150
+"""The number of CONFIGS' first entry in a tuning file."""
+
+CONFIGS: tuple[tuple[int, int], ...] = ((8, 3), (8, 4), (4, 2), (4, 3), (2, 4))
+"""Image rows of a tile, and teams of a block."""
+
+STATIC_BYTES = 4 * 1024
+"""More than the kernel's static shared memory."""
+
+ROWS_SHAPE = np.dtype([(name, "<i4") for name in ("tiles", "blocks", "height", "out_channels")])
+"""`RowsShape` in rows_wgmma.cu."""
+
+
+@dataclass(frozen=True)
+class RowsPlan:
+    """A 3x3 convolution, stride 1, on tiles of whole image rows.
+
+    Attributes:
+        conv: the convolution; all its input channels are one block of K.
+        rows: image rows of a tile.
+        teams: warpgroups of a block, each on its own tile: 2 to 4.
+
+    Raises EngineError when they do not fit; the message is the reason.
+    """
+
+    conv: Convolution
+    rows: int
+    teams: int
+    multiprocessors: int = 132
+
+    def __post_init__(self) -> None:
+        conv = self.conv
+        if (conv.taps, conv.stride, conv.pad) != (3, 1, 1):
+            raise EngineError("tiles of rows are for 3x3 windows with stride 1 and padding 1")
+        if conv.c not in (32, 64, 128) or conv.k % self.tile_n:
+            raise EngineError(f"{conv.c} to {conv.k} channels: tiles of rows take 32, 64 or 128 inputs")
+        if conv.residual != Residual.NONE or conv.output != Output.U4:
+            raise EngineError("tiles of rows have no residual, and u4 outputs")
+        if conv.w + 2 > 256 or self.rows + 2 > 256:
+            raise EngineError(f"{conv.w} columns, {self.rows} rows: a copy takes at most 256 with the border")
+        if self.shared_bytes > SHARED_BYTES - STATIC_BYTES:
+            raise EngineError(f"{self.teams} x {self.rows} rows: {self.shared_bytes} bytes of shared memory")
+
+    @property
+    def tile_n(self) -> int:
+        return 128 if self.conv.k % 128 == 0 else 64
+
+    @property
+    def k_bytes(self) -> int:
+        return self.conv.c // 2
+
+    @property
+    def shared_bytes(self) -> int:
+        tile = (self.rows + 2) * (self.conv.w + 2) * self.k_bytes
+        return self.teams * 2 * math.ceil(tile / 128) * 128 + 9 * 2 * self.k_bytes * self.tile_n
+
+    @property
+    def threads(self) -> int:
+        return 128 * (self.teams + 1)
+
+    @property
+    def blocks(self) -> int:
+        """Tiles of an image."""
+        return math.ceil(self.conv.h / self.rows)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        columns = self.conv.k // self.tile_n
+        tiles = math.ceil(self.conv.n * self.blocks / self.teams)
+        return min(tiles, max(1, self.multiprocessors // columns)), columns
+
+    @property
+    def defines(self) -> dict[str, int]:
+        """The constants a binary is compiled with."""
+        return {
+            "WIDTH": self.conv.w,
+            "ROWS": self.rows,
+            "K_BYTES": self.k_bytes,
+            "TILE_N": self.tile_n,
+            "TEAMS": self.teams,
+        }
+
+    def shape_argument(self) -> StructArray:
+        """The kernel's `shape`: a ROWS_SHAPE scalar."""
+        return np.array((self.conv.n * self.blocks, self.blocks, self.conv.h, self.conv.k), ROWS_SHAPE)
+
+    def tensor_map(self, source: int) -> StructArray:
+        """The kernel's `input` for a device address."""
+        conv = self.conv
+        box = (self.rows + 2, conv.w + 2, self.k_bytes)
+        return box_map(source, (conv.n, conv.h, conv.w, conv.c // 2), box)
+
+
+@dataclass(frozen=True, eq=False)
+class WgmmaRows:
+    """A 3x3 convolution on tiles of image rows, entry `number`. Raises EngineError when they do not fit."""
+
+    op: ConvOp
+    number: int
+    chip: Chip
+
+    def __post_init__(self) -> None:
+        check_chip(self.chip)
+        narrow_constants(self.op, self.plan.tile_n)
+
+    @property
+    def plan(self) -> RowsPlan:
+        rows, teams = CONFIGS[self.number - FIRST_NUMBER]
+        return RowsPlan(self.op.shape, rows, teams, self.chip.multiprocessors)
+
+    @property
+    def grid(self) -> Grid:
+        return (*self.plan.grid, 1)
+
+    @property
+    def threads(self) -> int:
+        return self.plan.threads
+
+    @property
+    def shared_bytes(self) -> int:
+        return self.plan.shared_bytes
+
+    @property
+    def source(self) -> KernelSource:
+        return KernelSource.of("rows_wgmma.cu", "rows_wgmma", self.plan.defines)
+
+    @property
+    def layout(self) -> str:
+        return f"wgmma rows {self.plan.tile_n} {self.plan.k_bytes}"
+
+    def constants(self) -> tuple[npt.NDArray[Any], ...]:
+        weights = arrange_wgmma(self.op.weight, self.plan.tile_n, self.plan.k_bytes)
+        return weights, narrow_constants(self.op, self.plan.tile_n).channels
+
+    def arguments(self, tensors: Mapping[str, int], constants: Sequence[int]) -> Arguments:
+        source = self.plan.tensor_map(tensors[self.op.source])
+        outputs = map(address, (*constants, tensors[self.op.target]))
+        return (source, *outputs, self.plan.shape_argument())
+
+    def __str__(self) -> str:
+        return f"wgmma tiles of {self.plan.rows} rows, {self.plan.teams} teams"
+
+
+def default_number(op: ConvOp, chip: Chip) -> int:
+    """The entry that is near the best measured ones. Raises EngineError when no entry takes the operation."""
+    check_chip(chip)
+    conv: Convolution = op.shape
+    # Few channels on wide images: nine fetches of every pixel would be limited by L2.
+    if conv.taps == 3 and conv.c == 64 and conv.residual == Residual.NONE and conv.w >= 28:
+        for number in (FIRST_NUMBER + 1, FIRST_NUMBER):
+            try:
+                return WgmmaRows(op, number, chip).number
+            except EngineError:
+                continue
+    number = conv_wgmma.FIRST_NUMBER + conv_wgmma.default_config(conv, chip.multiprocessors)
+    return WgmmaConv(op, number, chip).number

@@ -1,0 +1,147 @@
+"""The kernel table: which numbered entries compute an operation on a chip, and which one is taken untuned."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from int4core.backends.cuda.chips import Chip
+from int4core.backends.cuda.families import (
+    conv_mma,
+    conv_mma4,
+    conv_wgmma,
+    rows_wgmma,
+    stem_mma,
+    stem_strips,
+    stem_wgmma,
+)
+from int4core.backends.cuda.families.head import Linear, Mean, Top1, TopK
+from int4core.backends.cuda.families.kernel import Kernel
+from int4core.backends.cuda.plan.ops import ConvOp, LinearOp, Op, PoolOp, StemOp
+from int4core.errors import EngineError
+
+
+@dataclass(frozen=True)
+class Family:
+    """Entries `first` ... `first + count - 1` of the table.
+
+    Attributes:
+        name: for people.
+        make: (op, number, chip) -> the kernel; EngineError when they do not fit.
+        default: (op, chip) -> the number that should do well untuned; EngineError when none fits.
+        describe: number -> its configuration, in words.
+    """
+
+    name: str
+    first: int
+    count: int
+    make: Callable[..., Kernel]
+    default: Callable[..., int]
+    describe: Callable[[int], str]
+
+    @property
+    def numbers(self) -> range:
+        return range(self.first, self.first + self.count)
+
+
+MMA = Family(
+    "mma.sync u8.s8", 0, len(conv_mma.CONFIGS), conv_mma.MmaConv, conv_mma.default_config,
+    lambda n: str(conv_mma.CONFIGS[n]),
+)  # fmt: skip
+
+
+def _native_mma4(op: ConvOp, number: int, chip: Chip) -> conv_mma4.Mma4Conv:
+    if not conv_mma4.is_native(number, chip):
+        config = conv_mma4.CONFIGS[number - conv_mma4.FIRST_NUMBER]
+        raise EngineError(f"{chip.name} ({chip.arch}) has no tensor cores for {config}")
+    return conv_mma4.Mma4Conv(op, number, chip)
+
+
+MMA4 = Family(
+    "mma.sync u4.s4", conv_mma4.FIRST_NUMBER, len(conv_mma4.CONFIGS), _native_mma4, conv_mma4.default_config,
+    lambda n: str(conv_mma4.CONFIGS[n - conv_mma4.FIRST_NUMBER]),
+)  # fmt: skip
+WGMMA = Family(
+    "wgmma u8.s8", conv_wgmma.FIRST_NUMBER, len(conv_wgmma.CONFIGS), conv_wgmma.WgmmaConv, rows_wgmma.default_number,
+    lambda n: str(conv_wgmma.CONFIGS[n - conv_wgmma.FIRST_NUMBER]),
+)  # fmt: skip
+ROWS = Family(
+    "wgmma u8.s8, 3x3", rows_wgmma.FIRST_NUMBER, len(rows_wgmma.CONFIGS), rows_wgmma.WgmmaRows,
+    rows_wgmma.default_number,
+    lambda n: "{} teams x {} rows".format(*reversed(rows_wgmma.CONFIGS[n - rows_wgmma.FIRST_NUMBER])),
+)  # fmt: skip
+STEM = Family(
+    "stem", stem_mma.FIRST_NUMBER, len(stem_mma.CONFIGS), stem_mma.StemConv, stem_mma.default_config,
+    lambda n: str(stem_mma.CONFIGS[n - stem_mma.FIRST_NUMBER]),
+)  # fmt: skip
+STRIPS = Family(
+    "stem, in strips", stem_strips.FIRST_NUMBER, len(stem_strips.CONFIGS), stem_strips.StripStem,
+    stem_strips.default_config, lambda n: str(stem_strips.CONFIGS[n - stem_strips.FIRST_NUMBER]),
+)  # fmt: skip
+WGMMA_STEM = Family(
+    "stem, wgmma", stem_wgmma.FIRST_NUMBER, len(stem_wgmma.CONFIGS), stem_wgmma.WgmmaStem,
+    stem_wgmma.default_number, lambda n: str(stem_wgmma.CONFIGS[n - stem_wgmma.FIRST_NUMBER]),
+)  # fmt: skip
+
+CONVOLUTIONS: tuple[Family, ...] = (WGMMA, ROWS, MMA4, MMA)
+"""Families that compute a ConvOp, the ones to prefer first."""
+
+STEMS: tuple[Family, ...] = (WGMMA_STEM, STRIPS, STEM)
+"""Likewise of a StemOp."""
+
+FAMILIES: tuple[Family, ...] = (*CONVOLUTIONS, *STEMS)
+
+KNOWN_NUMBERS: frozenset[int] = frozenset(n for family in FAMILIES for n in family.numbers)
+
+
+def families_of(op: Op) -> tuple[Family, ...]:
+    """The families whose entries compute `op`; none for an operation with a single kernel."""
+    if isinstance(op, ConvOp):
+        return CONVOLUTIONS
+    return STEMS if isinstance(op, StemOp) else ()
+
+
+def make_kernel(op: Op, chip: Chip, number: int) -> Kernel:
+    """Entry `number` for `op`. Raises EngineError when it is none for it; the message is the reason."""
+    for family in families_of(op):
+        if number in family.numbers:
+            return family.make(op, number, chip)
+    raise EngineError(f"{op.name}: {number} is no kernel for it")
+
+
+def default_kernel(op: Op, chip: Chip) -> Kernel:
+    """The kernel for an operation nobody has tuned.
+
+    Raises:
+        EngineError: no kernel computes it on this chip; the message gives every family's reason.
+    """
+    if isinstance(op, PoolOp):
+        return Mean(op)
+    if isinstance(op, LinearOp):
+        return Linear(op)
+    if not isinstance(op, (ConvOp, StemOp)):
+        return TopK(op) if op.k else Top1(op)
+    reasons = []
+    for family in families_of(op):
+        try:
+            return make_kernel(op, chip, family.default(op, chip))
+        except EngineError as error:
+            reasons.append(f"{family.name}: {error}")
+    raise EngineError(f"{chip.name}: nothing computes {op.name}: {'; '.join(dict.fromkeys(reasons))}")
+
+
+def candidates(op: Op, chip: Chip) -> Iterator[Kernel]:
+    """Every entry that computes `op` on `chip`, in the order of their numbers."""
+    for family in sorted(families_of(op), key=lambda family: family.first):
+        for number in family.numbers:
+            try:
+                yield family.make(op, number, chip)
+            except EngineError:
+                continue
+
+
+def describe() -> Iterator[str]:
+    """A line an entry: number, family, configuration."""
+    for family in sorted(FAMILIES, key=lambda family: family.first):
+        for number in family.numbers:
+            yield f"{number:4d}  {family.name:18s} {family.describe(number)}"

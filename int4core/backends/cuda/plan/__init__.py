@@ -1,0 +1,1 @@
+"""What runs, in which order, and where its tensors lie: no kernel, no device."""

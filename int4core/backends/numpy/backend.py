@@ -1,0 +1,116 @@
+"""The exact executor for any machine: float32 BLAS on integers, one image group a thread."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from int4core.backends.numpy.blas_threads import OPENBLAS, BlasThreads
+from int4core.backends.numpy.program import Program
+from int4core.backends.numpy.tiles import Array, Tile, Workspace, even_cuts
+from int4core.cores import usable_cores
+from int4core.errors import EngineError
+from int4core.layers import Float32Array, Int8Array, Int32Array, Linear, Pair, ReLU, Scale
+from int4core.network import LayerShape, default_input_size, trace_shapes
+
+if TYPE_CHECKING:
+    from int4core.model import Model
+
+GROUP = 4
+"""Most images a thread takes at once: enough pixels in the last small maps, few enough to share evenly."""
+
+
+class NumpyBackend:
+    """Every sum is an integer that its float type holds exactly, which is proved from the weights at load.
+
+    Args:
+        model: a loaded model.
+        batch_size: the most images of one call.
+        input_size: (H, W); None takes the size that fits the network's strides (224 x 224 for ResNet-50).
+        threads: worker threads; None takes one for each CPU this process may use.
+
+    Raises:
+        EngineError: the input size does not fit, or the weights allow a sum of more than 32 bits.
+    """
+
+    name = "numpy"
+
+    def __init__(
+        self,
+        model: Model,
+        *,
+        batch_size: int = 16,
+        input_size: Pair | None = None,
+        threads: int | None = None,
+    ) -> None:
+        if threads is not None and threads < 1:
+            raise EngineError(f"threads={threads}: at least one worker thread is needed")
+        net = model.network
+        size = default_input_size(net) if input_size is None else input_size
+        self.batch_size = batch_size
+        self.layers: tuple[LayerShape, ...] = trace_shapes(net, size)
+        self.input_shape = (net.conv1.in_channels, size[0], size[1])
+        self.classes = net.classes
+        self.threads = threads or usable_cores()
+        self._program = Program(net, self.layers)
+        self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix="int4core-numpy")
+        self._local = threading.local()
+
+    def accumulators(self, x: Int8Array) -> Int32Array:
+        """int8 (n, 3, H, W) -> int32 (n, classes), before Scale."""
+        with limited(OPENBLAS):
+            groups = self._groups(len(x))
+            parts = list(self._pool.map(lambda group: self._program.run(x[group], self._space()), groups))
+        return np.concatenate(parts)
+
+    def trace(self, x: Int8Array) -> dict[str, Int32Array]:
+        """Layer name -> int32 NCHW output (`fc`: (n, classes)), in running order."""
+        outputs: dict[str, Int32Array] = {
+            layer.name: np.zeros(
+                (len(x), layer.output.channels, layer.output.height, layer.output.width), np.int32
+            )
+            for layer in self.layers
+            if not isinstance(layer.layer, (ReLU, Scale))
+        }
+        for group in self._groups(len(x)):
+
+            def record(name: str, tile: Tile, values: Array, group: slice = group) -> None:
+                outputs[name][group][tile.images, :, tile.rows] = values.transpose(0, 3, 1, 2)
+
+            self._program.run(x[group], self._space(), record)
+        for layer in self.layers:
+            if isinstance(layer.layer, Linear):
+                outputs[layer.name] = outputs[layer.name].reshape(len(x), -1)
+        return outputs
+
+    def top1(self, x: Int8Array) -> Int32Array | None:
+        """None: the engine takes the maximum of the logits."""
+        return None
+
+    def top_k(self, x: Int8Array, k: int) -> tuple[Int32Array, Float32Array] | None:
+        """None: the engine computes them from the accumulators."""
+        return None
+
+    def close(self) -> None:
+        self._pool.shutdown()
+        self._local = threading.local()
+
+    def _groups(self, n: int) -> Iterator[slice]:
+        """`n` images in equal parts: at least one for each thread if there are enough, none above GROUP."""
+        return even_cuts(n, max(min(n, self.threads), -(-n // GROUP)))
+
+    def _space(self) -> Workspace:
+        space = getattr(self._local, "space", None)
+        if space is None:
+            space = self._local.space = Workspace()
+        return space
+
+
+def limited(blas: BlasThreads | None) -> contextlib.AbstractContextManager[None]:
+    """BLAS on one thread for the duration; nothing when BLAS is not a known one."""
+    return blas.limited() if blas else contextlib.nullcontext()

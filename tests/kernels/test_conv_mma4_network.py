@@ -1,0 +1,108 @@
+"""Whole networks with the kernels of chips that have 4-bit tensor cores, emulated.
+
+On a CPU, every layer equal to the NumPy engine; on a Hopper, for which the compiler spells the instructions out, the
+published model equal to the golden logits.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from int4core.backends.cuda.chips import CHIPS, Chip
+from int4core.backends.cuda.families import conv_mma4, stem_mma
+from int4core.backends.cuda.families.head import Linear, Mean, Top1
+from int4core.backends.cuda.families.kernel import Kernel
+from int4core.backends.cuda.network import DeviceNetwork
+from int4core.backends.cuda.plan.convolution import Output
+from int4core.backends.cuda.plan.fuse import fuse
+from int4core.backends.cuda.plan.ops import CLASSES, INPUT, TOP1, ConvOp, LinearOp, Op, PoolOp, StemOp
+from int4core.backends.cuda.plan.planner import NetworkPlan, make_plan
+from int4core.engine import Engine
+from int4core.model import Model
+from int4core.random_model import random_model
+from int4core.tuning.files import load_tuning
+from tests.kernels.emulator.driver import Emulated, needs_compiler
+from tests.kernels.problems import unpack
+from tests.paths import SHARED, needs_shared
+
+
+def kernel_of(op: Op, chip: Chip) -> Kernel:
+    if isinstance(op, StemOp):
+        return stem_mma.StemConv(op, stem_mma.default_config(op, chip), chip)
+    if isinstance(op, ConvOp):
+        return conv_mma4.Mma4Conv(op, conv_mma4.default_config(op, chip), chip)
+    if isinstance(op, PoolOp):
+        return Mean(op)
+    return Linear(op) if isinstance(op, LinearOp) else Top1(op)
+
+
+def values(op: Op, raw: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """An operation's bytes as NCHW integers, padded channels included; (N, C) as (N, C, 1, 1)."""
+    if isinstance(op, ConvOp):
+        conv = op.shape
+        pixels = raw.reshape(conv.n, conv.p, conv.q, -1)
+        return (unpack(pixels) if conv.output == Output.U4 else pixels).transpose(0, 3, 1, 2)
+    if isinstance(op, StemOp):
+        return unpack(raw.reshape(op.n, *op.pooled, -1)).transpose(0, 3, 1, 2)
+    assert isinstance(op, PoolOp)
+    return raw.reshape(op.n, -1, 1, 1)
+
+
+@needs_compiler
+@pytest.mark.parametrize("name", ["t4", "l4"])
+def test_every_layer_equal_to_numpy(name: str, tmp_path_factory: pytest.TempPathFactory) -> None:
+    chip = CHIPS[name]
+    arch = chip.capability[0] * 100 + chip.capability[1] * 10
+    # Turing has no other convolutions: channels that are padded to one k-step must work there too.
+    network: Model = random_model(blocks=(1, 2, 1, 1), width=24 if name == "t4" else 64, classes=37, pool=1, seed=3)
+    x = np.random.default_rng(5).integers(-128, 128, (2, 3, 32, 32), dtype=np.int8)
+    with Engine(network) as cpu:
+        expected, sums, top1 = cpu.trace(x), cpu.accumulators(x), cpu.top1(x)
+    tensors: dict[str, np.ndarray[Any, Any]] = {INPUT: x}
+    for op in fuse(network.network, len(x), (32, 32)):
+        kernel = kernel_of(op, chip)
+        tensors[op.output.name] = np.full(op.output.bytes, 0xA5, np.uint8)
+        constants = [np.ascontiguousarray(array) for array in kernel.constants()]
+        addresses = {tensor: array.ctypes.data for tensor, array in tensors.items()}
+        arguments = kernel.arguments(addresses, [array.ctypes.data for array in constants])
+        emulated = Emulated(kernel.source, tmp_path_factory.getbasetemp(), arch)
+        emulated(kernel.grid, kernel.threads, arguments)
+        if isinstance(op, (StemOp, ConvOp, PoolOp)):
+            result, wanted = values(op, tensors[op.output.name]), expected[op.output.name]
+            wanted = wanted.reshape(*wanted.shape, *(1,) * (4 - wanted.ndim))
+            np.testing.assert_array_equal(result[:, : wanted.shape[1]], wanted, f"{op.name}: {kernel}")
+            assert not result[:, wanted.shape[1] :].any(), op.name
+    np.testing.assert_array_equal(tensors[CLASSES].view(np.int32).reshape(len(x), -1), sums)
+    np.testing.assert_array_equal(tensors[TOP1].view(np.int32), top1)
+    assert sums.any()
+
+
+@needs_shared
+@pytest.mark.gpu
+@pytest.mark.usefixtures("cupy")
+@pytest.mark.parametrize("name", ["t4", "titan_rtx", "a100", "l4"])
+def test_golden_logits_with_the_kernels_of_another_chip(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernels that the chip's tuned file chooses."""
+    published = Model.load(SHARED / "model-v0.5" / "model")
+    tuning = load_tuning(name, published.network, None)
+    golden = np.load(SHARED / "golden" / "inputs8.npz")
+    network = DeviceNetwork(published)
+
+    def plan(n: int, keep_all: bool = False, top: int = 0) -> NetworkPlan:
+        numbers = tuning.numbers_for(n)
+        return make_plan(published.network, CHIPS[name], n, numbers=numbers, keep_all=keep_all, top=top)
+
+    monkeypatch.setattr(network, "plan", plan)
+    batch = network.batch(len(golden["x"]))
+    convolutions = [step.kernel for step in batch.plan.steps if isinstance(step.op, ConvOp)]
+    assert len(convolutions) > 40
+    assert all(isinstance(kernel, conv_mma4.Mma4Conv) for kernel in convolutions)
+    batch.input.set(golden["x"])
+    stream = network.cupy.cuda.Stream(non_blocking=True)
+    network.device.synchronize()
+    batch.run(stream)
+    np.testing.assert_array_equal(batch.sums.get(stream=stream), golden["logits"])
+    network.close()

@@ -1,0 +1,197 @@
+"""The Hopper convolution's memory layouts and constants, against plain index arithmetic; no GPU needed."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+import numpy as np
+import pytest
+
+from int4core.backends.cuda.families.conv_wgmma import CONFIGS, SHARED_BYTES, Plan, default_config
+from int4core.backends.cuda.families.epilogue import (
+    MAGIC,
+    OFFSET_BASE,
+    channel_constants,
+    check_sums,
+    residual_constants,
+)
+from int4core.backends.cuda.families.layouts import arrange_wgmma, block_channels, tile_channels
+from int4core.backends.cuda.families.rows_wgmma import RowsPlan
+from int4core.backends.cuda.plan.convolution import Convolution, Output, Residual, Source
+from int4core.backends.cuda.plan.requantise import Rescale
+from int4core.dtypes import S8, S32, U4, U31
+from int4core.errors import EngineError
+from int4core.quantize import requantize
+
+RNG = np.random.default_rng(7)
+
+
+@pytest.mark.parametrize("tile_n", [64, 128, 256])
+def test_a_thread_owns_consecutive_output_channels(tile_n: int) -> None:
+    channels = tile_channels(tile_n)
+    assert sorted(channels) == list(range(tile_n))
+    for quad in range(4):
+        columns = [8 * j + 2 * quad + e for j in range(tile_n // 8) for e in range(2)]
+        assert channels[columns].tolist() == list(range(quad * tile_n // 4, (quad + 1) * tile_n // 4))
+
+
+@pytest.mark.parametrize("k_bytes", [16, 32, 64])
+def test_unpacked_words_meet_their_channels(k_bytes: int) -> None:
+    """Unpack a row as the threads do, and read it back through the order of K."""
+    row = RNG.integers(0, 16, 2 * k_bytes)
+    packed = (row[0::2] | row[1::2] << 4).astype(np.uint8)
+    words = k_bytes // 16
+    places = np.zeros(2 * k_bytes, np.int64)
+    for quad in range(4):
+        mine = packed[quad * k_bytes // 4 :][: k_bytes // 4].reshape(words, 4)
+        for i in range(words):
+            places[32 * i + 4 * quad :][:4] = mine[i] & 15
+            places[32 * i + 16 + 4 * quad :][:4] = mine[i] >> 4
+    assert places.tolist() == row[block_channels(k_bytes)].tolist()
+
+
+def test_arranged_weights_give_the_convolution() -> None:
+    k, c, taps, tile_n, k_bytes = 128, 128, 3, 64, 32
+    weight = RNG.integers(-8, 8, (k, c, taps, taps)).astype(np.int8)
+    window = RNG.integers(0, 16, (taps, taps, c))
+    arranged = arrange_wgmma(weight, tile_n, k_bytes).astype(np.int64)
+    blocks = c // (2 * k_bytes)
+    order = block_channels(k_bytes)
+    got = np.zeros(k, np.int64)
+    for tile in range(k // tile_n):
+        for block in range(taps * taps * blocks):
+            tap, part = divmod(block, blocks)
+            values = window[tap // taps, tap % taps, part * 2 * k_bytes :][: 2 * k_bytes][order]
+            columns = np.einsum("kni,ki->n", arranged[tile, block], values.reshape(-1, 16))
+            got[tile * tile_n + tile_channels(tile_n)] += columns
+    assert got.tolist() == np.einsum("kcrs,rsc->k", weight.astype(np.int64), window).tolist()
+
+
+def _floor(value: Fraction) -> int:
+    return value.numerator // value.denominator
+
+
+@pytest.mark.parametrize("shift", [1, 8, 16, 22])
+def test_one_rounded_multiply_add_is_the_requantisation(shift: int) -> None:
+    """The kernel's arithmetic in exact fractions: rounding down in units of 2^-149 is floor."""
+    factor = np.concatenate([[0, 1, 2, 3, 3641, 32768, 49152, 65535], RNG.integers(0, 65536, 120)])
+    factor = np.minimum(factor, (1 << shift) - 1)
+    bias = RNG.integers(-30000, 30000, 128)
+    pairs = channel_constants(bias.astype(np.int16), Rescale(factor.astype(np.uint16), shift), 128)
+    channel = tile_channels(128)
+    offset, scale = pairs["offset"].ravel(), pairs["factor"].ravel()
+    correction = pairs["correction"].ravel().astype(np.int64) & 0x7FFFFFFF
+    halves = [(2 * n + 1) * (1 << shift) // (2 * max(int(factor[3]), 1)) for n in range(17)]
+    for column, c in enumerate(channel):
+        for x in [0, 1, -1, 524287, -524288, *halves, *RNG.integers(-70000, 70000, 8).tolist()]:
+            total = int(x) - int(bias[c]) + int(offset[column])
+            if not 0 <= total < 1 << 24:
+                continue
+            result = _floor(total * Fraction(float(scale[column])) - int(correction[column]))
+            clamped = min(max(result, 0), 15)
+            want = requantize(max(int(x), 0), int(factor[c]), shift, U4)
+            assert clamped == int(want), (x, factor[c])
+
+
+def _nearest_even(value: Fraction) -> int:
+    return round(value)
+
+
+@pytest.mark.parametrize("shift", [0, 4, 10])
+def test_residual_rescaling_rounds_halves_away_from_zero(shift: int) -> None:
+    down = np.array([3641, 1, 65535, 32768, 4096, 2048, 1024, 3072] * 8, np.uint16)
+    up = RNG.integers(0, min(65535, OFFSET_BASE << shift >> 7), 64).astype(np.uint16)
+    bias = np.zeros(64, np.int16)
+    pairs = residual_constants(bias, Rescale(down, 16), Rescale(up, shift), 64)
+    assert (pairs["offset"] == MAGIC).all()
+    channel = tile_channels(64)
+    for column, c in enumerate(channel):
+        narrow_factor = Fraction(float(pairs["down"].ravel()[column]))
+        up_factor = Fraction(float(pairs["up"].ravel()[column]))
+        ties = [int((2 * n + 1) * 32768 // int(down[c])) for n in range(-129, 129, 7)]
+        for x in [0, 8, -8, 16, -16, 24, -24, 70000, -70000, *ties]:
+            narrow = min(max(_nearest_even(x * narrow_factor), -128), 127)
+            want = requantize(x, int(down[c]), 16, S8)
+            assert narrow == int(want), (x, down[c])
+            wide = _nearest_even(narrow * up_factor)
+            assert wide == int(requantize(narrow, int(up[c]), shift, S32)), (narrow, up[c])
+
+
+@pytest.mark.parametrize("shift", [0, 1, 2, 3, 16, 22])
+def test_a_u4_residual_is_rescaled_halves_up(shift: int) -> None:
+    factor = np.concatenate([[0, 1, 2, 3, 4, 6, 16384, 32768, 49152, 65535], RNG.integers(0, 65536, 54)])
+    kept = Rescale(factor.astype(np.uint16), shift)
+    pairs = channel_constants(np.zeros(64, np.int16), Rescale(np.ones(64, np.uint16), 16), 64, kept)
+    scale = pairs["residual_factor"].ravel()
+    for column, c in enumerate(tile_channels(64)):
+        position = c % 8 if c % 8 < 6 else c % 8 - 6
+        for value in range(16):
+            got = _nearest_even(value * 16**position * Fraction(float(scale[column])))
+            assert got == int(requantize(value, int(factor[c]), shift, U31)), (value, factor[c])
+
+
+def test_requantisations_the_kernel_cannot_do_are_refused() -> None:
+    bias = np.zeros(64, np.int16)
+    with pytest.raises(EngineError, match="shift 0"):
+        channel_constants(bias, Rescale(np.ones(64, np.uint16), 0), 64)
+    with pytest.raises(EngineError, match="residual shift 23"):
+        channel_constants(bias, Rescale(np.ones(64, np.uint16), 16), 64, Rescale(np.ones(64, np.uint16), 23))
+    up = Rescale(np.full(64, 40000, np.uint16), 0)
+    with pytest.raises(EngineError, match="too large"):
+        residual_constants(bias, Rescale(np.ones(64, np.uint16), 16), up, 64)
+
+
+def test_sums_beyond_the_linear_range_are_refused() -> None:
+    check_sums(-552_960 - 32768, 552_960 + 491_513 + 32767, 16)
+    with pytest.raises(EngineError, match="leave the range"):
+        check_sums(-OFFSET_BASE - 1, 0, 16)
+    with pytest.raises(EngineError, match="leave the range"):
+        check_sums(0, (1 << 24) - OFFSET_BASE - 32768, 16)
+
+
+def resnet_convolutions(n: int) -> list[Convolution]:
+    """The shapes of ResNet-50, 101 and 152 at 224x224, the stem aside."""
+    found = []
+    width, size, channels = 64, 56, 64
+    for stage in range(4):
+        inner, out, stride = width << stage, 4 * width << stage, 1 if stage == 0 else 2
+        after = size // stride
+        source = Source(size, size, channels, stride)
+        found += [
+            Convolution(n, size, size, channels, inner, 1, 1, 0),
+            Convolution(n, size, size, inner, inner, 3, stride, 1),
+            Convolution(n, after, after, inner, out, 1, 1, 0, residual=Residual.CONVOLUTION, source=source),
+            Convolution(n, after, after, out, inner, 1, 1, 0),
+            Convolution(n, after, after, inner, inner, 3, 1, 1),
+            Convolution(n, after, after, inner, out, 1, 1, 0, residual=Residual.U4),
+        ]
+        size, channels = after, out
+    last = Convolution(n, 7, 7, 512, 2048, 1, 1, 0, output=Output.U7, residual=Residual.U4)
+    return [*found, last]
+
+
+@pytest.mark.parametrize("n", [1, 3, 1024])
+def test_every_convolution_of_a_resnet_has_a_configuration_that_fits(n: int) -> None:
+    for conv in resnet_convolutions(n):
+        assert Plan(conv, CONFIGS[default_config(conv)]).stages >= 3
+        for config in CONFIGS:
+            try:
+                plan = Plan(conv, config)
+            except EngineError:
+                continue
+            assert plan.shared_bytes < SHARED_BYTES
+            assert plan.tiles * config.tile_m >= conv.pixels
+            rows, columns = plan.grid
+            assert columns * config.tile_n == conv.k
+            assert columns <= rows * columns <= max(132, columns)
+
+
+def test_tiles_of_rows_refuse_what_they_cannot_do() -> None:
+    wide = Convolution(2, 56, 56, 64, 64, 3, 1, 1)
+    assert RowsPlan(wide, 8, 4).grid == (4, 1)
+    with pytest.raises(EngineError, match="stride 1"):
+        RowsPlan(Convolution(2, 56, 56, 64, 64, 3, 2, 1), 8, 4)
+    with pytest.raises(EngineError, match="32, 64 or 128"):
+        RowsPlan(Convolution(2, 14, 14, 256, 256, 3, 1, 1), 8, 2)
+    with pytest.raises(EngineError, match="shared memory"):
+        RowsPlan(Convolution(2, 28, 28, 128, 128, 3, 1, 1), 28, 4)
