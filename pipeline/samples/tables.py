@@ -154,10 +154,10 @@ def _kind(arrow_type: Any) -> str | None:
     if types.is_struct(arrow_type):
         fields = {arrow_type.field(n).name: arrow_type.field(n).type for n in range(arrow_type.num_fields)}
         return next((k for k in ("bytes", "path") if k in fields and _kind(fields[k]) == k), None)
-    if types.is_string(arrow_type) or types.is_large_string(arrow_type):
+    if any(test(arrow_type) for test in (types.is_string, types.is_large_string, types.is_string_view)):
         return "path"
-    binary = types.is_binary(arrow_type) or types.is_large_binary(arrow_type)
-    return "bytes" if binary or types.is_fixed_size_binary(arrow_type) else None
+    binary = (types.is_binary, types.is_large_binary, types.is_binary_view, types.is_fixed_size_binary)
+    return "bytes" if any(test(arrow_type) for test in binary) else None
 
 
 def _first_line(error: Exception) -> str:

@@ -394,7 +394,7 @@ class TestTables:
     def _pyarrow(self) -> None:
         self.pa = pytest.importorskip("pyarrow")
 
-    def write(self, path: str, rows: int = 3, **columns: list[Any]) -> None:
+    def write(self, path: str, rows: int = 3, **columns: Any) -> None:
         import pyarrow.parquet as parquet
 
         parquet.write_table(self.pa.table(columns), path, row_group_size=rows)
@@ -421,6 +421,15 @@ class TestTables:
         assert read_all(expand(["u.parquet"])) == {"u.parquet#0": b"a.jpg"}
         self.write("v.parquet", n=[1])
         assert "no column of bytes or of paths; its columns are n" in error("v.parquet")
+
+    @pytest.mark.parametrize("kind", ["large_binary", "binary_view", "large_string", "string_view", "dictionary"])
+    def test_kinds_of_columns(self, kind: str) -> None:
+        pa = self.pa
+        touch("a.jpg")
+        cell: Any = "a.jpg" if kind.endswith(("string", "string_view", "dictionary")) else b"a.jpg"
+        arrow = pa.dictionary(pa.int32(), pa.string()) if kind == "dictionary" else getattr(pa, kind)()
+        self.write("t.parquet", image=pa.array([cell, cell], arrow))
+        assert list(read_all(expand(["t.parquet"])).values()) == [b"a.jpg", b"a.jpg"]
 
     def test_tables_in_a_folder(self) -> None:
         os.mkdir("d")
