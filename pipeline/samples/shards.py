@@ -69,19 +69,18 @@ class _Members:
         self.path = path
         self.file = file
         self.why = ""
+        self._found = 0
+        self._whole = 0
 
     def __iter__(self) -> Iterator[tarfile.TarInfo]:
-        whole = 0
         try:
-            for member in self._read():
-                yield member
-                whole += 1
+            yield from self._read()
         except Exception as error:  # on damaged data tarfile raises nearly anything, and so do files behind a URL
             reason = " ".join(str(error).split()) or type(error).__name__
             self.why = (
                 f"not a tar file: {reason}"
-                if whole == 0
-                else f"damaged or cut short after {whole:,} members ({reason}); the rest is lost, copy the shard again"
+                if not self._found
+                else f"damaged or cut short after {self._whole:,} members ({reason}); the rest is lost, copy the shard again"
             )
 
     def _read(self) -> Iterator[tarfile.TarInfo]:
@@ -116,11 +115,13 @@ class _Members:
                     raise tarfile.ReadError(f"a header says {member.size} bytes")
                 offset = tar.offset
             ended = False
+            self._found += 1
             # A member that the shard ends within is the loader's to report, under its own name.
             whole = not member.isreg() or member.offset_data + member.size <= size
             yield member
             if not whole:
                 raise tarfile.ReadError(f"it ends within {member.name}")
+            self._whole += 1
 
 
 def plain_member(block: bytes, offset: int) -> tarfile.TarInfo | None:
