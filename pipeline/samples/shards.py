@@ -77,11 +77,11 @@ class _Members:
             yield from self._read()
         except Exception as error:  # on damaged data tarfile raises nearly anything, and so do files behind a URL
             reason = " ".join(str(error).split()) or type(error).__name__
-            self.why = (
-                f"not a tar file: {reason}"
-                if not self._found
-                else f"damaged or cut short after {self._whole:,} members ({reason}); the rest is lost, copy the shard again"
-            )
+            if not self._found:
+                self.why = f"not a tar file: {reason}"
+            else:
+                lost = f"after {self._whole:,} members ({reason}); the rest is lost, copy the shard again"
+                self.why = f"damaged or cut short {lost}"
 
     def _read(self) -> Iterator[tarfile.TarInfo]:
         """What tarfile's own iteration takes for the end (a damaged header, no end mark) is an error here."""
