@@ -15,6 +15,7 @@ from pipeline.classify.intake import Intake
 from pipeline.classify.options import NOWHERE, STDOUT, Options, parse
 from pipeline.classify.rows import rows_of
 from pipeline.classify.summary import summarise, summary_path
+from pipeline.commands.files import check_file
 from pipeline.commands.setup import Setup, set_up
 from pipeline.commands.shell import Shell, run
 from pipeline.device.scheduler import Sizes
@@ -23,16 +24,19 @@ from pipeline.machine.hardware import default_loaders
 from pipeline.memory.segment import sweep_stale
 from pipeline.report.dashboard import Dashboard, choose_mode
 from pipeline.report.json_file import write_json
+from pipeline.report.page import Ending, Reporter
 from pipeline.report.verdict import judge
 from pipeline.report.versions import versions
 from pipeline.samples.classes import read_classes
 from pipeline.samples.labels import Labels
+from pipeline.samples.sources import Source
 from pipeline.session.progress import Progress
 from pipeline.session.session import Answer, Session
 from pipeline.session.spec import SessionSpec
 from pipeline.session.supervisor import Supervisor
 from pipeline.sinks.base import Sink
 from pipeline.sinks.opening import open_sink
+from pipeline.sinks.rows import Rows
 from pipeline.stages.infer import engine_notes
 from pipeline.stages.load import Preparation
 from pipeline.stages.spec import CPU_IN_FLIGHT
@@ -66,10 +70,14 @@ class ClassifyCommand:
         self._supervisor = supervisor
         self._shell = shell
         self._say = shell.say
+        self._reporter: Reporter | None = None
+        self._ending: Ending | None = None
 
     def run(self) -> int:
         """The exit status. Raises PipelineError or Int4CoreError; nothing is left behind on any way out."""
         options = self._options
+        if options.report is not None:
+            check_file("--report", options.report)
         for path in sweep_stale():
             self._say(f"removed {path}, left behind by a run that was killed")
         setup = set_up(options.engine, self._say)
@@ -81,6 +89,9 @@ class ClassifyCommand:
         )
         if options.top > setup.network.classes:
             raise PipelineError(f"--top {options.top}: the model has {setup.network.classes} classes")
+        if options.report is not None and not options.dry_run:
+            label_of = None if labels is None else labels.of
+            self._reporter = Reporter(options.report, setup.network.classes, label_of)
         self._supervisor.check()
         with open_sink(
             options.out,
@@ -90,6 +101,8 @@ class ClassifyCommand:
         ) as sink:
             if sink.complete:
                 self._say(f"{options.out} is complete: {sink.rows:,} rows, {sink.errors:,} of them errors")
+                if self._reporter is not None:
+                    self._say(f"no page is written to {self._reporter.path}: there was nothing to do")
                 return self._status(sink)
             if sink.rows:
                 self._say(f"{options.out}: going on after {sink.rows:,} rows")
@@ -102,7 +115,8 @@ class ClassifyCommand:
             if options.dry_run:
                 sink.leave()
                 return self._dry_run(intake)
-            self._run(setup, sink, intake, labels)
+            self._run(setup, sink, intake, labels, names)
+        self._write_page()
         where = "" if options.out in (STDOUT, NOWHERE) else f" in {options.out}"
         self._say(f"{sink.rows:,} rows{where}")
         return self._status(sink)
@@ -153,12 +167,21 @@ class ClassifyCommand:
         self._say_left_out(intake)
         return 0
 
-    def _run(self, setup: Setup, sink: Sink, intake: Intake, labels: Labels | None) -> None:
+    def _write_page(self) -> None:
+        """The table is complete by then: whatever becomes of the page, it stays so."""
+        reporter, ending = self._reporter, self._ending
+        if reporter is not None and ending is not None:
+            self._supervisor.watch(lambda: reporter.write(ending))
+            self._say(f"report: {reporter.path}")
+
+    def _run(
+        self, setup: Setup, sink: Sink, intake: Intake, labels: Labels | None, names: Sequence[str] | None
+    ) -> None:
         options, spec = self._options, self._spec(setup)
         self._evaluation = None if labels is None else Evaluation(labels.of)
-        if self._evaluation is not None:
+        if self._evaluation is not None or self._reporter is not None:
             for rows in sink.earlier():
-                self._evaluation.add(rows)
+                self._count(rows, None)
         self._say(f"batch {spec.sizes.largest}, {spec.loaders} loaders, model {setup.model}")
         try:
             with Session(spec, on_failure=self._supervisor.fail) as session:
@@ -168,13 +191,14 @@ class ClassifyCommand:
                     title=f"{setup.model.name} on {setup.target.notice}",
                     mode=choose_mode(json_lines=options.show.json, dashboard=options.show.dashboard),
                     gpus=tuple(sorted({gpu.index for gpu in setup.target.gpus})),
+                    observe=None if self._reporter is None else self._reporter.observe,
                 )
                 with dashboard:
                     self._say = lambda line: dashboard.say(printable(line), self._shell.console)
                     intake.count()
                     self._supervisor.watch(lambda: self._job(session, sink, intake, progress))
                 self._say = self._shell.say
-                self._report(setup, session, sink, intake, progress, dashboard)
+                self._report(setup, session, sink, intake, progress, dashboard, names)
         finally:
             intake.stop_counting()
             self._supervisor.settle()
@@ -212,11 +236,24 @@ class ClassifyCommand:
             return
         rows = rows_of(answers, self._options.top)
         sink.write(rows)
+        self._count(rows, [answer.source for answer in answers])
+
+    def _count(self, rows: Rows, sources: Sequence[Source] | None) -> None:
+        """Take rows into what is said of all of them at the end; `sources` are None for those of an earlier run."""
         if self._evaluation is not None:
             self._evaluation.add(rows)
+        if self._reporter is not None:
+            self._reporter.answers.add(rows, sources)
 
     def _report(
-        self, setup: Setup, session: Session, sink: Sink, intake: Intake, progress: Progress, dashboard: Dashboard
+        self,
+        setup: Setup,
+        session: Session,
+        sink: Sink,
+        intake: Intake,
+        progress: Progress,
+        dashboard: Dashboard,
+        names: Sequence[str] | None,
     ) -> None:
         options = self._options
         self._say_left_out(intake)
@@ -232,25 +269,36 @@ class ClassifyCommand:
         verdict = judge(session.ceilings(progress.rate, decode_timed=True)) if progress.answered else None
         for sentence in () if verdict is None else verdict.sentences:
             self._say(sentence)
+        summary = summarise(
+            options,
+            setup=setup,
+            snapshot=progress.snapshot(),
+            stages=dashboard.history.stages(),
+            engines=engine_notes(session.batches.infer),
+            rows=sink.rows,
+            errors=sink.errors,
+            skipped=intake.skipped,
+            left_out=intake.left_out,
+            scores=scores,
+            verdict=verdict,
+        )
         path = summary_path(options)
         if path is not None:
-            write_json(
-                path,
-                summarise(
-                    options,
-                    setup=setup,
-                    snapshot=progress.snapshot(),
-                    stages=dashboard.history.stages(),
-                    engines=engine_notes(session.batches.infer),
-                    rows=sink.rows,
-                    errors=sink.errors,
-                    skipped=intake.skipped,
-                    left_out=intake.left_out,
-                    scores=scores,
-                    verdict=verdict,
-                ),
-            )
+            write_json(path, summary)
             self._say(f"summary: {path}")
+        earlier = sink.rows - progress.answered
+        self._ending = Ending(
+            title=f"{setup.model.name} on {setup.target.notice}",
+            rate=progress.rate,
+            peak=dashboard.history.peak or None,
+            stages=dashboard.history.stages(),
+            preparation=session.spec.preparation,
+            verdict=verdict,
+            accuracy=() if scores is None else scores.named(),
+            class_names=names,
+            facts={name.capitalize(): summary[name] for name in ("settings", "versions", "hardware")},
+            notes=(f"{earlier:,} rows of earlier runs included",) if earlier else (),
+        )
         if options.show.trace is not None:
             write_trace(options.show.trace, session.traces())
             self._say(f"timeline: {options.show.trace}, for https://ui.perfetto.dev")

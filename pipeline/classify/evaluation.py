@@ -21,8 +21,12 @@ class Scores:
     top1: Accuracy
     top5: Accuracy | None
 
+    def named(self) -> tuple[tuple[str, Accuracy], ...]:
+        """Each with its name."""
+        return (("top-1", self.top1), *([] if self.top5 is None else [("top-5", self.top5)]))
+
     def lines(self) -> tuple[str, ...]:
-        return (f"top-1: {self.top1}", *([] if self.top5 is None else [f"top-5: {self.top5}"]))
+        return tuple(f"{name}: {accuracy}" for name, accuracy in self.named())
 
     def as_dict(self) -> dict[str, Any]:
         return {"top1": self.top1.as_dict(), "top5": None if self.top5 is None else self.top5.as_dict()}

@@ -69,6 +69,7 @@ class Options:
     strict: bool
     dry_run: bool
     summary: Path | None
+    report: Path | None
     engine: EngineOptions
     loaders: LoaderOptions
     show: ShowOptions
@@ -104,6 +105,7 @@ def parse(argv: Sequence[str]) -> Options:
         strict=args.strict,
         dry_run=args.dry_run,
         summary=args.summary,
+        report=args.report,
         engine=engine_options(args),
         loaders=loader_options(args),
         show=show_options(args),
@@ -145,6 +147,11 @@ def build_parser() -> argparse.ArgumentParser:
     add_loaders(parser.add_argument_group("what loads"))
     show = parser.add_argument_group("what to show and keep")
     show.add_argument("--summary", type=values.path, metavar="FILE", help="summary in JSON (default: beside the table)")
+    show.add_argument(
+        "--report", type=values.path, metavar="FILE",
+        help="write the run as a page: charts, scores, the least certain answers and the errors with their pictures "
+        "(needs the extra `report`)",
+    )  # fmt: skip
     add_showing(show)
     return parser
 

@@ -5,7 +5,7 @@ Memory does not grow with the number of answers: counts, a heap of the least cer
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -95,28 +95,18 @@ class Collected:
 class _Part:
     rows: Answers
     sources: Sequence[Source] | None
-    labels: Sequence[int | None] | None
-
-    def shown(self, row: int, error: str | None = None) -> Shown:
-        source = None if self.sources is None else self.sources[row]
-        label = None if source is None else source.label
-        if self.labels is not None:
-            label = self.labels[row]
-        answered = error is None
-        return Shown(
-            key=cut(self.rows.keys[row]),
-            locator=None if source is None else _kept(source.locator),
-            class_id=int(self.rows.class_ids[row]) if answered else None,
-            score=float(self.rows.scores[row]) if answered else None,
-            label=label,
-            error=None if error is None else cut(error),
-        )
 
 
 class Collector:
-    """Fed with every answer of a run, by one thread. `classes`: how many the model has."""
+    """Fed with every answer of a run, by one thread.
 
-    def __init__(self, classes: int) -> None:
+    Args:
+        classes: how many the model has.
+        label_of: the true class of a key, where it is known; None: that which a source brings with it.
+    """
+
+    def __init__(self, classes: int, label_of: Callable[[str], int | None] | None = None) -> None:
+        self._label_of = label_of
         self._classes = np.zeros(classes, np.int64)
         self._scores = np.zeros(SCORE_BINS, np.int64)
         self._lowest: list[Shown] = []
@@ -125,18 +115,12 @@ class Collector:
         self._waiting: list[_Part] = []
         self._waiting_rows = 0
 
-    def add(
-        self,
-        rows: Answers,
-        sources: Sequence[Source] | None = None,
-        labels: Sequence[int | None] | None = None,
-    ) -> None:
+    def add(self, rows: Answers, sources: Sequence[Source] | None = None) -> None:
         """Take answers; `sources` are theirs, row by row (None: those of an earlier run).
 
-        `labels` are their true classes, where the sources' own are not what counts. Nothing of it may be changed
-        afterwards. Raises ValueError for a class that is none of the model's.
+        Nothing of it may be changed afterwards. Raises ValueError, now or later, for a class that the model has not.
         """
-        self._waiting.append(_Part(rows, sources, labels))
+        self._waiting.append(_Part(rows, sources))
         self._waiting_rows += len(rows)
         if self._waiting_rows >= CHUNK:
             self._take()
@@ -149,9 +133,7 @@ class Collector:
         """Take a source that has no answer."""
         self._failed += 1
         if len(self._errors) < MOST_ERRORS:
-            self._errors.append(
-                Shown(cut(source.key), _kept(source.locator), label=source.label, error=cut(why)),
-            )
+            self._errors.append(self._shown(source.key, source, error=why))
 
     def collected(self) -> Collected:
         """All that came so far."""
@@ -196,7 +178,7 @@ class Collector:
         room = MOST_ERRORS - len(self._errors)
         self._failed += len(errors)
         if room:
-            self._errors += [part.shown(row, errors[row]) for row in sorted(errors)[:room]]
+            self._errors += [self._of(part, row, errors[row]) for row in sorted(errors)[:room]]
 
     def _take_lowest(
         self, parts: Sequence[_Part], starts: Counts, scores: npt.NDArray[np.float32], places: Counts
@@ -209,9 +191,40 @@ class Collector:
         near = near[np.argsort(scores[near], kind="stable")[:LOWEST]]
         chosen = places[near]
         found = np.searchsorted(starts, chosen, side="right") - 1
-        new = [parts[p].shown(row) for p, row in zip(found.tolist(), (chosen - starts[found]).tolist(), strict=True)]
+        new = [
+            self._of(parts[p], row) for p, row in zip(found.tolist(), (chosen - starts[found]).tolist(), strict=True)
+        ]
         # The sort is stable: of equal scores, what came first stays.
         self._lowest = sorted(self._lowest + new, key=_score)[:LOWEST]
+
+    def _of(self, part: _Part, row: int, error: str | None = None) -> Shown:
+        source = None if part.sources is None else part.sources[row]
+        return self._shown(
+            part.rows.keys[row],
+            source,
+            class_id=int(part.rows.class_ids[row]) if error is None else None,
+            score=float(part.rows.scores[row]) if error is None else None,
+            error=error,
+        )
+
+    def _shown(
+        self,
+        key: str,
+        source: Source | None,
+        *,
+        class_id: int | None = None,
+        score: float | None = None,
+        error: str | None = None,
+    ) -> Shown:
+        label = None if source is None else source.label
+        return Shown(
+            key=cut(key),
+            locator=None if source is None else _kept(source.locator),
+            class_id=class_id,
+            score=score,
+            label=label if self._label_of is None else self._label_of(key),
+            error=None if error is None else cut(error),
+        )
 
 
 def cut(text: str, most: int = LONGEST_TEXT) -> str:

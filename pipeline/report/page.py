@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -91,9 +91,10 @@ class Reporter:
         timeline: fed by `observe`, which a Dashboard calls.
     """
 
-    def __init__(self, path: Path, classes: int) -> None:
+    def __init__(self, path: Path, classes: int, label_of: Callable[[str], int | None] | None = None) -> None:
+        """`classes` and `label_of`: see `pipeline.report.collector.Collector`."""
         self.path = path
-        self.answers = Collector(classes)
+        self.answers = Collector(classes, label_of)
         self.timeline = Timeline()
         self._template = _environment().get_template("page.html")
 

@@ -25,6 +25,7 @@ from pipeline.session import session as session_module
 from pipeline.session.session import Session
 from tests.paths import SHARED, needs_shared
 from tests.pipeline.conftest import IMAGES
+from tests.pipeline.report.parsed import Page
 
 TOP = 5
 
@@ -169,15 +170,32 @@ def test_a_run_goes_on_where_it_was_and_a_finished_one_does_nothing(
         assert classify(model_dir, images, "--out", out) == 1
     assert not out.exists()
     capsys.readouterr()
-    assert classify(model_dir, images, "--out", out) == 0
+    report = ("--labels", images / "map.txt", "--report", tmp_path / "page.html")
+    assert classify(model_dir, images, "--out", out, *report) == 0
     said = capsys.readouterr().out
     assert f"going on after {len(seen)} rows" in said
+    # The page is of all rows, those of the run before included, and shows their pictures where keys are files.
+    assert f"report: {tmp_path / 'page.html'}" in said
+    page = Page((tmp_path / "page.html").read_text())
+    least = sorted(best, key=lambda name: best[name]["score"])
+    assert [os.path.basename(a["title"]) for a in page.all("span", "key")] == least
+    assert len(page.all("img")) == IMAGES
+    assert f"{IMAGES}\nimages answered" in page.words
+    assert f"{len(seen)} rows of earlier runs included" in page.words
+    wrong = sum(best[name]["class_id"] != int(os.path.splitext(name)[0]) % 10 for name in best)
+    assert (len(page.all("span", "wrong")), len(page.all("span", "right"))) == (wrong, IMAGES - wrong)
+    assert f"of {IMAGES}" in page.words
+    assert page.all("section", "chart")
+    (tmp_path / "page.html").unlink()
     rows = read(out)
     assert sorted(os.path.basename(row["key"]) for row in rows) == sorted(best)
     assert all(row["class_id"] == best[os.path.basename(row["key"])]["class_id"] for row in rows)
     before = out.stat().st_mtime_ns
-    assert classify(model_dir, images, "--out", out) == 0
-    assert f"is complete: {IMAGES} rows" in capsys.readouterr().out
+    assert classify(model_dir, images, "--out", out, *report) == 0
+    said = capsys.readouterr().out
+    assert f"is complete: {IMAGES} rows" in said
+    assert "no page is written" in said
+    assert not (tmp_path / "page.html").exists()
     assert out.stat().st_mtime_ns == before
 
 
@@ -202,9 +220,14 @@ def test_shards_are_disjoint_and_together_all(model_dir: Path, images: Path, tmp
 def test_errors_are_rows_and_an_exit_status_if_asked(
     model_dir: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "text.jpg").write_text("not an image")
-    sources = (images / "0.jpg", tmp_path / "text.jpg")
-    assert classify(model_dir, *sources, "--out", tmp_path / "a.csv") == 0
+    name = os.fsdecode(b"<b>text\xff\x1b[0m.jpg")
+    (tmp_path / name).write_text("not an image")
+    sources = (images / "0.jpg", tmp_path / name)
+    assert classify(model_dir, *sources, "--out", tmp_path / "a.csv", "--report", tmp_path / "page.html") == 0
+    page = Page((tmp_path / "page.html").read_text())
+    assert page.all("span", "key")[1]["title"] == f"{tmp_path}/<b>text\\xff\\x1b[0m.jpg"
+    assert "not an image, or none of" in page.words
+    assert (len(page.all("img")), len(page.all("div", "none"))) == (1, 1)
     assert "1 rows have an error" in capsys.readouterr().out
     assert classify(model_dir, *sources, "--strict", "--out", tmp_path / "b.csv") == 4
     assert classify(model_dir, *sources, "--strict", "--out", tmp_path / "b.csv") == 4  # complete, and no better

@@ -43,10 +43,13 @@ def test_it_is_what_all_answers_together_say(batches: list, chunk: int) -> None:
     assert all(s.locator == PathLocator(s.key) and s.label == 5 for s in got.lowest + got.errors)
 
 
-def test_labels_given_with_the_answers_count_before_the_sources_own() -> None:
-    some = Collector(CLASSES)
-    some.add(columns([("a", 1, 0.5), ("b", 2, 0.6)]), [Source(k, PathLocator(k), 3) for k in "ab"], labels=[1, None])
-    assert [s.label for s in some.collected().lowest] == [1, None]
+def test_labels_by_key_count_before_the_sources_own() -> None:
+    some = Collector(CLASSES, {"a": 1, "c": 2}.get)
+    some.add(columns([("a", 1, 0.5), ("b", 2, 0.6), ("c", "x")]), [Source(k, PathLocator(k), 3) for k in "abc"])
+    some.add_error(Source("a", PathLocator("a")), "y")
+    got = some.collected()
+    assert [s.label for s in got.lowest] == [1, None]
+    assert [s.label for s in got.errors] == [1, 2]
 
 
 def test_answers_without_scores_and_errors_one_by_one() -> None:

@@ -85,7 +85,7 @@ def test_what_it_shows(page: Page) -> None:
     assert "The engine bounds this run: 100 samples/s is 96% of its ceiling" in page.words
     assert "GPU 1" in page.words
     assert re.search(r"running\n", page.words)
-    assert "right" in page.words
+    assert (len(page.all("span", "right")), len(page.all("span", "wrong"))) == (3, 57)
     assert "and 100 more" in page.words  # of 300 versions
     assert "options.batch\n8" in page.words
     assert "options.trace" not in page.words
