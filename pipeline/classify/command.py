@@ -206,8 +206,8 @@ class ClassifyCommand:
     def _job(self, session: Session, sink: Sink, intake: Intake, progress: Progress) -> None:
         """All that takes time, in the job's thread."""
         session.start()
-        for stage in (session.load, session.batches.infer):
-            notes = stage.notes[:1] if stage is session.load else stage.notes
+        for stage in (session.loading.stage, session.batches.infer):
+            notes = stage.notes[:1] if stage is session.loading.stage else stage.notes
             self._say(f"stage {stage.name} is up: {' | '.join(notes)}, pids {', '.join(map(str, stage.pids))}")
         progress.enter("running")
         waiting: list[Answer] = []
@@ -259,8 +259,8 @@ class ClassifyCommand:
         self._say_left_out(intake)
         if intake.skipped:
             self._say(f"{intake.skipped:,} sources were answered before or named twice")
-        if session.load.replaced:
-            self._say(f"{session.load.replaced} loaders were lost, and replaced")
+        if session.loading.stage.replaced:
+            self._say(f"{session.loading.stage.replaced} loaders were lost, and replaced")
         if sink.errors:
             self._say(f"{sink.errors:,} rows have an error")
         scores = None if self._evaluation is None else self._evaluation.scores()

@@ -7,7 +7,6 @@ there. Bytes that are more than a slot holds get a segment of their own for as l
 from __future__ import annotations
 
 from collections.abc import Sequence
-from types import TracebackType
 
 import numpy as np
 
@@ -40,14 +39,6 @@ class Courier:
     def close(self) -> None:
         for ticket in list(self._segments):
             self.done(ticket)
-
-    def __enter__(self) -> Courier:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _place(self, ticket: int, data: bytes, slot: int) -> Placed:
         raw, size = np.frombuffer(data, np.uint8), len(data)

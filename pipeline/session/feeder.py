@@ -7,11 +7,10 @@ from collections.abc import Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from pipeline.samples.sources import Source
 from pipeline.session.scheduler import Stream
 
 if TYPE_CHECKING:
-    from pipeline.session.session import Session
+    from pipeline.session.loading import Loading, Located
 
 
 class Feeder:
@@ -21,8 +20,8 @@ class Feeder:
         done: whether the sources have come to their end, or have raised.
     """
 
-    def __init__(self, session: Session, stream: Stream[Any], sources: Iterator[Source]) -> None:
-        self._session = session
+    def __init__(self, loading: Loading, stream: Stream[Any], sources: Iterator[Located]) -> None:
+        self._loading = loading
         self._stream = stream
         self._sources = sources
         self._left = False
@@ -39,7 +38,7 @@ class Feeder:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._left = True
-        self._session.drop(self._stream)
+        self._loading.drop(self._stream)
 
     def raise_error(self) -> None:
         """Raise what the sources raised, if they did."""
@@ -49,10 +48,10 @@ class Feeder:
     def _run(self) -> None:
         try:
             for source in self._sources:
-                if not self._session.offer(self._stream, source, until=lambda: self._left):
+                if not self._loading.offer(self._stream, source, until=lambda: self._left):
                     return
         except BaseException as error:
             self._error = error
         finally:
             self.done = True
-            self._session.wake()
+            self._loading.wake()

@@ -94,6 +94,9 @@ class Scheduler(Generic[S]):
         slots: of the arena.
         loaders: how many share what waits.
         most: sources of a job.
+
+    Attributes:
+        failed: sources that have ended with an error.
     """
 
     def __init__(self, slots: int, *, loaders: int, most: int) -> None:
@@ -111,6 +114,7 @@ class Scheduler(Generic[S]):
         self._at_engines: dict[int, _Held[S]] = {}
         self._tickets = 0
         self._numbers = 0
+        self.failed = 0
 
     @property
     def free(self) -> int:
@@ -274,6 +278,7 @@ class Scheduler(Generic[S]):
     def _end(self, held: _Held[S], value: Any, error: str | None) -> None:
         """The source's answer is known. A pin that succeeded keeps its slot."""
         stream = held.stream
+        self.failed += error is not None and not stream.dropped
         if stream.pins and error is None and not stream.dropped:
             stream.under_way -= 1
         else:

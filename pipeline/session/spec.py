@@ -7,12 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.device.scheduler import Sizes
+from pipeline.session.loading import JOBS_PER_LOADER
 from pipeline.session.waiting import Batching
 from pipeline.stages.load import SAMPLES_PER_JOB, Preparation
 from pipeline.stages.spec import CPU_IN_FLIGHT, records_for
-
-# Jobs that a loader may have: one that it does, and one ready to follow.
-JOBS_PER_LOADER = 2
 
 
 @dataclass(frozen=True)

@@ -102,7 +102,7 @@ def test_a_bad_source_is_an_error_at_its_place(session: Session, paths: list[str
     assert [a.error is None for a in answers] == [True, False, True, False, False, True]
     assert [a.classes for a in answers if a.error is None] == [classes for classes, _ in best[:3]]
     assert "no such file" in str(answers[4].error)
-    assert session.load.snapshot().failed >= 3
+    assert session.loading.stage.snapshot().failed >= 3
 
 
 def test_sources_are_read_no_further_than_there_is_room(session: Session, paths: list[str]) -> None:
@@ -205,10 +205,10 @@ def test_more_pins_than_slots_are_refused(session: Session, paths: list[str]) ->
 def test_a_loader_that_is_killed_costs_nothing(session: Session, paths: list[str], best: list) -> None:
     answers = session.classify(paths * 8)
     got = [next(answers)]
-    os.kill(session.load.pids[0], signal.SIGKILL)
+    os.kill(session.loading.stage.pids[0], signal.SIGKILL)
     got += answers
     assert [(a.classes, a.scores) for a in got] == best * 8
-    assert session.load.replaced >= 1
+    assert session.loading.stage.replaced >= 1
 
 
 def test_a_source_that_takes_too_long_is_an_error_and_no_other_is(

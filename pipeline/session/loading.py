@@ -1,0 +1,226 @@
+"""The side of a session that loads: sources go to loaders, samples come to lie in slots of the arena.
+
+The decisions are `pipeline.session.scheduler`'s; this module wires processes and threads around it. One lock guards it.
+Threads that come in: a feeder for each call of `outcomes`, the watcher of the stage, whoever answers samples, and the
+callers. The stage is called with the lock held only to hand a job over, and whoever is told of samples is not.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Generator, Iterable, Sequence
+from types import TracebackType
+from typing import Any, Protocol
+
+from pipeline.errors import PipelineError
+from pipeline.memory.arena import Arena
+from pipeline.samples.sources import Locator
+from pipeline.session.courier import Courier
+from pipeline.session.feeder import Feeder
+from pipeline.session.scheduler import Outcome, Prepared, Scheduler, Stream
+from pipeline.stages.base import StageFailure
+from pipeline.stages.channels import Task
+from pipeline.stages.load import SAMPLES_PER_JOB, LoadResult, LoadWork, Preparation, load_stage
+from pipeline.stages.lost import Lost
+
+# Jobs that a loader may have: one that it does, and one ready to follow.
+JOBS_PER_LOADER = 2
+
+# No wait is longer than this without looking whether the session still lives.
+POLL_S = 1.0
+
+
+class Located(Protocol):
+    """What is loaded: anything that says where its bytes are."""
+
+    @property
+    def locator(self) -> Locator: ...
+
+
+class Loading:
+    """Loaders over an arena, and everyone who waits for them.
+
+    Args:
+        on_prepared: told of samples that an engine is to answer (with `answered`); and, with none, whenever there may
+            be no more to come.
+        on_answers: told, with the lock held, whenever something has been answered.
+        on_failure: told once when the loaders cannot go on.
+
+    Attributes:
+        stage: the loaders.
+        core: the state machine; to be looked at, not to be changed, from outside.
+    """
+
+    def __init__(
+        self,
+        arena: Arena,
+        preparation: Preparation,
+        *,
+        loaders: int,
+        timeout_s: float,
+        image_timeout_s: float | None,
+        on_prepared: Callable[[Prepared], None],
+        on_answers: Callable[[], None] = lambda: None,
+        on_failure: Callable[[StageFailure], None],
+        cores: tuple[frozenset[int], ...] = (),
+        traced: bool = False,
+    ) -> None:
+        self.core: Scheduler[Any] = Scheduler(arena.spec.slots, loaders=loaders, most=SAMPLES_PER_JOB)
+        self._changed = threading.Condition()
+        self._over: BaseException | None = None
+        self._courier = Courier(arena)
+        self._most_jobs = JOBS_PER_LOADER * loaders
+        self._on_prepared = on_prepared
+        self._on_answers = on_answers
+        self.stage = load_stage(
+            arena.spec,
+            preparation,
+            loaders=loaders,
+            # A lost job is the stage's until what it left has been given out again.
+            capacity=2 * self._most_jobs * SAMPLES_PER_JOB,
+            cores=cores,
+            timeout_s=timeout_s,
+            image_timeout_s=image_timeout_s,
+            traced=traced,
+            on_result=self._on_loaded,
+            on_lost=self._on_lost,
+            on_failure=on_failure,
+        )
+
+    def open(self, *, ordered: bool = True, pins: bool = False, window: int | None = None) -> Stream[Any]:
+        """A stream of sources (see `Scheduler.open`)."""
+        with self._changed:
+            return self.core.open(ordered=ordered, pins=pins, window=window)
+
+    def outcomes(
+        self, sources: Iterable[Located], *, ordered: bool = True, pins: bool = False, wait_s: float | None = None
+    ) -> Generator[list[Outcome[Any]], None, None]:
+        """What became of the sources, all that is out at a time: an empty list when nothing was for `wait_s` seconds.
+
+        `sources` is read in a thread of its own, and no further than there are slots; what it raises is raised here,
+        after the outcomes of what came before. Raises what ended the session.
+        """
+        stream = self.open(ordered=ordered, pins=pins)
+        with Feeder(self, stream, iter(sources)) as feeder:
+            while True:
+                with self._changed:
+                    self._wait_for(lambda: self.core.has_answers(stream) or _all_out(stream, feeder), wait_s)
+                    outcomes = self.core.answers(stream)
+                    if not outcomes and _all_out(stream, feeder):
+                        break
+                yield outcomes
+        feeder.raise_error()
+
+    def offer(self, stream: Stream[Any], source: Located, until: Callable[[], bool] = lambda: False) -> bool:
+        """Hand a source in as soon as there is room; False when `until` came true instead.
+
+        Raises what ended the session.
+        """
+        with self._changed:
+            self._wait_for(lambda: until() or self.core.room(stream) > 0)
+            if until():
+                return False
+            self.core.offer(stream, [source])
+            hungry = self.core.jobs < self._most_jobs
+        if hungry:
+            self._dispatch()
+        return True
+
+    def drop(self, stream: Stream[Any]) -> None:
+        """Nobody takes this stream's outcomes any more."""
+        with self._changed:
+            self.core.drop(stream)
+            self._changed.notify_all()
+
+    def unpin(self, slots: Iterable[int]) -> None:
+        """Give pinned slots back. Raises ValueError for one that is not pinned."""
+        with self._changed:
+            self.core.unpin(slots)
+            self._changed.notify_all()
+
+    def answered(self, numbers: Sequence[int], values: Iterable[Any]) -> None:
+        """Samples that `on_prepared` was told of have their answers."""
+        with self._changed:
+            self.core.answered(numbers, values)
+            self._settle()
+
+    def wake(self) -> None:
+        """Have everyone who waits look again."""
+        with self._changed:
+            self._changed.notify_all()
+
+    def end(self, why: BaseException) -> bool:
+        """Whoever waits, and whoever comes, is told; whether this was the first end."""
+        with self._changed:
+            first = self._over is None
+            if first:
+                self._over = why
+            self._changed.notify_all()
+            return first
+
+    def stop(self) -> None:
+        """End the loaders and whoever waits for them. Safe to call twice."""
+        self.end(PipelineError("the session is over"))
+        self.stage.stop()
+        self._courier.close()
+
+    def __enter__(self) -> Loading:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def _dispatch(self) -> None:
+        """Give loaders what waits for them."""
+        try:
+            with self._changed:
+                while self.core.jobs < self._most_jobs and (job := self.core.take_job()):
+                    locators = self._courier.send(job.ticket, [s.locator for s in job.sources], job.slots)
+                    admitted = self.stage.try_submit(Task(job.ticket, len(job.sources), LoadWork(locators, job.slots)))
+                    assert admitted, "fewer jobs than loaders may have, and no room in the stage"
+        except StageFailure:
+            return  # its on_failure has been told
+
+    def _on_loaded(self, task: Task[LoadWork], result: LoadResult) -> None:
+        self.stage.count_failed(len(result.bad))
+        with self._changed:
+            self._courier.done(task.ticket)
+            ready = self.core.prepared(task.ticket, dict(result.bad))
+            self._settle()
+        self._dispatch()
+        self._on_prepared(ready)
+
+    def _on_lost(self, task: Task[LoadWork], lost: Lost) -> None:
+        with self._changed:
+            self._courier.done(task.ticket)
+            before = self.core.failed
+            self.core.lost(task.ticket, lost.item, f"its loader {lost.why}", to_blame=lost.overstayed)
+            failed = self.core.failed - before
+            self._settle()
+        self.stage.count_failed(failed)
+        self._dispatch()
+        self._on_prepared(Prepared())
+
+    def _settle(self) -> None:
+        """Something has been answered, or may be offered. Called with the lock held."""
+        self._on_answers()
+        self._changed.notify_all()
+
+    def _wait_for(self, condition: Callable[[], bool], wait_s: float | None = None) -> None:
+        """Wait with the lock held, for `wait_s` seconds at most. Raises what ended the session."""
+        until = None if wait_s is None else time.monotonic() + wait_s
+        while self._over is None:
+            left = POLL_S if until is None else min(POLL_S, until - time.monotonic())
+            if self._changed.wait_for(lambda: self._over is not None or condition(), timeout=left) or (
+                until is not None and time.monotonic() >= until
+            ):
+                break
+        if self._over is not None:
+            raise self._over
+
+
+def _all_out(stream: Stream[Any], feeder: Feeder) -> bool:
+    return feeder.done and stream.idle
