@@ -46,8 +46,10 @@ Totals: TypeAlias = dict[Series, tuple[float, float]]
 
 @dataclass(frozen=True)
 class _Point:
+    """`counted` samples by `counted_s`, None before the first was asked for."""
+
     at_s: float
-    counted_s: float
+    counted_s: float | None
     counted: float
     totals: Totals
 
@@ -79,8 +81,8 @@ class Timeline:
             self._sum(Series("busy", stage.name), stage.busy, span_s)
         if load is not None:
             self._add_load(load, span_s)
-        counted_s = snapshot.counted_s - self._began_s if snapshot.expected else 0.0
-        self._latest = _Point(at_s, max(0.0, counted_s), snapshot.counted if snapshot.expected else 0.0, self._totals)
+        counted_s = max(0.0, snapshot.counted_s - self._began_s) if snapshot.expected else None
+        self._latest = _Point(at_s, counted_s, snapshot.counted, self._totals)
         if not self._points or at_s - self._points[-1].at_s >= self._step_s:
             self._keep(self._latest)
 
@@ -92,17 +94,12 @@ class Timeline:
     def rate(self) -> tuple[Span, ...]:
         """Samples/s of the engines, over whole batches."""
         spans: list[Span] = []
-        before: _Point | None = None
-        for point in self._all():
-            if not point.counted_s:
-                continue
-            if before is None:
-                before = point
-            elif point.counted_s - before.counted_s >= self._step_s / 2:
-                seconds = point.counted_s - before.counted_s
-                value = max(0.0, point.counted - before.counted) / seconds
-                spans.append(Span(before.counted_s, point.counted_s, value))
-                before = point
+        known = [(p.counted_s, p.counted) for p in self._all() if p.counted_s is not None]
+        begin_s, begun = known[0] if known else (0.0, 0.0)
+        for end_s, counted in known:
+            if end_s - begin_s >= self._step_s / 2:
+                spans.append(Span(begin_s, end_s, max(0.0, counted - begun) / (end_s - begin_s)))
+                begin_s, begun = end_s, counted
         return tuple(spans)
 
     def series(self) -> tuple[Series, ...]:

@@ -18,6 +18,7 @@ from pipeline.samples.images import ImageRules
 from pipeline.samples.preprocess import Preprocessor
 from pipeline.samples.sources import BytesLocator, FailedLocator, Locator, PathLocator, RangeLocator
 from pipeline.stages.load import Preparation
+from tests.pipeline.stages.test_decode import damaged_tiff, greedy_tiff
 
 PREPARATION = Preparation("images", 224, 256)
 
@@ -46,7 +47,7 @@ def encoded(image: Image.Image, form: str = "PNG") -> bytes:
 
 
 @pytest.mark.usefixtures("clean")
-def test_each_source_has_its_picture_or_the_reason(tmp_path: Path) -> None:
+def test_each_source_has_its_picture_or_the_reason(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     image, data = photograph(), encoded(photograph())
     (tmp_path / "a.png").write_bytes(data)
     (tmp_path / "shard.tar").write_bytes(b"before" + data + b"after")
@@ -61,6 +62,8 @@ def test_each_source_has_its_picture_or_the_reason(tmp_path: Path) -> None:
         BytesLocator(encoded(Image.new("I;16", (300, 300)))),
         PathLocator(str(tmp_path / "fifo.jpg")),
         FailedLocator("bucket", "no such bucket"),
+        PathLocator(str(damaged_tiff(tmp_path / "damaged.tif"))),
+        PathLocator(str(greedy_tiff(tmp_path / "greedy.tif"))),
         None,
     ]
     pictures = make_pictures(locators, Preparation("images", 224, 256, ImageRules(max_pixels=2_000_000)))
@@ -72,9 +75,11 @@ def test_each_source_has_its_picture_or_the_reason(tmp_path: Path) -> None:
     assert image.size == (300, 400)
     assert [p.why.split(":")[0].split(",")[0] for p in pictures] == [
         "", "", "", "damaged or cut short", "not an image", "2000 x 1001 is more than --max-pixels 2000000",
-        "16-bit grey (mode I;16)", "it is not a regular file", "no such bucket", NOWHERE,
+        "16-bit grey (mode I;16)", "it is not a regular file", "no such bucket", "damaged or cut short",
+        "not enough memory to decode it", NOWHERE,
     ]  # fmt: skip
     assert all(bool(p.jpeg) != bool(p.why) for p in pictures)
+    assert capfd.readouterr() == ("", "")
 
 
 @pytest.mark.usefixtures("clean")

@@ -55,7 +55,9 @@ def test_a_day_is_as_many_points_as_an_hour_and_as_exact() -> None:
     assert MOST_POINTS / 2 - 2 <= len(rates) <= MOST_POINTS
     assert {round(span.value, 6) for span in rates} == {100}
     assert total(rates) == pytest.approx(100 * (rates[-1].end_s - rates[0].begin_s))
+    assert rates[0].begin_s < 1
     assert rates[-1].end_s > 3600 * 6 - 60
+    assert line.means(BUSY)[0].begin_s == 0
     # Of a stage that works every other quarter of a second, every mean over many is a half.
     assert all(abs(span.value - 0.5) < 0.02 for span in line.means(BUSY)[:-1])
 
@@ -66,7 +68,7 @@ def test_the_rate_is_over_whole_batches() -> None:
         now = tick / 4
         batch = now // 3  # a batch of 30 every 3 s: nothing is known in between
         line.add(50 + now, snapshot(30 * batch, 50 + 3 * batch), None)
-    assert [(span.begin_s, span.end_s, span.value) for span in line.rate()] == [(3, 6, 10), (6, 9, 10)]
+    assert [(span.begin_s, span.end_s, span.value) for span in line.rate()] == [(0, 3, 10), (3, 6, 10), (6, 9, 10)]
 
 
 def test_before_anything_is_asked_for_there_is_no_rate() -> None:
