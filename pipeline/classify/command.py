@@ -5,22 +5,18 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from contextlib import closing
-from hashlib import sha256
 from itertools import islice
 
 from int4core.errors import printable
-from int4core.model import Model
 from pipeline.classify.evaluation import Evaluation
 from pipeline.classify.intake import Intake
 from pipeline.classify.options import NOWHERE, STDOUT, Options, parse
-from pipeline.classify.rows import rows_of
 from pipeline.classify.summary import summarise, summary_path
 from pipeline.commands.files import check_file
+from pipeline.commands.session import identity, session_spec
 from pipeline.commands.setup import Setup, set_up
 from pipeline.commands.shell import Shell, run
-from pipeline.device.scheduler import Sizes
 from pipeline.errors import PipelineError
-from pipeline.machine.hardware import default_loaders
 from pipeline.memory.segment import sweep_stale
 from pipeline.report.dashboard import Dashboard, choose_mode
 from pipeline.report.json_file import write_json
@@ -32,20 +28,15 @@ from pipeline.samples.labels import Labels
 from pipeline.samples.sources import Source
 from pipeline.session.progress import Progress
 from pipeline.session.session import Answer, Session
-from pipeline.session.spec import SessionSpec
 from pipeline.session.supervisor import Supervisor
+from pipeline.sinks.answers import rows_of
 from pipeline.sinks.base import Sink
 from pipeline.sinks.opening import open_sink
 from pipeline.sinks.rows import Rows
 from pipeline.stages.infer import engine_notes
-from pipeline.stages.load import Preparation
-from pipeline.stages.spec import CPU_IN_FLIGHT
 from pipeline.telemetry.trace import write_trace
 
 STRICT_STATUS = 4
-
-CPU_BATCH = 16
-GPU_BATCH = 1024
 
 # Rows go to the sink so many at a time, or when the oldest has waited so long.
 ROWS_AT_A_TIME = 4096
@@ -95,7 +86,7 @@ class ClassifyCommand:
         self._supervisor.check()
         with open_sink(
             options.out,
-            identity=self._identity(setup, names),
+            identity=identity(setup, options.loaders, top=options.top, class_names=names, shard=options.shard),
             notes={"gpu": setup.target.notice} | {k: v for k, v in versions().items() if v is not None},
             class_names=names,
         ) as sink:
@@ -121,39 +112,6 @@ class ClassifyCommand:
         self._say(f"{sink.rows:,} rows{where}")
         return self._status(sink)
 
-    def _identity(self, setup: Setup, names: Sequence[str] | None) -> dict[str, str]:
-        """What makes rows comparable: an output that was begun with another identity is not gone on with."""
-        loaders = self._options.loaders
-        return {
-            "model": Model(setup.network).digest,
-            "input": f"{setup.side} x {setup.side}, short side {setup.short_side(loaders.resize) or 'as it is'}",
-            "sixteen_bit": loaders.rules.sixteen_bit,
-            "top": str(self._options.top),
-            "classes": "none" if names is None else sha256("\n".join(names).encode()).hexdigest(),
-            "shard": "{}/{}".format(*self._options.shard),
-        }
-
-    def _spec(self, setup: Setup) -> SessionSpec:
-        engine, loaders, gpus = self._options.engine, self._options.loaders, setup.target.gpus
-        return SessionSpec(
-            model=setup.model,
-            backend=setup.target.backend,
-            backend_options=setup.backend_options,
-            sizes=Sizes.full(engine.batch_size or (GPU_BATCH if gpus else CPU_BATCH)),
-            input_shape=(3, setup.side, setup.side),
-            preparation=Preparation("images", setup.side, setup.short_side(loaders.resize), loaders.rules),
-            loaders=loaders.processes or default_loaders(),
-            stage_timeout_s=engine.timeout_s,
-            image_timeout_s=loaders.image_timeout_s,
-            engines=len(gpus) or engine.engines,
-            inflight=engine.inflight if gpus else CPU_IN_FLIGHT,
-            h2d=engine.h2d,
-            ordered=True,
-            bus_ids=setup.target.bus_ids,
-            top=self._options.top,
-            traced=self._options.show.trace is not None,
-        )
-
     def _dry_run(self, intake: Intake) -> int:
         """Say what would be classified; the table is left as it is."""
         sources = intake.sources()
@@ -177,7 +135,10 @@ class ClassifyCommand:
     def _run(
         self, setup: Setup, sink: Sink, intake: Intake, labels: Labels | None, names: Sequence[str] | None
     ) -> None:
-        options, spec = self._options, self._spec(setup)
+        options = self._options
+        spec = session_spec(
+            setup, options.engine, options.loaders, top=options.top, traced=options.show.trace is not None
+        )
         self._evaluation = None if labels is None else Evaluation(labels.of)
         if self._evaluation is not None or self._reporter is not None:
             for rows in sink.earlier():

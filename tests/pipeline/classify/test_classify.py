@@ -20,9 +20,9 @@ from int4core.model import Model
 from int4core.scores import top_k
 from pipeline.classify import command as command_module
 from pipeline.classify.__main__ import main
-from pipeline.classify.rows import rows_of
 from pipeline.session import session as session_module
 from pipeline.session.session import Session
+from pipeline.sinks.answers import rows_of
 from tests.paths import SHARED, needs_shared
 from tests.pipeline.conftest import IMAGES
 from tests.pipeline.report.parsed import Page
