@@ -92,8 +92,8 @@ class Orders:
             parts.append(numbers)
             return begin, len(numbers)
 
-        for key in {(int(n), bool(r)) for n, r in zip(lanes, restarts, strict=True)}:
-            spans[key] = span(longest_first[(lanes == key[0]) & (restarts == key[1])])
+        for kind in np.unique(2 * lanes + restarts).tolist():
+            spans[kind // 2, bool(kind % 2)] = span(longest_first[2 * lanes + restarts == kind])
         in_one, in_two = span(longest_first[fused[longest_first]]), span(longest_first[~fused[longest_first]])
         return cls(np.concatenate(parts), spans, in_one, in_two)
 

@@ -25,7 +25,7 @@ struct Planes {
   __device__ __forceinline__ explicit Planes(const Image& image) {
     for (int i = 0; i < 3; ++i) {
       const Window& window = image.windows[i];
-      at[i] = window.plane - (static_cast<long long>(window.first_row) * 8 * window.columns + window.first_column) * 8;
+      at[i] = in_global(window.plane) - (static_cast<long long>(window.first_row) * 8 * window.columns + window.first_column) * 8;
     }
     pitch = image.windows[0].columns * 8;
     chroma_pitch = image.windows[1].columns * 8;
@@ -104,7 +104,7 @@ struct Planes {
       halved(1, row, column, cb);
       halved(2, row, column, cr);
     } else {
-#pragma unroll 1
+#pragma unroll
       for (int i = 0; i < 4; ++i) out[i] = rgb(row, column + i);
       return;
     }

@@ -58,6 +58,13 @@ enum Damage : u32 {
   OUT_OF_RANGE = 64,
 };
 
+// An address out of a record may be of any memory, as far as the compiler knows: loads by it are slower than need be.
+template <typename T>
+__device__ __forceinline__ T* in_global(T* pointer) {
+  __builtin_assume(__isGlobal(pointer));
+  return pointer;
+}
+
 __device__ __forceinline__ int blocks_per_mcu(const Header& header) {
   return header.components == 1 ? 1 : header.h * header.v + 2;
 }

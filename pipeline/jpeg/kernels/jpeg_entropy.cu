@@ -80,79 +80,82 @@ __device__ __forceinline__ void decode(const Tables& tables, Ring& ring, const R
     index = 0;
   }
   while (__any_sync(EVERYONE, table != IDLE)) {
-    const u32 window = ring.window(bit);
-    u32 entry = tables.first[table + (window >> (index ? 32 - AC_BITS : 32 - DC_BITS))];
-    if (entry == LONG) {
-      entry = long_code(tables, table, window >> 16);
-      if (OUTPUT && entry == NO_CODE) wrong_at = min(wrong_at, blocks);
-    }
-    const u32 size = entry >> 5 & 31, move = entry >> 10;
-    if (OUTPUT) {
-      const u32 behind = __funnelshift_l(0, window, entry);  // by the code's length, the lowest five bits
-      const u32 flip = ~static_cast<u32>(static_cast<int>(behind) >> 31);
-      const u32 bits = __funnelshift_l(behind ^ flip, 0, size);
-      int value = static_cast<int>(bits ^ flip) - static_cast<int>(flip);
-      u32 symbol = (static_cast<u32>(value) & 0xFFF) | (entry << 2 & 0xF000);
-      if (index == 0) {
-        const u32 component = begins.x >> 24;
-        if (component == 0) {
-          value = dc0 += value;
-        } else if (component == 1) {
-          value = dc1 += value;
-        } else {
-          value = dc2 += value;
+#pragma unroll
+    for (int step = 0; step < STEPS; ++step) {
+      const u32 window = ring.window(bit);
+      u32 entry = tables.first[table + (window >> (index ? 32 - AC_BITS : 32 - DC_BITS))];
+      if (entry == LONG) {
+        entry = long_code(tables, table, window >> 16);
+        if (OUTPUT && entry == NO_CODE) wrong_at = min(wrong_at, blocks);
+      }
+      const u32 size = entry >> 5 & 31, move = entry >> 10;
+      if (OUTPUT) {
+        const u32 behind = __funnelshift_l(0, window, entry);  // by the code's length, the lowest five bits
+        const u32 flip = ~static_cast<u32>(static_cast<int>(behind) >> 31);
+        const u32 bits = __funnelshift_l(behind ^ flip, 0, size);
+        int value = static_cast<int>(bits ^ flip) - static_cast<int>(flip);
+        u32 symbol = (static_cast<u32>(value) & 0xFFF) | (entry << 2 & 0xF000);
+        if (index == 0) {
+          const u32 component = begins.x >> 24;
+          if (component == 0) {
+            value = dc0 += value;
+          } else if (component == 1) {
+            value = dc1 += value;
+          } else {
+            value = dc2 += value;
+          }
+          symbol = static_cast<u32>(value);
         }
-        symbol = static_cast<u32>(value);
+        if (entry - 1 < END << 10) {  // neither idle nor an end
+          packed_low = __byte_perm(packed_low, packed_high, 0x5432);
+          packed_high = __byte_perm(packed_high, symbol, 0x5432);
+          ++symbols;
+          if (!(symbols & 3)) *reinterpret_cast<uint2*>(part.begin + symbols * 2 - 8) = make_uint2(packed_low, packed_high);
+        }
       }
-      if (entry - 1 < END << 10) {  // neither idle nor an end
-        packed_low = __byte_perm(packed_low, packed_high, 0x5432);
-        packed_high = __byte_perm(packed_high, symbol, 0x5432);
-        ++symbols;
-        if (!(symbols & 3)) *reinterpret_cast<uint2*>(part.begin + symbols * 2 - 8) = make_uint2(packed_low, packed_high);
-      }
-    }
-    bit += (entry & 31) + size;
-    ring.advance(bit);
-    ring.step();
-    if (index == 0) table = begins.y;
-    index += move;
-    if (index < 64) continue;
+      bit += (entry & 31) + size;
+      ring.advance(bit);
+      if (index == 0) table = begins.y;
+      index += move;
+      if (index < 64) continue;
 
-    if (OUTPUT && move != END && index > 64) wrong_at = min(wrong_at, blocks);
-    ++blocks;
-    if (OUTPUT) *reinterpret_cast<u32*>(part.begin + part.bytes - 4 * blocks) = symbols;
-    block = block + 1 == range.blocks_per_mcu ? 0 : block + 1;
-    begins = tables.of_block[block];
-    table = begins.x & 0xFFFF;
-    index = 0;
-    bool over = false;
-    if (BY_INTERVALS) {
-      if (bit > interval_bits) {
-        uneven = over = true;
-      } else if (--interval_left == 0) {
-        uneven |= bit + PADDING < interval_bits;
-        over = ++interval == range.interval_end;
-        if (!over) {
-          bit = interval_bits;
-          interval_bits = range.intervals[interval + 1] * 8;
-          interval_left = min(range.interval_blocks, range.blocks - interval * range.interval_blocks);
-          dc0 = dc1 = dc2 = 0;
-          ring.start(bit);
+      if (OUTPUT && move != END && index > 64) wrong_at = min(wrong_at, blocks);
+      ++blocks;
+      if (OUTPUT) *reinterpret_cast<u32*>(part.begin + part.bytes - 4 * blocks) = symbols;
+      block = block + 1 == range.blocks_per_mcu ? 0 : block + 1;
+      begins = tables.of_block[block];
+      table = begins.x & 0xFFFF;
+      index = 0;
+      bool over = false;
+      if (BY_INTERVALS) {
+        if (bit > interval_bits) {
+          uneven = over = true;
+        } else if (--interval_left == 0) {
+          uneven |= bit + PADDING < interval_bits;
+          over = ++interval == range.interval_end;
+          if (!over) {
+            bit = interval_bits;
+            interval_bits = range.intervals[interval + 1] * 8;
+            interval_left = min(range.interval_blocks, range.blocks - interval * range.interval_blocks);
+            dc0 = dc1 = dc2 = 0;
+            ring.start(bit);
+          }
         }
+      } else if (bit >= soft_end) {
+        if (OUTPUT && bit <= range.bits) {
+          tail_first = min(tail_first, blocks);
+          tail_last = blocks;
+        }
+        over = bit >= range.end;
       }
-    } else if (bit >= soft_end) {
-      if (OUTPUT && bit <= range.bits) {
-        tail_first = min(tail_first, blocks);
-        tail_last = blocks;
+      if (OUTPUT && symbols * 2 + blocks * 4 + BLOCK_BYTES > part.bytes) full = over = true;
+      if (over) {
+        table = IDLE;
+        index = 1;
+        ring.stop();
       }
-      over = bit >= range.end;
     }
-    if (OUTPUT && symbols * 2 + blocks * 4 + BLOCK_BYTES > part.bytes) full = over = true;
-    if (over) {
-      table = IDLE;
-      index = 1;
-      ring.stop();
-    }
+    ring.step();
   }
   if (OUTPUT && symbols & 3) {
     u64 packed = static_cast<u64>(packed_high) << 32 | packed_low;
@@ -180,7 +183,7 @@ jpeg_entropy(const Image* __restrict__ images, const u32* __restrict__ order, co
   range.bits = stream_bits[id];
   range.blocks_per_mcu = blocks_per_mcu(image.header);
   range.blocks = image.blocks;
-  range.intervals = image.intervals;
+  range.intervals = in_global(image.intervals);
   range.interval_blocks = image.header.restart * range.blocks_per_mcu;
   range.interval = static_cast<u64>(image.interval_count) * lane / LANES;
   range.interval_end = static_cast<u64>(image.interval_count) * (lane + 1) / LANES;
@@ -189,8 +192,8 @@ jpeg_entropy(const Image* __restrict__ images, const u32* __restrict__ order, co
   const bool last = active && begin + image.lane_bits + PADDING >= range.bits;
   Ring ring;
   ring.memory = rings + lane * RING_BYTES;
-  ring.words = image.stream;
-  const Part part = {image.arena + static_cast<size_t>(lane) * image.lane_bytes, image.lane_bytes};
+  ring.words = in_global(image.stream);
+  const Part part = {in_global(image.arena) + static_cast<size_t>(lane) * image.lane_bytes, image.lane_bytes};
   __syncthreads();
 
   Decoded done;
@@ -240,11 +243,11 @@ jpeg_entropy(const Image* __restrict__ images, const u32* __restrict__ order, co
     __syncthreads();
   }
   const u32 first = sums[lane] - mine[0];
-  image.lane_first[lane] = first;
+  in_global(image.lane_first)[lane] = first;
 #pragma unroll
   for (int i = 0; i < 3; ++i) {
     const int before = RESTARTS ? 0 : sums[(i + 1) * LANES + lane] - mine[i + 1];
-    image.lane_dc[lane * 4 + i] = before;
+    in_global(image.lane_dc)[lane * 4 + i] = before;
     if (before != static_cast<short>(before)) wrong |= OUT_OF_RANGE;
   }
   if (done.full) wrong |= TOO_DENSE;

@@ -30,8 +30,8 @@ jpeg_idct(const Image* __restrict__ images, u32* __restrict__ damage) {
   if (__syncthreads_or(thread == 0 && damage[id])) return;
   const int lanes = image.lanes;
   for (int i = thread; i < lanes; i += THREADS) {
-    first[i] = image.lane_first[i];
-    for (int component = 0; component < 3; ++component) before[i][component] = image.lane_dc[i * 4 + component];
+    first[i] = in_global(image.lane_first)[i];
+    for (int component = 0; component < 3; ++component) before[i][component] = in_global(image.lane_dc)[i * 4 + component];
   }
   for (int i = thread; i < 192; i += THREADS)
     scale[i >> 6][i & 63] = image.header.quantization[i >> 6][i & 63] | static_cast<u32>(NATURAL[i & 63]) << 16;
@@ -63,7 +63,7 @@ jpeg_idct(const Image* __restrict__ images, u32* __restrict__ damage) {
     int owner = 0;
     for (int step = lanes / 2; step; step >>= 1)
       if (first[owner + step] <= number) owner += step;
-    const u8* const part = image.arena + static_cast<size_t>(owner) * image.lane_bytes;
+    const u8* const part = in_global(image.arena) + static_cast<size_t>(owner) * image.lane_bytes;
     const u32* const ends = reinterpret_cast<const u32*>(part + image.lane_bytes) - 1 - (number - first[owner]);
     const u32 begin_symbol = number == first[owner] ? 0 : ends[1], end_symbol = ends[0];
     const u16* const symbols = reinterpret_cast<const u16*>(part);
@@ -94,7 +94,7 @@ jpeg_idct(const Image* __restrict__ images, u32* __restrict__ damage) {
       }
     }
     const int pitch = window.columns * 8;
-    u8* const out = window.plane + static_cast<size_t>(row) * 8 * pitch + column * 8;
+    u8* const out = in_global(window.plane) + static_cast<size_t>(row) * 8 * pitch + column * 8;
     beyond |= idct_block<32>(block, sum > SAFE_SUM, out, pitch);
   }
   if (beyond) atomicOr(damage + id, OUT_OF_RANGE);

@@ -11,6 +11,7 @@ constexpr int ROW_PIXELS = 2752;
 constexpr int AT_ONCE = 8;        // rows of the image
 constexpr int HELD_TAPS = 4;      // weights a thread keeps in registers
 constexpr int QUADS = SIZE / 4;
+constexpr int BLOCKS = (__CUDA_ARCH__ >= 900 ? 5 : 4) - (SIZE > 224);  // that shared memory has room for
 
 // `rows` of `width` pixels each, every thread one output pixel of each: TAPS of them where known, or `count`.
 template <int TAPS, int ROWS>
@@ -33,7 +34,7 @@ __device__ __forceinline__ void resize_across(const u32* rows, int width, const 
   for (int row = 0; row < ROWS; ++row) middle[row * SIZE] = sums[row].rgb();
 }
 
-extern "C" __global__ void __launch_bounds__(SIZE, SIZE > 224 ? 3 : 4)
+extern "C" __global__ void __launch_bounds__(SIZE, BLOCKS)
 jpeg_resize(const Image* __restrict__ images, const u32* __restrict__ order, const u32* __restrict__ damage,
             const signed char* __restrict__ table) {
   __shared__ __align__(16) u32 middle[MIDDLE_ROWS * SIZE];
@@ -44,7 +45,7 @@ jpeg_resize(const Image* __restrict__ images, const u32* __restrict__ order, con
   const Image& image = images[id];
   for (int i = thread; i < 3 * 256; i += SIZE) values[i] = table[i];
   const Planes planes(image);
-  const int *const across = image.x.taps, *const down = image.y.taps;
+  const int *const across = in_global(image.x.taps), *const down = in_global(image.y.taps);
   const int left = image.x.begin & ~3, quads = (image.x.end - left + 3) >> 2, width = quads * 4;
   const int at_once = min(AT_ONCE, ROW_PIXELS / width);
   const int first = across[thread] - left, count = across[SIZE + thread], most = image.x.most_taps;
@@ -53,6 +54,7 @@ jpeg_resize(const Image* __restrict__ images, const u32* __restrict__ order, con
 #pragma unroll
   for (int tap = 0; tap < HELD_TAPS; ++tap) held[tap] = tap < most ? weights[tap * SIZE] : 0;
 
+  u8* const out = in_global(image.out);
   const int stop = min(static_cast<int>(blockIdx.y + 1) * BAND, SIZE);
   for (int i = blockIdx.y * BAND; i < stop;) {
     const int top = down[i];
@@ -70,17 +72,17 @@ jpeg_resize(const Image* __restrict__ images, const u32* __restrict__ order, con
             make_uint4(pixels[0], pixels[1], pixels[2], pixels[3]);
       }
       __syncthreads();
-      u32* const out = middle + (row - top) * SIZE + thread;
+      u32* const to = middle + (row - top) * SIZE + thread;
       const u32* const in = rows + first;
       if (here == AT_ONCE && most <= 3) {
-        resize_across<3, AT_ONCE>(in, width, held, weights, count, out);
+        resize_across<3, AT_ONCE>(in, width, held, weights, count, to);
       } else if (here == AT_ONCE && most == 4) {
-        resize_across<4, AT_ONCE>(in, width, held, weights, count, out);
+        resize_across<4, AT_ONCE>(in, width, held, weights, count, to);
       } else if (here == AT_ONCE) {
-        resize_across<0, AT_ONCE>(in, width, held, weights, count, out);
+        resize_across<0, AT_ONCE>(in, width, held, weights, count, to);
       } else {
         for (int line = 0; line < here; ++line)
-          resize_across<0, 1>(in + line * width, width, held, weights, count, out + line * SIZE);
+          resize_across<0, 1>(in + line * width, width, held, weights, count, to + line * SIZE);
       }
     }
     __syncthreads();
@@ -108,7 +110,7 @@ jpeg_resize(const Image* __restrict__ images, const u32* __restrict__ order, con
         for (int pixel = 0; pixel < 4; ++pixel)
           word |= static_cast<u32>(static_cast<u8>(values[channel * 256 + (rgb[pixel] >> (8 * channel) & 255)]))
                   << (8 * pixel);
-        *reinterpret_cast<u32*>(image.out + (static_cast<size_t>(channel) * SIZE + row) * SIZE + quad * 4) = word;
+        *reinterpret_cast<u32*>(out + (static_cast<size_t>(channel) * SIZE + row) * SIZE + quad * 4) = word;
       }
     }
     __syncthreads();

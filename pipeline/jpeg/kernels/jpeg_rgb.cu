@@ -14,7 +14,7 @@ jpeg_rgb(const Image* __restrict__ images, const u32* __restrict__ damage) {
     const int row = i / quads, column = static_cast<int>(i % quads) * 4;
     u32 pixels[4];
     planes.rgb4(row, column, pixels);
-    u8* const out = image.out + (static_cast<size_t>(row) * width + column) * 3;
+    u8* const out = in_global(image.out) + (static_cast<size_t>(row) * width + column) * 3;
     for (int pixel = 0; pixel < 4 && column + pixel < width; ++pixel)
       for (int channel = 0; channel < 3; ++channel) out[pixel * 3 + channel] = pixels[pixel] >> (8 * channel);
   }

@@ -8,6 +8,12 @@ constexpr int TILE = THREADS * BYTES;
 
 __device__ __forceinline__ u32 swap_bytes(u32 word) { return __byte_perm(word, 0, 0x0123); }
 
+// A bit for each byte that is 0, the lowest first.
+__device__ __forceinline__ u32 zero_bytes(u32 word) {
+  const u32 high = ~(((word & 0x7F7F7F7F) + 0x7F7F7F7F) | word) & 0x80808080;
+  return (high >> 7) * 0x10204080 >> 28;
+}
+
 extern "C" __global__ void __launch_bounds__(THREADS)
 jpeg_unstuff(const Image* __restrict__ images, u32* __restrict__ stream_bits, u32* __restrict__ damage) {
   extern __shared__ __align__(16) unsigned char memory[];
@@ -16,14 +22,15 @@ jpeg_unstuff(const Image* __restrict__ images, u32* __restrict__ stream_bits, u3
 
   const Image& image = images[blockIdx.x];
   const u32 skip = static_cast<u32>(reinterpret_cast<u64>(image.scan) & 15);
-  const u8* const source = image.scan - skip;
+  const u8* const source = in_global(image.scan - skip);
   const u32 length = image.header.scan_bytes + skip;
   const u32 intervals = image.interval_count;
-  u8* const stream = reinterpret_cast<u8*>(image.stream);
+  u8* const stream = in_global(reinterpret_cast<u8*>(image.stream));
+  u32* const starts = in_global(image.intervals);
   const int thread = threadIdx.x, lane = thread & 31, warp = thread >> 5;
 
   u32 left = 0, written = 0, markers = 0, wrong = 0;
-  if (thread == 0 && intervals) image.intervals[0] = 0;
+  if (thread == 0 && intervals) starts[0] = 0;
   for (u32 start = 0; start < length; start += TILE) {
     const u32 at = start + thread * BYTES;
     uint4 words = make_uint4(0, 0, 0, 0);
@@ -34,20 +41,28 @@ jpeg_unstuff(const Image* __restrict__ images, u32* __restrict__ stream_bits, u3
       if (at + BYTES < length) after = source[at + BYTES];
     }
     const u32 group[4] = {words.x, words.y, words.z, words.w};
-    u32 kept = 0, restarts = 0;
+    u32 ends = 0, zeros = 0;  // bytes FF and 00, a bit each
 #pragma unroll
-    for (int i = 0; i < BYTES; ++i) {
-      const u32 byte = group[i >> 2] >> (8 * (i & 3)) & 255;
-      const u32 next = at + i + 1 >= length ? 0xFF : i + 1 < BYTES ? group[(i + 1) >> 2] >> (8 * ((i + 1) & 3)) & 255 : after;
-      const bool inside = at + i >= skip && at + i < length;
-      const bool second = inside && previous == 0xFF;
-      const bool restart = second && byte >= 0xD0 && byte <= 0xD7;
-      if (second && byte != 0 && !restart) wrong |= MARKER_IN_SCAN;
-      if (inside && byte == 0xFF && at + i + 1 == length) wrong |= MARKER_IN_SCAN;
-      const bool keep = inside && (byte == 0xFF ? next == 0 : !second);
-      kept |= static_cast<u32>(keep) << i;
-      restarts |= static_cast<u32>(restart) << i;
-      previous = inside ? byte : 0;
+    for (int i = 0; i < 4; ++i) {
+      ends |= zero_bytes(~group[i]) << (4 * i);
+      zeros |= zero_bytes(group[i]) << (4 * i);
+    }
+    const u32 from = at < skip ? min(skip - at, 16u) : 0, to = at < length ? min(length - at, 16u) : 0;
+    const u32 inside = ((1u << to) - 1) & ~((1u << from) - 1);
+    ends &= inside;
+    zeros &= inside;
+    const u32 second = (ends << 1 | (previous == 0xFF)) & inside;
+    const u32 before_zero = zeros >> 1 | static_cast<u32>(after == 0) << 15;
+    const u32 kept = inside & ~second & (~ends | before_zero);
+    u32 restarts = 0;
+    if (to && at + to == length && ends >> (to - 1) & 1) wrong |= MARKER_IN_SCAN;
+    for (u32 others = second & ~zeros; others; others &= others - 1) {
+      const u32 i = __ffs(others) - 1;
+      if ((source[at + i] & 0xF8) == 0xD0) {
+        restarts |= 1u << i;
+      } else {
+        wrong |= MARKER_IN_SCAN;
+      }
     }
     const u32 mine = __popc(kept) | __popc(restarts) << 16;
     u32 sum = mine;
@@ -63,18 +78,17 @@ jpeg_unstuff(const Image* __restrict__ images, u32* __restrict__ stream_bits, u3
       if (i < warp) before += warp_counts[i];
       total += warp_counts[i];
     }
-    u32 place = left + (before & 0xFFFF), marker = markers + (before >> 16);
+    const u32 begin = left + (before & 0xFFFF);
+    u32 place = begin, marker = markers + (before >> 16);
 #pragma unroll
-    for (int i = 0; i < BYTES; ++i) {
-      const u32 byte = group[i >> 2] >> (8 * (i & 3)) & 255;
-      if (kept >> i & 1) tile[place++] = byte;
-      if (restarts >> i & 1) {
-        if ((byte & 7) != (marker & 7) || marker + 1 >= intervals) {
-          wrong |= intervals ? RESTART_MARKERS : MARKER_IN_SCAN;
-        } else {
-          image.intervals[marker + 1] = written + place;
-        }
-        ++marker;
+    for (int i = 0; i < BYTES; ++i)
+      if (kept >> i & 1) tile[place++] = group[i >> 2] >> (8 * (i & 3));
+    for (; restarts; restarts &= restarts - 1, ++marker) {
+      const u32 i = __ffs(restarts) - 1;
+      if ((source[at + i] & 7) != (marker & 7) || marker + 1 >= intervals) {
+        wrong |= intervals ? RESTART_MARKERS : MARKER_IN_SCAN;
+      } else {
+        starts[marker + 1] = written + begin + __popc(kept & ((1u << i) - 1));
       }
     }
     __syncthreads();
@@ -95,7 +109,7 @@ jpeg_unstuff(const Image* __restrict__ images, u32* __restrict__ stream_bits, u3
   if (thread < left) stream[(written + thread) ^ 3] = tile[thread];
   if (thread == 0) {
     stream_bits[blockIdx.x] = (written + left) * 8;
-    if (intervals) image.intervals[intervals] = written + left;
+    if (intervals) starts[intervals] = written + left;
     if (intervals && markers + 1 != intervals) wrong |= RESTART_MARKERS;
   }
   if (wrong) atomicOr(damage + blockIdx.x, wrong);

@@ -10,7 +10,7 @@ struct Sum {
   __device__ __forceinline__ void add(u32 rgb, int weight) {
     red += static_cast<int>(rgb & 255) * weight;
     green += static_cast<int>(rgb >> 8 & 255) * weight;
-    blue += static_cast<int>(rgb >> 16 & 255) * weight;
+    blue += static_cast<int>(rgb >> 16) * weight;  // nothing lies above it
   }
   __device__ __forceinline__ u32 rgb() const {
     return pack_bytes(green >> WEIGHT_BITS, red >> WEIGHT_BITS, pack_bytes(0, blue >> WEIGHT_BITS, 0));

@@ -2,7 +2,7 @@
 // chip can (cp.async), and two words of it in registers.
 //
 // A group is asked for when the one three before it is entered, so it has the time of 352 bits to arrive: 13 symbols of
-// at most 27 bits, of which GROUPS_UNDER_WAY may be waited for.
+// at most 27 bits. After every STEPS symbols all but the last UNDER_WAY times' groups are waited for.
 #pragma once
 #include "image.cuh"
 #if __CUDA_ARCH__ >= 800
@@ -10,7 +10,9 @@
 #endif
 
 constexpr int RING_BYTES = 64;
-constexpr int GROUPS_UNDER_WAY = 8;
+constexpr int STEPS = 2;
+constexpr int UNDER_WAY = 4;
+static_assert((UNDER_WAY + 1) * STEPS <= 13, "a group has to be there when it is read");
 
 struct Ring {
   unsigned char* memory;  // RING_BYTES, 16-byte aligned
@@ -28,14 +30,14 @@ struct Ring {
   }
 
   __device__ __forceinline__ u32 word(u32 index) const {
-    return *reinterpret_cast<const volatile u32*>(memory + (index & 15) * 4);
+    return *reinterpret_cast<const u32*>(memory + (index & 15) * 4);
   }
 
-  // Once a symbol.
+  // After STEPS symbols.
   __device__ __forceinline__ void step() {
 #if __CUDA_ARCH__ >= 800
     cp_async_commit();
-    cp_async_wait<GROUPS_UNDER_WAY>();
+    cp_async_wait<UNDER_WAY>();
 #endif
   }
 

@@ -246,6 +246,8 @@ inline size_t __cvta_generic_to_shared(const void* pointer) {
   return static_cast<const unsigned char*>(pointer) - emulator::shared;
 }
 
+#define __builtin_assume(condition) ((void)0)
+
 inline unsigned __byte_perm(unsigned x, unsigned y, unsigned selector) {
   const unsigned long long bytes = static_cast<unsigned long long>(y) << 32 | x;
   unsigned result = 0;
@@ -257,6 +259,7 @@ inline unsigned __funnelshift_l(unsigned low, unsigned high, unsigned shift) {
   return static_cast<unsigned>(bits << (shift & 31) >> 32);
 }
 inline int __popc(unsigned x) { return __builtin_popcount(x); }
+inline int __ffs(int x) { return __builtin_ffs(x); }
 inline unsigned atomicOr(unsigned* address, unsigned bits) {
   const unsigned old = *address;
   *address = old | bits;
