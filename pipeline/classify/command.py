@@ -13,6 +13,7 @@ from pipeline.classify.intake import Intake
 from pipeline.classify.options import NOWHERE, STDOUT, Options, parse
 from pipeline.classify.summary import summarise, summary_path
 from pipeline.commands.files import check_file
+from pipeline.commands.report import write_report
 from pipeline.commands.session import identity, session_spec
 from pipeline.commands.setup import Setup, set_up
 from pipeline.commands.shell import Shell, run
@@ -129,7 +130,7 @@ class ClassifyCommand:
         """The table is complete by then: whatever becomes of the page, it stays so."""
         reporter, ending = self._reporter, self._ending
         if reporter is not None and ending is not None:
-            self._supervisor.watch(lambda: reporter.write(ending))
+            write_report(reporter, ending, self._supervisor)
             self._say(f"report: {reporter.path}")
 
     def _run(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -87,6 +88,8 @@ def parse(argv: Sequence[str]) -> Options:
     wrong = contradiction(args)
     if wrong is None and args.json and args.out == STDOUT:
         wrong = "--json and --out -: both write to standard output; give one of them"
+    if wrong is None and args.report is not None and os.path.realpath(args.report) == os.path.realpath(args.out):
+        wrong = f"--out {args.out} and --report {args.report} are one file; give one of them another name"
     if wrong is not None:
         parser.error(wrong)
     try:

@@ -8,7 +8,6 @@ import time
 import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from int4core.network import default_input_size
 from int4core.streams import Stream
 from int4core.tuning import autoconfig
 from int4core.tuning.autoconfig import Autoconfig
+from pipeline.commands.report import write_report
 from pipeline.defaults import DEMO_IMAGES, default_model
 from pipeline.errors import PipelineError, shortage
 from pipeline.loadgen.binding import (
@@ -37,7 +37,7 @@ from pipeline.loadgen.clock import clock_warning
 from pipeline.loadgen.limits import check_settings
 from pipeline.loadgen.options import Options, parse
 from pipeline.loadgen.outputs import Outputs
-from pipeline.loadgen.page import write_page
+from pipeline.loadgen.page import finish
 from pipeline.loadgen.results import LoadGenResult, read_result
 from pipeline.loadgen.sample_list import write_sample_list
 from pipeline.loadgen.scenarios import batch_plan, expectations, samples_per_query
@@ -397,8 +397,7 @@ class OfflineCommand:
             write_trace(self._options.trace, run.traces())
             self._say(f"timeline: {self._options.trace}, for https://ui.perfetto.dev")
         if (reporter := self._reporter) is not None:
-            page = partial(
-                write_page,
+            ending = finish(
                 reporter,
                 prepared.spec,
                 title=title,
@@ -410,7 +409,7 @@ class OfflineCommand:
                 verdict=verdict,
                 summary=summary,
             )
-            self._supervisor.watch(page)
+            write_report(reporter, ending, self._supervisor)
             self._say(f"report: {reporter.path}")
 
     def _verdict(self, run: Run, result: LoadGenResult) -> Verdict | None:

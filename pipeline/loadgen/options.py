@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -402,6 +403,12 @@ def _check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Options
         wrong("--no-resize is about images; the tensors of -p/--tensorPath are never resized")
     if args.json and args.no_dashboard:
         wrong("--json and --no-dashboard: --json already replaces the dashboard; give one of them")
+    if (
+        args.report is not None
+        and args.trace is not None
+        and os.path.realpath(args.report) == os.path.realpath(args.trace)
+    ):
+        wrong(f"--trace {args.trace} and --report {args.report} are one file; give one of them another name")
     return Options(
         scenario=cast("Scenario", scenario),
         gpu=args.gpu,

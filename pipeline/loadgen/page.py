@@ -20,7 +20,7 @@ from pipeline.session.store import BadFile
 from pipeline.stages.load import Preparation
 
 
-def write_page(
+def finish(
     reporter: Reporter,
     spec: RunSpec,
     *,
@@ -32,10 +32,10 @@ def write_page(
     accuracy: Accuracy | None,
     verdict: Verdict | None,
     summary: Mapping[str, Any],
-) -> None:
-    """Write the page of a run that is over; `predictions` are by sample, `summary` is summary.json's.
+) -> Ending:
+    """Tell `reporter` the answers of a run that is over; returns the rest of what is known of it.
 
-    Raises PipelineError.
+    `predictions` are by sample, `summary` is summary.json's. Raises PipelineError.
     """
     given = predictions[predictions != NOT_PREDICTED]
     reporter.answers.add_classes(given)
@@ -45,17 +45,15 @@ def write_page(
     asked = throughput.get("completed", 0)
     facts = {"LoadGen": result}
     facts |= {name.capitalize(): summary[name] for name in ("settings", "versions", "hardware")}
-    reporter.write(
-        Ending(
-            title=title,
-            rate=result.get("samples_per_second") or throughput.get("samples_per_second_mean"),
-            peak=history.peak or None,
-            stages=history.stages(),
-            preparation=Preparation(spec.library.kind, spec.input_shape[1], spec.resize, spec.rules),
-            verdict=verdict,
-            accuracy=() if accuracy is None else (("top-1", accuracy),),
-            class_names=read_classes(None, spec.model, classes),
-            facts=facts,
-            notes=(f"LoadGen asked {asked:,} times for {len(given):,} images",) if asked > len(given) else (),
-        )
+    return Ending(
+        title=title,
+        rate=result.get("samples_per_second") or throughput.get("samples_per_second_mean"),
+        peak=history.peak or None,
+        stages=history.stages(),
+        preparation=Preparation(spec.library.kind, spec.input_shape[1], spec.resize, spec.rules),
+        verdict=verdict,
+        accuracy=() if accuracy is None else (("top-1", accuracy),),
+        class_names=read_classes(None, spec.model, classes),
+        facts=facts,
+        notes=(f"LoadGen asked {asked:,} times for {len(given):,} images",) if asked > len(given) else (),
     )

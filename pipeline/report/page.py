@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import os
 import re
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -96,17 +97,26 @@ class Reporter:
         self.path = path
         self.answers = Collector(classes, label_of)
         self.timeline = Timeline()
+        self._pictured = threading.Event()
+        self._given_up = False
         self._template = _environment().get_template("page.html")
 
     def observe(self, now_s: float, snapshot: Snapshot, load: Load | None) -> None:
         """Take the state of the run and of the machine at monotonic time `now_s`."""
         self.timeline.add(now_s, snapshot, load)
 
+    def give_up(self) -> None:
+        """Have `write`, in another thread, end its processes and return without a page."""
+        self._given_up = True
+        self._pictured.set()
+
     def write(self, ending: Ending) -> None:
         """Make the pictures and write the page, whole or not at all. Raises PipelineError."""
         collected = self.answers.collected()
         shown = [*collected.lowest, *collected.errors]
-        pictures = make_pictures([_where(s) for s in shown], ending.preparation)
+        pictures = make_pictures([_where(s) for s in shown], ending.preparation, over=self._pictured)
+        if self._given_up:
+            return
         text = self._template.render(_contents(ending, collected, self.timeline, pictures))
         try:
             write_atomically(self.path, text.encode())

@@ -118,18 +118,24 @@ def make_pictures(
     image_timeout_s: float = IMAGE_TIMEOUT_S,
     total_s: float = TOTAL_S,
     workers: int = WORKERS,
+    over: threading.Event | None = None,
     make_painter: Callable[[Preparation, int], Painter] = confined_painter,
 ) -> list[Picture]:
     """A picture of each, or the reason why there is none. Takes little more than `total_s` seconds at most.
 
-    `make_painter`, picklable, makes a worker. Whatever images are like, nothing is raised.
+    Whatever images are like, nothing is raised.
+
+    Args:
+        over: is set when all are made; where another thread sets it before, the others are not made.
+        make_painter: makes a worker; picklable.
     """
     if preparation.kind == "tensors":
         return [Picture(why=NO_TENSOR)] * len(locators)
     pictures = [Picture(why=NOWHERE if locator is None else NO_TIME) for locator in locators]
     wanted = [(place, locator) for place, locator in enumerate(locators) if locator is not None]
     if wanted:
-        _Studio(wanted, pictures, partial(make_painter, preparation), image_timeout_s, workers).run(total_s)
+        made = over or threading.Event()
+        _Studio(wanted, pictures, partial(make_painter, preparation), image_timeout_s, workers, made).run(total_s)
     return pictures
 
 
@@ -143,12 +149,13 @@ class _Studio:
         make_painter: Callable[[int], Painter],
         image_timeout_s: float,
         workers: int,
+        over: threading.Event,
     ) -> None:
         self._image_timeout_s = image_timeout_s
         self._wanted = wanted
         self._pictures = pictures
         self._left = len(wanted)
-        self._over = threading.Event()
+        self._over = over
         self._tickets = itertools.count()
         self._stage: ProcessStage[_Work, _Made] = ProcessStage(
             "pictures",

@@ -273,6 +273,14 @@ def test_the_first_answer_comes_before_the_sources_end(
     assert len(read(out)) == 5
 
 
+def test_a_report_in_the_place_of_the_table_is_refused(
+    model_dir: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert classify(model_dir, images, "--out", "a.csv", "--report", tmp_path / "a.csv") == 2
+    assert "are one file; give one of them another name" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
@@ -281,6 +289,8 @@ def test_the_first_answer_comes_before_the_sources_end(
         (["{images}", "--labels", "{images}/0.jpg"], "not a text file"),
         (["{images}", "--classes", "{images}/map.txt"], "it takes a name a line"),
         (["{images}", "--out", "rows.txt"], "its ending says the format"),
+        (["{images}", "--report", "none/page.html"], "--report none/page.html: there is no folder none"),
+        (["{images}", "--report", "."], "--report .: is a folder"),
     ],
 )
 def test_what_cannot_be_done_is_one_sentence(

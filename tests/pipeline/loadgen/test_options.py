@@ -218,6 +218,7 @@ def test_help_shows_the_fields_with_their_defaults(capsys: pytest.CaptureFixture
         ("--max-batch 8", "about the Server scenario"),
         ("--scenario SingleStream --batch-timeout-us 8", "about the Server scenario"),
         ("--gpu cpu --gpus 0,1", "contradict"),
+        ("--trace a.html --report ./a.html", "are one file; give one of them another name"),
         ("--gpus 0,", "whole number"),
         ("--test-mode AccuracyOnly --lgts_mode PerformanceOnly", "contradict"),
         ("--lgts_no_such_field 1", "unrecognized arguments"),
