@@ -1,12 +1,14 @@
 """The CUDA engine on the GPU at hand: is it right, and how fast is it?
 
-    python -m benchmarks.engine [--model DIR] [--shared ../shared] [--sections equality,operations,rates,latency]
+    python -m benchmarks.engine [--model DIR] [--shared ../shared] [--sections equality,operations,rates,api,latency]
 
 - equality: 1,024 random images and the golden tensors against the NumPy engine. A difference ends the program with 1.
 - operations: each operation alone, buffers rotating over several times the L2: us, TOPS and their share of what
   cuBLASLt's int8 GEMM gives in the same run, GB/s and their share of a device copy.
 - rates: images/s of whole batches, inputs on the device, the median of 24 graph replays after warm-up, other inputs
   each time; and torchvision's ResNet-50 in fp16 as the peer at hand.
+- api: images/s of `Engine.stream` from arrays on the GPU, in pinned and in pageable memory, and their shares of what
+  the graph alone gives, replayed back to back in the same seconds.
 - latency: batch 1, p50, p90, p99 of 2,000 replays, host to host without copies.
 
 `--profile` runs every operation of one batch once, without a graph, for ncu.
@@ -20,11 +22,12 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from benchmarks.torch_peers import copy_gbs, int8_peak_tops, resnet50_rates
+from int4core.backends.cuda.backend import CudaBackend
 from int4core.backends.cuda.network import DeviceBatch, DeviceNetwork
 from int4core.engine import Engine
 from int4core.errors import EngineError, Int4CoreError, printable, printed
@@ -38,6 +41,9 @@ RANDOM_IMAGES = 1024
 REPLAYS = 24
 WARM_UP = 5
 LATENCY_RUNS = 2000
+SETS, BATCHES, ROUNDS = 4, 60, 5
+"""Of `api`: inputs that take turns, batches of a round, rounds."""
+
 PEER_BATCHES = [1, 32, 128, 512]
 COMPILED_BATCHES = [128]
 
@@ -152,6 +158,46 @@ def rates(network: DeviceNetwork, batches: list[int]) -> None:
         del batch
 
 
+def api(model: Model, n: int) -> None:
+    """README's lines, on batches that are there: the rounds of each kind and of the bare graph take turns."""
+    with Engine(model, "cuda", batch_size=n) as engine:
+        network = cast("CudaBackend", engine.backend).network
+        cupy, batch = network.cupy, network.batch(n)
+        stream = cupy.cuda.Stream(non_blocking=True)
+        pageable = [random_images(n, engine.input_shape, seed) for seed in range(SETS)]
+        kinds = {"on the GPU": [cupy.asarray(x) for x in pageable], "pinned": [], "pageable": pageable}
+        for x in pageable:
+            memory = cupy.cuda.alloc_pinned_memory(x.nbytes)
+            kinds["pinned"].append(np.frombuffer(memory, np.int8, x.size).reshape(x.shape))
+            kinds["pinned"][-1][:] = x
+
+        def graph(_: list[Any]) -> None:
+            for i in range(BATCHES):
+                with stream:
+                    cupy.copyto(batch.input, kinds["on the GPU"][i % SETS])
+                batch.run(stream)
+
+        def flow(inputs: list[Any]) -> None:
+            for _ in engine.stream(inputs[i % SETS] for i in range(BATCHES)):
+                pass
+
+        works = {"the graph alone": graph, **dict.fromkeys(kinds, flow)}
+        times: dict[str, list[float]] = {name: [] for name in works}
+        for turn in range(ROUNDS + 1):
+            for name, work in works.items():
+                network.device.synchronize()
+                began = time.perf_counter()
+                work(kinds.get(name, []))
+                network.device.synchronize()
+                if turn:  # the first one makes memory
+                    times[name].append(time.perf_counter() - began)
+    bare = statistics.median(times["the graph alone"])
+    print(f"\nEngine.stream, batches of {n}, top-1: medians of {ROUNDS} rounds of {BATCHES} batches")
+    for name, rounds in times.items():
+        median = statistics.median(rounds)
+        print(f"  {name:16s}: {n * BATCHES / median:10,.0f} images/s, {bare / median:.1%} of the graph", flush=True)
+
+
 def latency(network: DeviceNetwork) -> None:
     """Batch 1, from the launch to the synchronised end."""
     stream, batch, times = network.cupy.cuda.Stream(non_blocking=True), network.batch(1), []
@@ -168,7 +214,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, default=ROOT / "model")
     parser.add_argument("--shared", type=Path, default=ROOT.parent / "shared", help="folder of the golden tensors")
-    parser.add_argument("--sections", default="equality,operations,rates,latency,peers")
+    parser.add_argument("--sections", default="equality,operations,rates,api,latency,peers")
     parser.add_argument("--batch", type=int, default=1024, help="of the table by operation, and of --profile")
     parser.add_argument("--batches", default="1,8,32,128,512,1024,2048")
     parser.add_argument("--profile", action="store_true")
@@ -218,6 +264,7 @@ def run(options: argparse.Namespace) -> int:
     section("equality", compare)
     section("operations", table)
     section("rates", lambda: rates(network, [int(n) for n in options.batches.split(",")]))
+    section("api", lambda: api(model, options.batch))
     section("latency", lambda: latency(network))
     section("peers", peers)
     return 1 if wrong else 0

@@ -35,6 +35,7 @@ from int4core.cores import usable_cores
 from int4core.errors import Int4CoreError, printable, printed
 from int4core.model import Model
 from int4core.network import default_input_size
+from int4core.options import CudaOptions, NumpyOptions
 from int4core.streams import run_command
 from pipeline.defaults import DEMO_IMAGES, default_model
 from pipeline.device.scheduler import Sizes
@@ -186,7 +187,7 @@ def jpeg_part(options: argparse.Namespace, target: Target, figures: Figures) -> 
     spec = RunSpec(
         model=options.model,
         backend=target.backend,
-        backend_options=(("gpu", target.key),) if target.gpus else (),
+        backend_options=CudaOptions(gpu=target.key) if target.gpus else NumpyOptions(),
         sizes=Sizes.full(min(options.batch, JPEG_CHUNK) if target.gpus else 16),
         input_shape=(3, height, width),
         library=SampleLibrary(paths, None, "images"),

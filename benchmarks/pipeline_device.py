@@ -15,6 +15,7 @@ import pynvml
 from int4core.backends.cuda.device import load_cupy
 from int4core.backends.cuda.network import DeviceBatch, DeviceNetwork
 from int4core.model import Model
+from int4core.options import CudaOptions
 from pipeline.device.cuda import CudaDevice
 from pipeline.device.scheduler import Scheduler, Sizes
 from pipeline.memory.arena import Arena
@@ -61,7 +62,9 @@ class DeviceRates:
 def measure(spec: DeviceSpec) -> DeviceRates:
     """In a process of its own: all device memory is given back at its end."""
     cupy = load_cupy()
-    network = DeviceNetwork(Model.load(spec.model), device=device_number(cupy, spec.bus_id) if spec.bus_id else None)
+    network = DeviceNetwork(
+        Model.load(spec.model), CudaOptions(device=device_number(cupy, spec.bus_id) if spec.bus_id else None)
+    )
     shape = (network.model.network.conv1.in_channels, *network.size)
     with Arena.create(spec.slots, shape) as arena, Exchange.create(spec.inflight, spec.batch) as exchange:
         rng = np.random.default_rng(0)

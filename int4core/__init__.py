@@ -3,5 +3,17 @@
 from int4core.engine import Engine
 from int4core.errors import EngineError, Int4CoreError, ModelError
 from int4core.model import Model
+from int4core.options import CudaOptions, NumpyOptions
 
-__all__ = ["Engine", "EngineError", "Int4CoreError", "Model", "ModelError"]
+__version__ = "0.1.0"
+
+__all__ = [
+    "CudaOptions",
+    "Engine",
+    "EngineError",
+    "Int4CoreError",
+    "Model",
+    "ModelError",
+    "NumpyOptions",
+    "__version__",
+]

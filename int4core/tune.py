@@ -23,6 +23,7 @@ from int4core.backends.cuda.network import DeviceNetwork
 from int4core.backends.cuda.plan.ops import ConvOp, Op, StemOp
 from int4core.errors import EngineError, Int4CoreError, printable, printed, shown
 from int4core.model import Model
+from int4core.options import CudaOptions
 from int4core.streams import run_command
 from int4core.tuning import autoconfig
 from int4core.tuning.autoconfig import Autoconfig
@@ -130,7 +131,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     try:
         model = Model.load(options.model)
-        network = DeviceNetwork(model, gpu=options.gpu, device=options.device)
+        network = DeviceNetwork(model, CudaOptions(gpu=options.gpu, device=options.device))
         with network.device:
             for n in options.batch:
                 _tune_batch(network, n, options)

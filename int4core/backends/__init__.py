@@ -3,40 +3,38 @@
 from __future__ import annotations
 
 import importlib
-import inspect
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from int4core.backends.base import Backend
 from int4core.errors import EngineError
+from int4core.options import BackendOptions, CudaOptions, NumpyOptions
 
 if TYPE_CHECKING:
     from int4core.model import Model
 
-BACKENDS = {
-    "numpy": ("int4core.backends.numpy.backend", "NumpyBackend"),
-    "cuda": ("int4core.backends.cuda.backend", "CudaBackend"),
+BACKENDS: dict[str, tuple[str, str, type[BackendOptions]]] = {
+    "numpy": ("int4core.backends.numpy.backend", "NumpyBackend", NumpyOptions),
+    "cuda": ("int4core.backends.cuda.backend", "CudaBackend", CudaOptions),
 }
-"""Name -> module and class; the class takes (model, *, batch_size, **options)."""
+"""Name -> module, class and the class of its options; the first takes (model, batch_size, options)."""
 
 
-def create_backend(name: str, model: Model, *, batch_size: int, **options: Any) -> Backend:
-    """Build the backend called `name` for `model`.
+def create_backend(name: str, model: Model, batch_size: int, options: BackendOptions | None = None) -> Backend:
+    """Build the backend called `name` for `model`; without options, with its own defaults.
 
     Raises:
-        EngineError: the name is unknown, an option is not the backend's, or the backend cannot run here.
+        EngineError: the name is unknown, the options are another backend's, or the backend cannot run here.
     """
     if name not in BACKENDS:
         raise EngineError(f"unknown backend {name!r}: choose one of {', '.join(BACKENDS)}")
-    module, attribute = BACKENDS[name]
+    module, attribute, kind = BACKENDS[name]
+    if options is not None and not isinstance(options, kind):
+        raise EngineError(f"backend {name!r} takes {kind.__name__}, not {type(options).__name__}")
     try:
         factory = getattr(importlib.import_module(module), attribute)
     except ImportError as error:
         raise EngineError(f"backend {name!r} cannot be loaded: {error}") from error
-    try:
-        inspect.signature(factory).bind(model, batch_size=batch_size, **options)
-    except TypeError as error:
-        raise EngineError(f"backend {name!r}: {error}") from None
-    backend: Backend = factory(model, batch_size=batch_size, **options)
+    backend: Backend = factory(model, batch_size, options or kind())
     return backend
 
 

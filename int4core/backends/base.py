@@ -2,23 +2,54 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from enum import Enum, auto
+from typing import Any, Protocol, TypeAlias
 
-from int4core.layers import Float32Array, Int8Array, Int32Array
+import numpy as np
+
+from int4core import scores
+from int4core.layers import Float32Array, Int32Array
+from int4core.quantize import dequantize_logits
+
+
+class Want(Enum):
+    """What is asked of a batch."""
+
+    SUMS = auto()
+    """int32 (n, classes): the linear layer's sums with bias, before Scale."""
+
+    LOGITS = auto()
+    """float32 (n, classes): the sums over out_scale."""
+
+    TOP1 = auto()
+    """int32 (n,): the first class with the largest logit."""
+
+    TOP_K = auto()
+    """int32 (n, k) and float32 (n, k): the best classes and their scores, the bits of `int4core.scores`."""
+
+
+Answer: TypeAlias = tuple[Any, ...]
+"""The arrays that a Want names."""
+
+Pending: TypeAlias = Callable[[], Answer]
+"""Waits for a batch and gives its answer; may be called again."""
 
 
 class Backend(Protocol):
     """Runs one network on batches of at most `batch_size` images of one size.
 
-    The engine checks dtype and shape and splits long inputs before it calls, so `x` is always a
-    C-contiguous int8 (n, *input_shape) with 1 <= n <= batch_size, over the full range -128..127.
-    Calls come from one thread at a time. Every backend gives the same integers.
+    The engine checks dtype and shape and splits long inputs before it calls, so `x` is always int8 (n, *input_shape)
+    with n <= batch_size, over the full range -128..127, in any memory and of any strides. Calls come from one thread
+    at a time. Every backend gives the same integers.
 
     Attributes:
         name: what `Engine(backend=...)` calls it.
         batch_size: the most images of one call.
         input_shape: (3, H, W).
         classes: outputs of the last linear layer.
+        depth: batches that it has under way at once.
     """
 
     @property
@@ -33,11 +64,21 @@ class Backend(Protocol):
     @property
     def classes(self) -> int: ...
 
-    def accumulators(self, x: Int8Array) -> Int32Array:
-        """int32 (n, classes): the linear layer's sums with bias, before Scale."""
+    @property
+    def depth(self) -> int: ...
+
+    def placed(self, x: Any) -> AbstractContextManager[None]:
+        """Inside, calls for `x` are made. Raises EngineError when the backend cannot read the memory it lies in."""
         ...
 
-    def trace(self, x: Int8Array) -> dict[str, Int32Array]:
+    def begin(self, x: Any, want: Want, k: int = 0) -> Pending:
+        """Start a batch. Its answer comes as NumPy arrays for `x` in host memory, else as CuPy arrays.
+
+        `k`, of TOP_K: 1..16, and not more than `classes`.
+        """
+        ...
+
+    def trace(self, x: Any) -> dict[str, Int32Array]:
         """Layer name -> its output, int32 NCHW, in running order.
 
         `maxpool`, `avgpool`, `fc` (n, classes) and the Quantize that ends a fused operation: quantize1, 2 and 3 of
@@ -46,17 +87,16 @@ class Backend(Protocol):
         """
         ...
 
-    def top1(self, x: Int8Array) -> Int32Array | None:
-        """int32 (n,) classes if the backend computes them itself, else None: the engine then does."""
-        ...
-
-    def top_k(self, x: Int8Array, k: int) -> tuple[Int32Array, Float32Array] | None:
-        """Classes (n, k) and scores (n, k), the bits of `int4core.scores`, or None: the engine then computes them.
-
-        1 <= k <= 16, and not more than `classes`.
-        """
-        ...
-
     def close(self) -> None:
         """Give back threads and memory; the backend is not used after it. May be called twice."""
         ...
+
+
+def answer(sums: Int32Array, out_scale: Float32Array, want: Want, k: int) -> Answer:
+    """What is wanted of the sums int32 (n, classes)."""
+    if want is Want.SUMS:
+        return (sums,)
+    if want is Want.TOP_K:
+        return scores.top_k(sums, out_scale, k)
+    logits = dequantize_logits(sums, out_scale)
+    return (logits,) if want is Want.LOGITS else (logits.argmax(axis=1).astype(np.int32),)

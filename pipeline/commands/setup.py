@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from int4core.layers import ResNet, walk
 from int4core.model import Model
 from int4core.network import default_input_size
+from int4core.options import BackendOptions, CudaOptions, NumpyOptions
 from int4core.tuning import autoconfig
+from int4core.tuning.autoconfig import Autoconfig
 from pipeline.commands.options import EngineOptions
 from pipeline.defaults import default_model
 from pipeline.errors import PipelineError
@@ -33,7 +34,7 @@ class Setup:
     model: Path
     network: ResNet
     side: int
-    backend_options: tuple[tuple[str, Any], ...]
+    backend_options: BackendOptions
 
     def short_side(self, resize: bool) -> int | None:
         """What images are resized to before the crop; None: they are sized."""
@@ -49,7 +50,7 @@ def set_up(options: EngineOptions, say: Callable[[str], None]) -> Setup:
     height, width = default_input_size(network)
     if height != width:
         raise PipelineError(f"{model}: takes {height}x{width} inputs; images are cropped to squares")
-    backend_options: dict[str, Any] = {"gpu": target.key} if target.gpus else {}
+    config: Autoconfig | None = None
     if options.autoconfig is not None:
         config = autoconfig.read(options.autoconfig)
         if config.notice is not None:
@@ -57,6 +58,5 @@ def set_up(options: EngineOptions, say: Callable[[str], None]) -> Setup:
         config.validate(layers={layer.name for layer in walk(network)})
         if target.backend == "numpy":
             say(f"{options.autoconfig} is valid; the CPU has no kernels to choose from")
-        else:
-            backend_options["autoconfig"] = config
-    return Setup(target, model, network, height, tuple(backend_options.items()))
+    backend_options = CudaOptions(gpu=target.key, autoconfig=config) if target.gpus else NumpyOptions()
+    return Setup(target, model, network, height, backend_options)

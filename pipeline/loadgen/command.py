@@ -17,6 +17,7 @@ from int4core.errors import Int4CoreError, printable, printed
 from int4core.layers import ResNet, walk
 from int4core.model import Model
 from int4core.network import default_input_size
+from int4core.options import BackendOptions, CudaOptions, NumpyOptions
 from int4core.streams import Stream
 from int4core.tuning import autoconfig
 from int4core.tuning.autoconfig import Autoconfig
@@ -200,17 +201,14 @@ class OfflineCommand:
         self._say(f"running on {target.notice}")
         model_path = options.model or default_model()
         network = Model.load(model_path).network
-        backend_options: dict[str, Any] = {}
-        if target.gpus:
-            backend_options["gpu"] = target.key
+        config: Autoconfig | None = None
         if options.autoconfig is not None:
             config = self._autoconfig(options.autoconfig, network)
             if target.backend == "numpy":
                 self._say(f"{options.autoconfig} is valid; the CPU has no kernels to choose from")
-            else:
-                backend_options["autoconfig"] = config
-        if options.strict and target.backend == "cuda":
-            backend_options["strict"] = True
+        backend_options: BackendOptions = NumpyOptions()
+        if target.gpus:
+            backend_options = CudaOptions(gpu=target.key, autoconfig=config, strict=options.strict)
         height, width = default_input_size(network)
         if height != width:
             raise PipelineError(f"{model_path}: takes {height}x{width} inputs; images are cropped to squares")
@@ -230,7 +228,7 @@ class OfflineCommand:
         spec = RunSpec(
             model=model_path,
             backend=target.backend,
-            backend_options=tuple(backend_options.items()),
+            backend_options=backend_options,
             sizes=plan.sizes,
             input_shape=(3, height, width),
             library=library,

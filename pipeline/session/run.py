@@ -8,9 +8,9 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 from int4core.cores import usable_cores
+from int4core.options import BackendOptions
 from pipeline.device.scheduler import Sizes
 from pipeline.machine.numa import cores_near
 from pipeline.memory.arena import Arena
@@ -47,7 +47,7 @@ class RunSpec:
 
     model: Path
     backend: str
-    backend_options: tuple[tuple[str, Any], ...]
+    backend_options: BackendOptions
     sizes: Sizes
     input_shape: tuple[int, int, int]
     library: SampleLibrary

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from int4core.options import BackendOptions
 from pipeline.device.scheduler import Sizes
 from pipeline.session.loading import JOBS_PER_LOADER
 from pipeline.session.waiting import Batching
@@ -33,7 +33,7 @@ class SessionSpec:
 
     model: Path
     backend: str
-    backend_options: tuple[tuple[str, Any], ...]
+    backend_options: BackendOptions
     sizes: Sizes
     input_shape: tuple[int, int, int]
     preparation: Preparation

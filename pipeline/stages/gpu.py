@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any, cast
 
 import numpy as np
@@ -12,6 +14,7 @@ import numpy as np
 from int4core.backends.cuda.device import load_cupy
 from int4core.backends.cuda.network import DeviceNetwork
 from int4core.model import Model
+from int4core.options import CudaOptions
 from int4core.ranges import Ranges
 from int4core.scores import check_k
 from pipeline.device.cuda import CudaDevice
@@ -41,11 +44,30 @@ SETTLE_AT_MOST_S = 6.0
 AGREE = 0.01
 
 
+class Warnings(logging.Handler):
+    """What the engine warns of, for who started this process and shows it.
+
+    Attributes:
+        lines: each once, in order.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.lines: dict[str, None] = {}
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines[record.getMessage()] = None
+
+
 class DeviceInferrer:
     """A network on one GPU over the arena, with several batches under way (see `pipeline.device.scheduler`)."""
 
     def __init__(self, spec: EngineSpec, number: int = 0) -> None:
         self._held = ExitStack()
+        self._warnings = Warnings()
+        engine = logging.getLogger("int4core")
+        engine.addHandler(self._warnings)
+        self._held.callback(engine.removeHandler, self._warnings)
         self.tracer = make_tracer(f"GPU process {number}", spec.traced, Ranges.load())
         try:
             self._set_up(spec, number)
@@ -57,7 +79,7 @@ class DeviceInferrer:
         return self._note
 
     def notices(self) -> tuple[str, ...]:
-        return self._network.notices
+        return tuple(self._warnings.lines)
 
     def rates(self) -> Rates:
         return self._rates
@@ -93,13 +115,11 @@ class DeviceInferrer:
         model = Model.load(spec.model)
         if spec.top:
             check_k(spec.top, model.network.classes)
-        network = DeviceNetwork(
-            model,
-            device=device_number(load_cupy(), spec.bus_ids[number]) if spec.bus_ids else None,
-            **cast("dict[str, Any]", dict(spec.options)),
-        )
+        options = cast("CudaOptions", spec.options or CudaOptions())
+        if spec.bus_ids:
+            options = replace(options, device=device_number(load_cupy(), spec.bus_ids[number]))
+        network = DeviceNetwork(model, options)
         self._held.callback(network.close)
-        self._network = network
         device = CudaDevice(network, arena, exchange, cast("H2d", spec.h2d))
         self._held.callback(device.close)
         self._scheduler = Scheduler(device, spec.sizes, spec.inflight, ordered=spec.ordered)

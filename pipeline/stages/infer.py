@@ -37,7 +37,7 @@ class Inferrer:
         self._arena = Arena.attach(spec.arena)
         self._exchange = Exchange.attach(spec.exchange)
         self._engine = Engine(
-            Model.load(spec.model), backend=spec.backend, batch_size=spec.batch_size, **dict(spec.options)
+            Model.load(spec.model), backend=spec.backend, batch_size=spec.batch_size, options=spec.options
         )
         self._top = spec.top
         of = f", engine {number + 1} of {spec.engines}" if spec.engines > 1 else ""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from int4core.options import BackendOptions
 from pipeline.device.scheduler import Sizes
 from pipeline.memory.arena import ArenaSpec
 from pipeline.memory.exchange import ExchangeSpec
@@ -25,7 +25,7 @@ class EngineSpec:
         h2d: how samples come to a device (see `pipeline.device.transfer`).
         ordered: whether the networks of batches in flight take turns on the device.
         bus_ids: PCI addresses of the GPUs, one an engine.
-        options: the backend's own (gpu, autoconfig).
+        options: the backend's own.
         traced: whether spans are kept for a trace.
         top: how many of the best classes come with their scores, 0 for the class alone; the exchange has room for them.
 
@@ -43,7 +43,7 @@ class EngineSpec:
     h2d: str = "auto"
     ordered: bool = False
     bus_ids: tuple[str, ...] = ()
-    options: tuple[tuple[str, Any], ...] = ()
+    options: BackendOptions | None = None
     traced: bool = False
     top: int = 0
 

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from types import ModuleType
+from typing import Any, cast
 
 import numpy as np
 import pytest
 
 from int4core.backends import BACKENDS
+from int4core.backends.base import Pending, Want
 from int4core.engine import Engine
 from int4core.errors import EngineError
+from int4core.options import CudaOptions, NumpyOptions
 from tests.int4core.networks import as_model, random_input, random_network, reference_trace
 
 NET = random_network(seed=1)
@@ -76,7 +81,7 @@ def test_what_the_engine_says_of_itself() -> None:
 @pytest.mark.parametrize(
     ("x", "why"),
     [
-        (np.zeros((1, 3, 64, 64), np.uint8), "uint8, but must be a NumPy array of int8"),
+        (np.zeros((1, 3, 64, 64), np.uint8), "uint8, but must be int8"),
         (np.zeros((1, 3, 64, 64), np.float32), "float32, but must"),
         ([[1]], "list, but must"),
         (np.zeros((3, 64, 64), np.int8), r"shape \(3, 64, 64\), but must be \(N, 3, 64, 64\)"),
@@ -97,38 +102,145 @@ def test_strides_without_end_are_an_error() -> None:
     with pytest.raises(EngineError, match=r"strides up to 'layer2_0_conv2' .* larger than 32768 pixels a side"):
         Engine(as_model(net))
     with pytest.raises(EngineError, match=r"input size '1000000+\.\.\.' is over 32768 pixels a side"):
-        Engine(MODEL, input_size=(10**100, 10**100))
+        Engine(MODEL, options=NumpyOptions(input_size=(10**100, 10**100)))
 
 
 def test_unknown_backend_and_option() -> None:
     with pytest.raises(EngineError, match=f"unknown backend 'tpu': choose one of {', '.join(BACKENDS)}"):
         Engine(MODEL, backend="tpu")
-    with pytest.raises(EngineError, match=r"backend 'numpy': .*'gpu'"):
-        Engine(MODEL, gpu="h200")
+    with pytest.raises(EngineError, match="backend 'numpy' takes NumpyOptions, not CudaOptions"):
+        Engine(MODEL, options=CudaOptions(gpu="h200"))
     with pytest.raises(EngineError, match="batch_size=0"):
         Engine(MODEL, batch_size=0)
 
 
 def test_backends_own_errors_pass_through(monkeypatch: pytest.MonkeyPatch) -> None:
     class NoGpu:
-        def __init__(self, model: object, *, batch_size: int) -> None:
+        def __init__(self, model: object, batch_size: int, options: object) -> None:
             raise EngineError("no GPU here")
 
     module = ModuleType("a_backend_without_gpu")
     module.NoGpu = NoGpu
     monkeypatch.setitem(sys.modules, module.__name__, module)
-    monkeypatch.setitem(BACKENDS, "nogpu", (module.__name__, "NoGpu"))
-    monkeypatch.setitem(BACKENDS, "absent", ("a_module_that_is_not_there", "Backend"))
+    monkeypatch.setitem(BACKENDS, "nogpu", (module.__name__, "NoGpu", NumpyOptions))
+    monkeypatch.setitem(BACKENDS, "absent", ("a_module_that_is_not_there", "Backend", NumpyOptions))
     with pytest.raises(EngineError, match=r"^no GPU here$"):
         Engine(MODEL, backend="nogpu")
     with pytest.raises(EngineError, match="backend 'absent' cannot be loaded"):
         Engine(MODEL, backend="absent")
 
 
-def test_a_backend_may_compute_classes_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+class Lanes:
+    """A backend that answers with the first byte of each image, `depth` batches at a time."""
+
+    name, batch_size, input_shape, classes, depth = "lanes", 2, (3, 64, 64), 5, 3
+
+    def __init__(self, *_given: object) -> None:
+        self.under_way = self.most = 0
+
+    def placed(self, x: Any) -> Any:
+        return nullcontext()
+
+    def begin(self, x: Any, want: Want, k: int = 0) -> Pending:
+        self.under_way += 1
+        self.most = max(self.most, self.under_way)
+        answer = np.array(x[:, 0, 0, 0], np.int32)
+
+        def wait() -> tuple[Any, ...]:
+            self.under_way -= 1
+            return (answer,)
+
+        return wait
+
+    def close(self) -> None:
+        pass
+
+
+def test_a_stream_keeps_as_many_batches_under_way_as_the_backend_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = ModuleType("a_backend_of_lanes")
+    module.Lanes = Lanes
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setitem(BACKENDS, "lanes", (module.__name__, "Lanes", NumpyOptions))
+    taken = []
+
+    def batches() -> Iterator[np.ndarray[Any, Any]]:
+        for i in range(7):
+            taken.append(i)
+            yield np.full((2, 3, 64, 64), i, np.int8)
+
+    with Engine(MODEL, "lanes", batch_size=2) as engine:
+        for i, classes in enumerate(engine.stream(batches())):
+            assert classes.tolist() == [i, i]
+            assert len(taken) == min(i + 3, 7)  # no more are taken than are begun
+        lanes = cast("Lanes", engine.backend)
+        assert (lanes.most, lanes.under_way) == (3, 0)
+
+
+def test_a_stream_gives_what_the_calls_give() -> None:
+    inputs = [random_input(NET, n, seed=n) for n in (3, 0, 1, 5)]
     with Engine(MODEL, batch_size=2) as engine:
-        monkeypatch.setattr(engine.backend, "top1", lambda x: np.full(len(x), 4, np.int32))
-        np.testing.assert_array_equal(engine.top1(random_input(NET, 3)), [4, 4, 4])
+        for x, classes in zip(inputs, engine.stream(inputs), strict=True):
+            np.testing.assert_array_equal(classes, engine.top1(x))
+        for x, (ids, shares) in zip(inputs, engine.stream(iter(inputs), k=3), strict=True):
+            expected_ids, expected_shares = engine.top_k(x, 3)
+            np.testing.assert_array_equal(ids, expected_ids)
+            np.testing.assert_array_equal(shares, expected_shares)
+        with pytest.raises(EngineError, match="top 6 of 5 classes"):
+            next(engine.stream(inputs, k=6))
+        with pytest.raises(EngineError, match="float32, but must be int8"):
+            list(engine.stream([inputs[0], inputs[0].astype(np.float32)]))
+        half = engine.stream(inputs)
+        next(half)
+        engine.close()
+        with pytest.raises(EngineError, match="closed"):
+            next(half)
+
+
+class Foreign:
+    """An array of a library that speaks DLPack and has no `from_dlpack`: on the CPU, or said to lie on a GPU."""
+
+    def __init__(self, array: np.ndarray[Any, Any], device: tuple[int, int] = (1, 0)) -> None:
+        self._array, self._device = array, device
+        self.dtype, self.shape = array.dtype, array.shape
+
+    def __len__(self) -> int:
+        return len(self._array)
+
+    def __getitem__(self, part: slice) -> Foreign:
+        return Foreign(self._array[part], self._device)
+
+    def __dlpack__(self, **options: Any) -> Any:
+        return self._array.__dlpack__(**options)
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return self._device
+
+
+def test_whatever_speaks_dlpack_is_read() -> None:
+    x = random_input(NET, 5)
+    with Engine(MODEL, batch_size=2) as engine:
+        found = engine.top1(Foreign(x))
+        assert isinstance(found, np.ndarray)
+        np.testing.assert_array_equal(found, engine.top1(x))
+        trace = engine.trace(Foreign(x[:1]))
+        np.testing.assert_array_equal(trace["fc"], engine.accumulators(x[:1]))
+        with pytest.raises(EngineError, match="lies on a GPU, and backend 'numpy' computes on the CPU"):
+            engine.top1(Foreign(x, (2, 0)))
+
+
+def test_answers_to_torch_are_torch_s() -> None:
+    torch = pytest.importorskip("torch")
+    x = random_input(NET, 5)
+    with Engine(MODEL, batch_size=2) as engine:
+        ids, shares = engine.top_k(torch.from_numpy(x), 2)
+        assert isinstance(ids, torch.Tensor)
+        assert isinstance(shares, torch.Tensor)
+        expected = engine.top_k(x, 2)
+        np.testing.assert_array_equal(ids.numpy(), expected[0])
+        np.testing.assert_array_equal(shares.numpy(), expected[1])
+        flipped = torch.from_numpy(x).flip(0)[:, :, ::2].repeat(1, 1, 2, 1)
+        np.testing.assert_array_equal(engine.logits(flipped).numpy(), engine.logits(flipped.numpy()))
+        assert engine.top1(torch.from_numpy(x[:0])).shape == (0,)
 
 
 def test_a_closed_engine_says_so() -> None:

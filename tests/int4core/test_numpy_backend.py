@@ -16,6 +16,7 @@ from int4core.dtypes import U4, U7, IntType
 from int4core.errors import EngineError
 from int4core.layers import Linear, Quantize, ResNet
 from int4core.network import Shape, default_input_size, trace_shapes
+from int4core.options import NumpyOptions
 from int4core.quantize import requantize
 from int4core.random_model import random_model
 from tests.int4core.networks import as_model, random_input, random_network, reference_trace
@@ -41,7 +42,7 @@ def test_every_layer_equals_the_reference(case: str) -> None:
     size = options.pop("size", None)
     net = random_network(seed=len(case), **options)
     x = random_input(net, 3, size=size)
-    backend = NumpyBackend(as_model(net), input_size=size, threads=2)
+    backend = NumpyBackend(as_model(net), options=NumpyOptions(input_size=size, threads=2))
     expected = reference_trace(net, x)
     found = backend.trace(x)
     assert set(found) == set(expected)
@@ -90,8 +91,8 @@ def test_both_float_types_are_taken() -> None:
 def test_batch_split_and_threads_do_not_matter(images: int) -> None:
     net = random_network(seed=3)
     x = random_input(net, images)
-    alone = NumpyBackend(as_model(net), threads=1)
-    shared = NumpyBackend(as_model(net), threads=3)
+    alone = NumpyBackend(as_model(net), options=NumpyOptions(threads=1))
+    shared = NumpyBackend(as_model(net), options=NumpyOptions(threads=3))
     expected = np.concatenate([alone.accumulators(x[i : i + 1]) for i in range(images)])
     np.testing.assert_array_equal(shared.accumulators(x), expected)
     np.testing.assert_array_equal(shared.accumulators(x), expected, err_msg="scratch is reused")
@@ -213,7 +214,7 @@ def test_rectangular_input() -> None:
     """Sizes that the strides round to the same last map are all possible."""
     net = random_network(seed=4)
     x = random_input(net, 2, size=(50, 61))
-    backend = NumpyBackend(as_model(net), input_size=(50, 61))
+    backend = NumpyBackend(as_model(net), options=NumpyOptions(input_size=(50, 61)))
     np.testing.assert_array_equal(backend.accumulators(x), reference_trace(net, x)["fc"])
 
 
@@ -279,4 +280,4 @@ def test_numpys_own_blas_is_limited() -> None:
 
 def test_no_threads_is_an_error() -> None:
     with pytest.raises(EngineError, match="threads=0"):
-        NumpyBackend(as_model(random_network()), threads=0)
+        NumpyBackend(as_model(random_network()), options=NumpyOptions(threads=0))

@@ -123,15 +123,6 @@ def test_the_engine_gives_them_of_any_number_of_images(n: int) -> None:
         np.testing.assert_array_equal(ids[:, 0], engine.top1(x))
 
 
-def test_a_backend_may_compute_them_itself(monkeypatch: pytest.MonkeyPatch) -> None:
-    answer = np.full((1, 2), 4, np.int32), np.full((1, 2), 0.5, np.float32)
-    with Engine(as_model(NET), batch_size=1) as engine:
-        monkeypatch.setattr(engine.backend, "top_k", lambda x, k: answer)
-        ids, found = engine.top_k(random_input(NET, 2), 2)
-    assert ids.tolist() == [[4, 4]] * 2
-    assert found.tolist() == [[0.5, 0.5]] * 2
-
-
 @pytest.mark.parametrize(("k", "classes", "most"), [(0, 5, 5), (6, 5, 5), (17, 1000, 16), (-1, 1000, 16)])
 def test_more_than_there_are_is_an_error(k: int, classes: int, most: int) -> None:
     why = f"top {k} of {classes} classes: ask for 1 to {most}"

@@ -15,6 +15,7 @@ from int4core.backends.cuda.network import DeviceNetwork
 from int4core.engine import Engine
 from int4core.errors import EngineError
 from int4core.model import Model
+from int4core.options import CudaOptions, NumpyOptions
 from int4core.random_model import random_model
 from int4core.tune import groups
 from int4core.tuning.autoconfig import Autoconfig
@@ -65,8 +66,8 @@ def test_longer_input_than_the_batch(engine: Engine, model: Model) -> None:
 def test_another_image_size(model: Model) -> None:
     x = images(2, (3, 193, 201))
     with (
-        Engine(model, "cuda", batch_size=2, input_size=(193, 201)) as gpu,
-        Engine(model, input_size=(193, 201)) as cpu,
+        Engine(model, "cuda", batch_size=2, options=CudaOptions(input_size=(193, 201))) as gpu,
+        Engine(model, options=NumpyOptions(input_size=(193, 201))) as cpu,
     ):
         assert_same_trace(gpu, cpu, x)
 
@@ -78,6 +79,60 @@ def test_every_layer_of_the_published_model() -> None:
         np.testing.assert_array_equal(gpu.accumulators(golden["x"]), golden["logits"])
         with Engine(published) as cpu:
             assert_same_trace(gpu, cpu, golden["x"][:2])
+
+
+def test_arrays_on_the_gpu_are_answered_on_their_stream(engine: Engine, model: Model, cupy: Any) -> None:
+    """Written just before on the same stream, read just after: nothing waits for the host."""
+    x = images(11)
+    with Engine(model) as cpu:
+        expected = cpu.accumulators(x), cpu.logits(x), cpu.top1(x), *cpu.top_k(x, 5)
+    source = cupy.asarray(x)
+    for stream in (cupy.cuda.Stream(non_blocking=True), cupy.cuda.Stream(non_blocking=True), cupy.cuda.Stream.null):
+        with stream:
+            for _ in range(3):
+                given = cupy.zeros(x.shape, np.int8)
+                given += source
+                found = engine.accumulators(given), engine.logits(given), engine.top1(given), *engine.top_k(given, 5)
+                given.fill(0)
+                for mine, theirs in zip(found, expected, strict=True):
+                    assert isinstance(mine, cupy.ndarray)
+                    np.testing.assert_array_equal(mine.get(stream=stream), theirs)
+            assert engine.top1(given[:0]).shape == (0,)
+            flipped = source[:, :, ::-1]
+            np.testing.assert_array_equal(engine.top1(flipped).get(stream=stream), engine.top1(x[:, :, ::-1]))
+
+
+def test_tensors_of_torch_on_the_gpu(engine: Engine, model: Model) -> None:
+    torch = pytest.importorskip("torch")
+    x = images(6)
+    expected = engine.top1(x)
+    for stream in (torch.cuda.Stream(), torch.cuda.default_stream()):
+        with torch.cuda.stream(stream):
+            given = torch.zeros(x.shape, dtype=torch.int8, device="cuda")
+            given += torch.from_numpy(x).cuda()
+            found = engine.top1(given)
+            given.zero_()
+            assert isinstance(found, torch.Tensor)
+            assert found.is_cuda
+            np.testing.assert_array_equal(found.cpu().numpy(), expected)
+
+
+def test_a_stream_of_host_arrays(engine: Engine, model: Model, cupy: Any) -> None:
+    """Pageable ones, pinned ones, of any length; calls between them, and a stream that is left half way."""
+    inputs = [images(n) for n in (4, 4, 1, 9, 0, 3, 4, 4)]
+    memory = cupy.cuda.alloc_pinned_memory(inputs[1].nbytes)
+    pinned = np.frombuffer(memory, np.int8, inputs[1].size).reshape(inputs[1].shape)
+    pinned[:] = inputs[1]
+    inputs[1] = pinned
+    with Engine(model) as cpu:
+        expected = [cpu.top1(x) for x in inputs]
+        other = cpu.top1(inputs[3])
+    next(engine.stream(inputs))
+    for found, classes in zip(engine.stream(inputs), expected, strict=True):
+        np.testing.assert_array_equal(engine.top1(inputs[3]), other)
+        np.testing.assert_array_equal(found, classes)
+    for (ids, _), classes in zip(engine.stream(map(cupy.asarray, inputs), k=2), expected, strict=True):
+        np.testing.assert_array_equal(ids[:, 0].get(), classes)
 
 
 def run_one(network: DeviceNetwork, kernel: Kernel, inputs: dict[str, Any], size: int) -> Any:
@@ -112,14 +167,14 @@ def test_every_kernel_of_the_table_agrees(model: Model, n: int) -> None:
 
 def test_numbers_of_an_autoconfig_are_used(model: Model) -> None:
     config = Autoconfig({"layer3_residual2_conv2": 6}, {"engine": "int4core"})
-    plan = DeviceNetwork(model, autoconfig=config).plan(8)
+    plan = DeviceNetwork(model, CudaOptions(autoconfig=config)).plan(8)
     numbers = {step.op.name: step.kernel.number for step in plan.steps}
     assert numbers["layer3_1_conv2"] == 6
 
 
 def test_another_gpu_than_the_one_asked_for_is_refused(model: Model) -> None:
     with pytest.raises(EngineError, match="not a t4"):
-        DeviceNetwork(model, gpu="t4")
+        DeviceNetwork(model, CudaOptions(gpu="t4"))
 
 
 def test_a_batch_larger_than_memory_is_an_error_that_names_the_mend(model: Model) -> None:

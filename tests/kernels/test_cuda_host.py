@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from int4core.backends.cuda import backend
 from int4core.backends.cuda import network as network_module
 from int4core.backends.cuda.jit import nvrtc
 from int4core.backends.cuda.jit.cache import CACHE_DIR
@@ -18,6 +17,7 @@ from int4core.backends.cuda.jit.source import KernelSource
 from int4core.backends.cuda.network import DeviceNetwork
 from int4core.engine import Engine
 from int4core.errors import EngineError
+from int4core.options import CudaOptions
 from int4core.tuning.autoconfig import parse
 from tests.int4core.networks import as_model, random_network
 
@@ -58,6 +58,7 @@ def freed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     cuda = SimpleNamespace(
         Device=FakeDevice,
         Stream=lambda **_options: SimpleNamespace(),
+        Event=lambda **_options: SimpleNamespace(),
         runtime=SimpleNamespace(getDeviceProperties=lambda _index: properties),
         driver=SimpleNamespace(CUDADriverError=RuntimeError),
     )
@@ -70,7 +71,7 @@ def freed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_an_engine_is_closed_twice_and_computes_nothing_after(
     freed: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(backend.DeviceNetwork, "batch", lambda _self, n: SimpleNamespace(n=n))
+    monkeypatch.setattr(DeviceNetwork, "batch", lambda _self, n: SimpleNamespace(n=n))
     x = np.zeros((1, 3, 64, 64), np.int8)
     with Engine(MODEL, "cuda") as engine:
         engine.close()
@@ -107,26 +108,33 @@ fc=5
 """
 
 
-def test_numbers_that_do_not_fit_are_told_with_their_lines(freed: list[str]) -> None:
-    network = DeviceNetwork(MODEL, autoconfig=parse(TABLE, "mine"))
-    assert network.notices == ()
+def test_numbers_that_do_not_fit_are_warned_of_once_with_their_lines(
+    freed: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    network = DeviceNetwork(MODEL, CudaOptions(autoconfig=parse(TABLE, "mine")))
+    assert not caplog.records
     for n in (1, 64, 64):
         network.plan(n)
-    first, second = network.notices
+    assert {(record.name, record.levelname) for record in caplog.records} == {("int4core", "WARNING")}
+    first, second = caplog.messages
     assert first.startswith("mine:5: layer2_0_conv1: kernel 100 does not fit here (wgmma runs on compute capability")
     assert second.startswith("mine:6: fc: kernel 5 does not fit here")
 
 
-def test_numbers_that_do_not_fit_are_an_error_if_strict(freed: list[str]) -> None:
-    network = DeviceNetwork(MODEL, autoconfig=parse(TABLE, "mine"), strict=True)
+def test_numbers_that_do_not_fit_are_an_error_if_strict(
+    freed: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    network = DeviceNetwork(MODEL, CudaOptions(autoconfig=parse(TABLE, "mine"), strict=True))
     with pytest.raises(EngineError, match=r"^mine:5: layer2_0_conv1: .* \(and 1 more like it\); .*--strict"):
         network.plan(1)
-    fitting = DeviceNetwork(MODEL, autoconfig=parse("# engine: int4core\nconv1=212\n", "mine"), strict=True)
-    assert fitting.plan(1).misfits == fitting.notices == ()
+    mine = parse("# engine: int4core\nconv1=212\n", "mine")
+    fitting = DeviceNetwork(MODEL, CudaOptions(autoconfig=mine, strict=True))
+    assert fitting.plan(1).misfits == ()
+    assert not caplog.records
 
 
 def test_a_file_of_another_engine_is_an_error_if_strict(freed: list[str]) -> None:
     foreign = parse("conv1=13\n", "original")
-    assert "original submission" in DeviceNetwork(MODEL, autoconfig=foreign).notice
+    assert "original submission" in DeviceNetwork(MODEL, CudaOptions(autoconfig=foreign)).notice
     with pytest.raises(EngineError, match=r"^original: no `# engine:` line.*--strict"):
-        DeviceNetwork(MODEL, autoconfig=foreign, strict=True)
+        DeviceNetwork(MODEL, CudaOptions(autoconfig=foreign, strict=True))

@@ -2,107 +2,92 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from int4core.backends.cuda.families.head import TopK
-from int4core.backends.cuda.jit.launch import Launch
-from int4core.backends.cuda.network import DeviceBatch, DeviceNetwork, top_parts
+from int4core.arrays import gpu_of, is_torch, on_host
+from int4core.backends.base import Pending, Want
+from int4core.backends.cuda.lanes import Lane, as_cupy
+from int4core.backends.cuda.network import DeviceBatch, DeviceNetwork
 from int4core.backends.cuda.plan.convolution import Output
 from int4core.backends.cuda.plan.ops import ConvOp, LinearOp, PoolOp, StemOp, TopOp
-from int4core.layers import Float32Array, Int8Array, Int32Array, Pair
+from int4core.cores import usable_cores
+from int4core.errors import EngineError
+from int4core.layers import Int32Array
 from int4core.network import trace_shapes
-from int4core.tuning.autoconfig import Autoconfig
+from int4core.options import CudaOptions
 
 if TYPE_CHECKING:
     from int4core.model import Model
 
+DEPTH = 3
+"""Batches under way: one that is computed, one that is copied to the GPU, one that is copied to pinned memory."""
+
+MOST_COPIERS = 8
+"""Threads that copy to pinned memory: more do not copy faster than a socket's memory."""
+
 
 class CudaBackend:
-    """One GPU, one stream; see DeviceNetwork for the options and errors.
+    """One GPU; see DeviceNetwork for the errors.
 
     A batch that is not full costs as much as a full one.
     """
 
     name = "cuda"
+    depth = DEPTH
 
-    def __init__(
-        self,
-        model: Model,
-        *,
-        batch_size: int = 16,
-        gpu: str | None = None,
-        autoconfig: Autoconfig | None = None,
-        input_size: Pair | None = None,
-        device: int | None = None,
-        strict: bool = False,
-    ) -> None:
-        self.network = DeviceNetwork(
-            model, gpu=gpu, autoconfig=autoconfig, input_size=input_size, device=device, strict=strict
-        )
+    def __init__(self, model: Model, batch_size: int = 16, options: CudaOptions | None = None) -> None:
+        self.network = DeviceNetwork(model, options)
         self.batch_size = batch_size
         self.input_shape = (model.network.conv1.in_channels, *self.network.size)
         self.classes = model.network.classes
+        self._copiers = ThreadPoolExecutor(min(MOST_COPIERS, usable_cores()), thread_name_prefix="int4core-copy")
         with self.network.device:
             self._stream = self.network.cupy.cuda.Stream(non_blocking=True)
-            self._batch: DeviceBatch | None = self.network.batch(batch_size)
-        self._tops: dict[int, tuple[Launch, Any, Any, Any]] = {}
+            self._lanes = [Lane(self.network, batch_size, self._copiers)]
 
     @property
     def notice(self) -> str:
         """What the engine runs on."""
         return self.network.notice
 
-    @property
-    def notices(self) -> tuple[str, ...]:
-        """Kernel numbers that do not fit their layers; see DeviceNetwork."""
-        return self.network.notices
+    @contextmanager
+    def placed(self, x: Any) -> Iterator[None]:
+        """This GPU; and for what lies on it, the stream that its library computes on."""
+        number, here = gpu_of(x), self.network.device.id
+        if number is None:
+            with self.network.device:
+                yield
+            return
+        if number != here:
+            raise EngineError(f"input lies on GPU {number}, and the engine on GPU {here}: CudaOptions(device={number})")
+        with self.network.device, self._stream_of(x):
+            yield
 
-    def accumulators(self, x: Int8Array) -> Int32Array:
-        """int8 (n, 3, H, W) -> int32 (n, classes), before Scale."""
-        with self.network.device:
-            batch = self._run(self._batch, x)
-            sums: Int32Array = batch.sums[: len(x)].get(stream=self._stream)
-            return sums
+    def begin(self, x: Any, want: Want, k: int = 0) -> Pending:
+        """On an idle lane, a new one while there are fewer than `depth`, or the one that began the longest ago."""
+        if gpu_of(x) is not None:
+            return self._lanes[0].begin_on_device(as_cupy(self.network.cupy, x), want, k)
+        if not any(lane.idle for lane in self._lanes) and len(self._lanes) < self.depth:
+            self._lanes.append(Lane(self.network, self.batch_size, self._copiers))
+        lane = next((lane for lane in self._lanes if lane.idle), self._lanes[0])
+        self._lanes.remove(lane)
+        self._lanes.append(lane)
+        return lane.begin_on_host(on_host(x), want, k)
 
-    def top1(self, x: Int8Array) -> Int32Array | None:
-        """int32 (n,): the classes, found on the device."""
-        with self.network.device:
-            batch = self._run(self._batch, x)
-            classes: Int32Array = batch.top1[: len(x)].get(stream=self._stream)
-            return classes
-
-    def top_k(self, x: Int8Array, k: int) -> tuple[Int32Array, Float32Array] | None:
-        """int32 (n, k) and float32 (n, k): the best classes and their scores, found on the device."""
-        with self.network.device:
-            batch = self._run(self._batch, x)
-            launch, _, ids, scores = self._top(batch, k)
-            with self._stream:
-                launch()
-            return ids[: len(x)].get(stream=self._stream), scores[: len(x)].get(stream=self._stream)
-
-    def _top(self, batch: DeviceBatch, k: int) -> tuple[Launch, Any, Any, Any]:
-        """The kernel that finds the best `k` in the batch's sums, and the parts of what it writes."""
-        if k not in self._tops:
-            network = self.network
-            op = batch.plan.steps[-1].op
-            assert isinstance(op, TopOp)
-            kernel = TopK(replace(op, k=k))
-            memory = network.cupy.empty(kernel.op.output.bytes, np.uint8)
-            (launch,) = network.launches((kernel,), {**batch.addresses, op.target: memory.data.ptr})
-            # What comes before it on the stream is a graph, which ends as a whole.
-            self._tops[k] = (replace(launch, overlap=False), *top_parts(memory, batch.n))
-        return self._tops[k]
-
-    def trace(self, x: Int8Array) -> dict[str, Int32Array]:
+    def trace(self, x: Any) -> dict[str, Int32Array]:
         """Layer name -> output, int32 NCHW, of the layers whose outputs exist: the last one of every fused operation.
 
         Those are quantize1 and quantize2 of every block, quantize3, maxpool, avgpool and fc.
         """
         with self.network.device:
-            batch = self._run(self.network.batch(len(x), keep_all=True), x)
+            batch = self.network.batch(len(x), keep_all=True)
+            batch.input.set(np.ascontiguousarray(on_host(x)), stream=self._stream)
+            batch.run(self._stream)
             shapes = trace_shapes(self.network.model.network, self.network.size)
             channels = {layer.name: layer.output.channels for layer in shapes}
             return {
@@ -113,15 +98,17 @@ class CudaBackend:
             }
 
     def close(self) -> None:
-        self._batch = None
-        self._tops.clear()
+        self._lanes.clear()
+        self._copiers.shutdown()
         self.network.close()
 
-    def _run(self, batch: DeviceBatch | None, x: Int8Array) -> DeviceBatch:
-        assert batch is not None, "the backend is closed"
-        batch.input[: len(x)].set(x, stream=self._stream)
-        batch.run(self._stream)
-        return batch
+    def _stream_of(self, x: Any) -> Any:
+        cuda = self.network.cupy.cuda
+        if not is_torch(x):
+            return cuda.get_current_stream()
+        import torch
+
+        return cuda.ExternalStream(torch.cuda.current_stream(x.device).cuda_stream)
 
     def _read(
         self, batch: DeviceBatch, op: StemOp | ConvOp | PoolOp | LinearOp, channels: dict[str, int]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -15,14 +16,15 @@ from int4core.backends.cuda.jit.source import KernelSource
 from int4core.backends.cuda.plan.ops import CLASSES, INPUT, TOP1
 from int4core.backends.cuda.plan.planner import NetworkPlan, check_batch, make_plan
 from int4core.errors import EngineError
-from int4core.layers import Pair
 from int4core.network import default_input_size
+from int4core.options import CudaOptions
 from int4core.ranges import Ranges
-from int4core.tuning.autoconfig import Autoconfig
 from int4core.tuning.files import Tuning, load_tuning
 
 if TYPE_CHECKING:
     from int4core.model import Model
+
+LOGGER = logging.getLogger("int4core")
 
 
 class DeviceNetwork:
@@ -30,43 +32,32 @@ class DeviceNetwork:
 
     Args:
         model: a loaded model.
-        gpu: a name of `chips.CHIPS` that the GPU must have, or None for any.
-        autoconfig: the kernels to use; None takes the tuned file of this chip where there is one.
-        input_size: (H, W); None takes the size that fits the network's strides.
-        device: which GPU, as CuPy counts them; None takes the current one.
-        strict: whether a number that does not fit its layer is an error, and not only among `notices`.
+        options: which GPU, and which kernels. A number that does not fit its layer is an error if they are strict, else
+            a warning of the logger `int4core`.
 
     Raises:
         EngineError: no GPU, another GPU than the one asked for, a kernel that does not compile, no memory, or a
-            number that does not fit, if `strict`.
+            number that does not fit, if strict.
         AutoconfigError: the file names a layer or a number that does not exist, with its line.
     """
 
-    def __init__(
-        self,
-        model: Model,
-        *,
-        gpu: str | None = None,
-        autoconfig: Autoconfig | None = None,
-        input_size: Pair | None = None,
-        device: int | None = None,
-        strict: bool = False,
-    ) -> None:
+    def __init__(self, model: Model, options: CudaOptions | None = None) -> None:
+        options = options or CudaOptions()
+        device, gpu, autoconfig, size = options.device, options.gpu, options.autoconfig, options.input_size
         self.cupy = load_cupy()
         self.device = self.cupy.cuda.Device() if device is None else self.cupy.cuda.Device(device)
         self.chip = chip_at(self.cupy, self.device.id)
         if gpu is not None and self.chip.name != gpu:
             raise EngineError(f"GPU {self.device.id} is a {self.chip.name}, not a {gpu}; name it, or leave --gpu auto")
         self.model = model
-        self.size = default_input_size(model.network) if input_size is None else input_size
+        self.size = default_input_size(model.network) if size is None else size
         self.tuning: Tuning = load_tuning(self.chip.name, model.network, autoconfig)
-        self._strict = strict
-        self._notices: dict[str, None] = {}
-        if strict and autoconfig is not None and autoconfig.notice is not None:
+        self._strict = options.strict
+        self._told: set[str] = set()
+        if options.strict and autoconfig is not None and autoconfig.notice is not None:
             raise EngineError(f"{autoconfig.notice}; name one of this engine's files, or leave --strict out")
         self._functions: dict[KernelSource, Any] = {}
         self._constants: dict[tuple[str, str], tuple[Any, ...]] = {}
-        self._batches: dict[int, DeviceBatch] = {}
         self.compiled = Compiled({}, 0, 0.0)
 
     @property
@@ -82,14 +73,12 @@ class DeviceNetwork:
         notices = self.tuning.notices(plan)
         if notices and self._strict:
             more = f" (and {len(notices) - 1} more like it)" if len(notices) > 1 else ""
-            raise EngineError(f"{notices[0]}{more}; mend or remove the line, or leave --strict out")
-        self._notices |= dict.fromkeys(notices)
+            raise EngineError(f"{notices[0]}{more}; fix or remove the line, or leave --strict out")
+        for notice in dict.fromkeys(notices):
+            if notice not in self._told:
+                self._told.add(notice)
+                LOGGER.warning("%s", notice)
         return plan
-
-    @property
-    def notices(self) -> tuple[str, ...]:
-        """Numbers that do not fit their layers, in any plan so far, each with its file and line."""
-        return tuple(self._notices)
 
     def batch(self, n: int, keep_all: bool = False, top: int = 0) -> DeviceBatch:
         """Memory and a graph for batches of `n` images; every call gives another one.

@@ -6,17 +6,20 @@ import contextlib
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from int4core.arrays import gpu_of, on_host
+from int4core.backends.base import Pending, Want, answer
 from int4core.backends.numpy.blas_threads import OPENBLAS, BlasThreads
 from int4core.backends.numpy.program import Program
 from int4core.backends.numpy.tiles import Array, Tile, Workspace, even_cuts
 from int4core.cores import usable_cores
 from int4core.errors import EngineError
-from int4core.layers import Float32Array, Int8Array, Int32Array, Linear, Pair, ReLU, Scale
+from int4core.layers import Int8Array, Int32Array, Linear, ReLU, Scale
 from int4core.network import LayerShape, default_input_size, trace_shapes
+from int4core.options import NumpyOptions
 
 if TYPE_CHECKING:
     from int4core.model import Model
@@ -31,8 +34,7 @@ class NumpyBackend:
     Args:
         model: a loaded model.
         batch_size: the most images of one call.
-        input_size: (H, W); None takes the size that fits the network's strides (224 x 224 for ResNet-50).
-        threads: worker threads; None takes one for each CPU this process may use.
+        options: image size and threads.
 
     Raises:
         EngineError: the input size does not fit, or the weights allow a sum of more than 32 bits.
@@ -40,36 +42,45 @@ class NumpyBackend:
 
     name = "numpy"
 
-    def __init__(
-        self,
-        model: Model,
-        *,
-        batch_size: int = 16,
-        input_size: Pair | None = None,
-        threads: int | None = None,
-    ) -> None:
-        if threads is not None and threads < 1:
-            raise EngineError(f"threads={threads}: at least one worker thread is needed")
+    depth = 1
+
+    def __init__(self, model: Model, batch_size: int = 16, options: NumpyOptions | None = None) -> None:
+        options = options or NumpyOptions()
         net = model.network
-        size = default_input_size(net) if input_size is None else input_size
+        size = default_input_size(net) if options.input_size is None else options.input_size
         self.batch_size = batch_size
         self.layers: tuple[LayerShape, ...] = trace_shapes(net, size)
         self.input_shape = (net.conv1.in_channels, size[0], size[1])
         self.classes = net.classes
-        self.threads = threads or usable_cores()
+        self.threads = options.threads or usable_cores()
+        self._out_scale = net.scale.out_scale
         self._program = Program(net, self.layers)
         self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix="int4core-numpy")
         self._local = threading.local()
 
+    def placed(self, x: Any) -> contextlib.AbstractContextManager[None]:
+        if gpu_of(x) is not None:
+            raise EngineError("input lies on a GPU, and backend 'numpy' computes on the CPU: copy it, or use 'cuda'")
+        return contextlib.nullcontext()
+
+    def begin(self, x: Any, want: Want, k: int = 0) -> Pending:
+        """The answer is there when this returns."""
+        found = answer(self.accumulators(on_host(x)), self._out_scale, want, k)
+        return lambda: found
+
     def accumulators(self, x: Int8Array) -> Int32Array:
         """int8 (n, 3, H, W) -> int32 (n, classes), before Scale."""
+        if not len(x):
+            return np.empty((0, self.classes), np.int32)
+        x = np.ascontiguousarray(x)
         with limited(OPENBLAS):
             groups = self._groups(len(x))
             parts = list(self._pool.map(lambda group: self._program.run(x[group], self._space()), groups))
         return np.concatenate(parts)
 
-    def trace(self, x: Int8Array) -> dict[str, Int32Array]:
+    def trace(self, x: Any) -> dict[str, Int32Array]:
         """Layer name -> int32 NCHW output (`fc`: (n, classes)), in running order."""
+        x = on_host(x)
         outputs: dict[str, Int32Array] = {
             layer.name: np.zeros(
                 (len(x), layer.output.channels, layer.output.height, layer.output.width), np.int32
@@ -87,14 +98,6 @@ class NumpyBackend:
             if isinstance(layer.layer, Linear):
                 outputs[layer.name] = outputs[layer.name].reshape(len(x), -1)
         return outputs
-
-    def top1(self, x: Int8Array) -> Int32Array | None:
-        """None: the engine takes the maximum of the logits."""
-        return None
-
-    def top_k(self, x: Int8Array, k: int) -> tuple[Int32Array, Float32Array] | None:
-        """None: the engine computes them from the accumulators."""
-        return None
 
     def close(self) -> None:
         self._pool.shutdown()

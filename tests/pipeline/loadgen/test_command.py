@@ -36,4 +36,4 @@ def test_strict_reaches_the_engines_that_have_kernels_to_choose(
         monkeypatch.setattr(command_module, "choose", lambda *_, target=target, **__: target)
         run = OfflineCommand(parse(given), Supervisor(), Console(file=io.StringIO()))
         run._test_settings = lg.TestSettings()
-        assert dict(run._prepare().spec.backend_options).get("strict", False) is expected
+        assert getattr(run._prepare().spec.backend_options, "strict", False) is expected

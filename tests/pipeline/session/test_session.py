@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from int4core import Engine, Model
+from int4core import Engine, Model, NumpyOptions
 from pipeline.device.scheduler import Sizes
 from pipeline.errors import PipelineError
 from pipeline.samples.preprocess import Preprocessor
@@ -51,7 +51,7 @@ def spec(model_dir: Path) -> SessionSpec:
     return SessionSpec(
         model=model_dir,
         backend="numpy",
-        backend_options=(),
+        backend_options=NumpyOptions(),
         sizes=Sizes.full(4),
         input_shape=(3, SIZE, SIZE),
         preparation=Preparation("images", SIZE, RESIZE),

@@ -1,0 +1,58 @@
+"""Arrays of any library that speaks DLPack: where they lie, and answers of the same kind."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any, cast
+
+import numpy as np
+
+from int4core.errors import EngineError
+from int4core.layers import Int8Array
+
+_CUDA, _CUDA_MANAGED = 2, 13
+"""Device types of dlpack.h."""
+
+
+def check_images(x: Any, shape: tuple[int, ...]) -> None:
+    """Raises EngineError unless `x` is int8 (N, *shape), an array of NumPy or of what has `__dlpack__`."""
+    if not isinstance(x, np.ndarray) and not hasattr(x, "__dlpack__"):
+        raise EngineError(f"input is {type(x).__name__}, but must be an array of int8: NumPy, CuPy, torch, any DLPack")
+    dtype = str(x.dtype).rpartition(".")[2]  # torch.int8
+    if dtype != "int8":
+        raise EngineError(f"input is {dtype}, but must be int8")
+    if tuple(x.shape[1:]) != shape or len(x.shape) != 1 + len(shape):
+        raise EngineError(f"input has shape {tuple(x.shape)}, but must be (N, {', '.join(map(str, shape))})")
+
+
+def gpu_of(x: Any) -> int | None:
+    """The number of the GPU that `x` lies on, as CUDA counts them; None in host memory."""
+    if isinstance(x, np.ndarray):
+        return None
+    kind, number = x.__dlpack_device__()
+    return int(number) if kind in (_CUDA, _CUDA_MANAGED) else None
+
+
+def on_host(x: Any) -> Int8Array:
+    """`x`, which lies in host memory, as NumPy sees it: no copy."""
+    return cast("Int8Array", x if isinstance(x, np.ndarray) else np.from_dlpack(x))
+
+
+def alike(x: Any, answer: Any) -> Any:
+    """`answer`, a NumPy or CuPy array, as an array of the library that `x` is of, without a copy.
+
+    As it is where that library has no `from_dlpack`.
+    """
+    library = _library(x)
+    if library == _library(answer):
+        return answer
+    convert = getattr(sys.modules.get(library), "from_dlpack", None)
+    return convert(answer) if convert else answer
+
+
+def _library(x: Any) -> str:
+    return type(x).__module__.partition(".")[0]
+
+
+def is_torch(x: Any) -> bool:
+    return _library(x) == "torch"
