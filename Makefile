@@ -24,7 +24,7 @@ SHAPES := $(VENV)/shapes-200
 ARGS ?=
 comma := ,
 
-.PHONY: run test check-python clean
+.PHONY: run test docs check-python clean
 
 run: $(VENV)/.run $(SHAPES)/map.txt
 	$(BIN)/python -m pipeline.offline --images $(SHAPES) $(ARGS)
@@ -48,6 +48,15 @@ $(VENV)/.test: pyproject.toml $(VENV)/.run
 
 $(VENV)/.torch: $(VENV)/.test
 	$(BIN)/pip install --quiet '$(TORCH)' matplotlib
+	touch $@
+
+# The pages of the engine's public names; docs/api.md says which are kept.
+docs: $(VENV)/.docs
+	$(BIN)/python -m pdoc --output-directory build/docs int4core int4core.quantize int4core.scores int4core.options \
+	  int4core.tuning.autoconfig
+
+$(VENV)/.docs: pyproject.toml $(VENV)/.run
+	$(BIN)/pip install --quiet --editable '.[$(if $(CUDA_EXTRA),$(CUDA_EXTRA)$(comma))docs]'
 	touch $@
 
 check-python:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,6 +30,16 @@ DEPTH = 3
 
 MOST_COPIERS = 8
 """Threads that copy to pinned memory: more do not copy faster than a socket's memory."""
+
+
+@dataclass(frozen=True)
+class _Borrowed:
+    """A stream of another library, by CUDA's stream protocol."""
+
+    pointer: int
+
+    def __cuda_stream__(self) -> tuple[int, int]:
+        return 0, self.pointer
 
 
 class CudaBackend:
@@ -108,7 +119,8 @@ class CudaBackend:
             return cuda.get_current_stream()
         import torch
 
-        return cuda.ExternalStream(torch.cuda.current_stream(x.device).cuda_stream)
+        pointer = torch.cuda.current_stream(x.device).cuda_stream
+        return cuda.Stream.from_external(_Borrowed(pointer)) if pointer else cuda.Stream.null
 
     def _read(
         self, batch: DeviceBatch, op: StemOp | ConvOp | PoolOp | LinearOp, channels: dict[str, int]
