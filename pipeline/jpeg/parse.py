@@ -43,6 +43,8 @@ MOST_SCAN_BYTES = 2**26 - 4096
 MOST_PIXELS_A_SIDE = 65500
 """libjpeg's limit."""
 
+_X_RESOLUTION, _RATIONAL = 0x011A, 5
+
 _FIXED = struct.Struct("<IIHHHBBB3B3B")
 _COUNTS, _SYMBOLS, _QUANTIZATION = (HEADER.fields[name][1] for name in ("counts", "symbols", "quantization"))  # type: ignore[index]
 
@@ -111,6 +113,7 @@ class _Walk:
         self.huffman: dict[int, tuple[bytes, bytes]] = {}
         self.frame = b""
         self.restart = 0
+        self.exif = False
         self.converted = False  # by Adobe's transform, to something else than YCbCr
 
     def take(self, marker: int, segment: bytes) -> None:
@@ -171,6 +174,11 @@ class _Walk:
         if marker == 0xE0:
             if segment.startswith(b"JFIF") and len(segment) < 14:
                 raise Refused("damaged segment")
+        elif marker == 0xE1:
+            if segment.startswith(b"Exif\0\0"):
+                if self.exif or not _is_plain_exif(segment[6:]):
+                    raise Refused("unusual EXIF data")
+                self.exif = True
         elif marker == 0xE2:
             if segment.startswith(b"MPF\0"):
                 raise Refused("several pictures in one file")
@@ -240,3 +248,19 @@ def _sampling(factors: bytes) -> tuple[int, int]:
     if factors[1:] != b"\x11\x11" or (h, v) not in _SAMPLINGS:
         raise Refused("unusual sampling")
     return h, v
+
+
+def _is_plain_exif(tiff: bytes) -> bool:
+    """Whether its resolution, where it has one, is what it should be: Pillow does not open a file where it is not."""
+    order = {b"II*\0": "<", b"MM\0*": ">"}.get(tiff[:4])
+    if order is None:
+        return tiff[:4] not in (b"II+\0", b"MM\0+")
+    begin = int.from_bytes(tiff[4:8], "little" if order == "<" else "big")
+    count = int.from_bytes(tiff[begin : begin + 2], "little" if order == "<" else "big")
+    entries = tiff[begin + 2 : begin + 2 + 12 * count]
+    whole = entries[: len(entries) // 12 * 12]
+    return all(
+        (kind, number) == (_RATIONAL, 1)
+        for tag, kind, number, _ in struct.iter_unpack(order + "HHII", whole)
+        if tag == _X_RESOLUTION
+    )

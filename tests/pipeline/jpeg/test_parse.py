@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import re
+import struct
 
 import numpy as np
 import pytest
@@ -45,6 +46,13 @@ def without(marker: int) -> bytes:
     return data[:at] + data[at + 2 + int.from_bytes(data[at + 2 : at + 4], "big") :]
 
 
+def exif(order: str, kind: int, count: int) -> bytes:
+    """EXIF data with a horizontal resolution of this type and count, and its unit."""
+    entries = struct.pack(order + "HHHIIHHIHH", 2, 0x011A, kind, count, 38, 0x0128, 3, 1, 2, 0)
+    magic = b"II*\0" if order == "<" else b"MM\0*"
+    return b"Exif\0\0" + magic + struct.pack(order + "I", 8) + entries + struct.pack(order + "III", 0, 72, 1)
+
+
 REFUSED = {
     "not a JPEG file": [b"", b"\xff", b"\x89PNG\r\n\x1a\n", b"\xff\xd8"],
     "no end marker at the end of the file": [made()[:-1], made()[:-2], made() + b"\0", b"\xff\xd8\xff\xe0"],
@@ -70,6 +78,11 @@ REFUSED = {
     "several pictures in one file": [with_segment(0xE2, b"MPF\0MM\0*")],
     "no quantization table": [without(0xDB).replace(b"\xff\xdb", b"\xff\xfe")],
     "no Huffman table": [changed(0xDA, 2, 0x33)],
+    "unusual EXIF data": [
+        with_segment(0xE1, exif("<", 5, 2)), with_segment(0xE1, exif(">", 2, 1)), with_segment(0xE1, exif("<", 3, 1)),
+        with_segment(0xE1, exif("<", 5, 1), with_segment(0xE1, exif("<", 5, 1))),
+        with_segment(0xE1, b"Exif\0\0II+\0" + bytes(20)),
+    ],
     "damaged segment": [
         with_segment(0xE0, b"JFIF\0"), with_segment(0xE2, b"ICC_PROFILE\0\1"), with_segment(0xDD, b"\0"),
         with_segment(0xED, b"Photoshop 3.0\x008BIM\0\0"), with_segment(0xDB, b"\0" * 64),
@@ -91,6 +104,8 @@ def test_refusals_are_named(reason: str, data: bytes) -> None:
         (made(quality=90, subsampling=0), (3, 1, 1, 0)),
         (made(subsampling=2, restart_marker_blocks=3), (3, 2, 2, 3)),
         (made(exif=b"Exif\0\0" + bytes(40), comment=b"words"), (3, 2, 2, 0)),
+        (with_segment(0xE1, exif("<", 5, 1)), (3, 2, 2, 0)),
+        (with_segment(0xE1, exif(">", 5, 1)), (3, 2, 2, 0)),
         (made("L"), (1, 1, 1, 0)),
         (changed(0xC0, 7, 0x22, made("L")), (1, 1, 1, 0)),
         (with_segment(0xEE, APP14 + b"\1"), (3, 2, 2, 0)),
@@ -129,6 +144,27 @@ def test_16_bit_quantization() -> None:
     steps = np.arange(64) * 1000 + 1
     data = Encoder(8, 8, None, quantization=steps).encode(random_blocks(np.random.default_rng(0), 0.0, 1, 4))
     assert np.frombuffer(parse(data), HEADER)[0]["quantization"][0].tolist() == steps.tolist()
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_pillow_opens_what_is_taken() -> None:
+    """Its own reader of headers stumbles over some, in EXIF data most of all."""
+    rng = np.random.default_rng(5)
+    whole = without(0xE0)  # with JFIF's resolution Pillow does not look for another
+    whole = with_segment(
+        0xE1, exif("<", 5, 1), with_segment(0xED, b"Photoshop 3.0\0" + b"8BIM\3\xed\0\0" + bytes(12), whole)
+    )
+    header, taken = whole.index(b"\xff\xdb"), 0
+    for number in range(4000):
+        data = bytearray(whole)
+        for place in rng.integers(2, header, int(rng.integers(1, 4))):
+            data[place] = rng.choice([0, 1, 2, 5, 255, rng.integers(256)])
+        with contextlib.suppress(Refused):
+            parse(bytes(data))
+            taken += 1
+            with Image.open(io.BytesIO(data), formats=["JPEG"]) as image:
+                assert image.size == (20, 10), number
+    assert taken > 400
 
 
 def test_any_bytes_end_in_a_header_or_a_reason() -> None:
