@@ -21,10 +21,10 @@ import os
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,9 @@ from pipeline.loadgen.scenarios import SERVER_LATENCY_NS
 from pipeline.machine.gpus import Target, choose
 from pipeline.report.verdict import Verdict, judge
 from pipeline.samples.library import SampleLibrary
-from pipeline.session.run import Run, RunSpec
+from pipeline.session.session import Session
+from pipeline.session.spec import SessionSpec
+from pipeline.stages.load import Preparation
 
 ROOT = Path(__file__).resolve().parents[1]
 SECTIONS = "device,offline,jpeg,latency,server,accuracy"
@@ -177,78 +179,46 @@ def server_part(options: argparse.Namespace, folder: Path, common: list[object],
 
 
 def jpeg_part(options: argparse.Namespace, target: Target, figures: Figures) -> None:
-    """Chunks of files are decoded into one half of the arena while the engine computes the other half."""
+    """Files to classes through a session, every core decoding while the engine computes."""
     images = SampleLibrary.from_images(options.images)
     size = sum(path.stat().st_size for path in images.paths) / len(images)
-    chunks = options.jpeg_chunks
-    paths = tuple(images.paths[i % len(images)] for i in range(chunks * JPEG_CHUNK))
     height, width = default_input_size(Model.load(options.model).network)
-    loaders = usable_cores()
-    spec = RunSpec(
+    spec = SessionSpec(
         model=options.model,
         backend=target.backend,
         backend_options=CudaOptions(gpu=target.key) if target.gpus else NumpyOptions(),
         sizes=Sizes.full(min(options.batch, JPEG_CHUNK) if target.gpus else 16),
         input_shape=(3, height, width),
-        library=SampleLibrary(paths, None, "images"),
-        resize=round(height * 256 / 224),
-        loaders=loaders,
-        slots=2 * JPEG_CHUNK,
+        preparation=Preparation("images", height, round(height * 256 / 224)),
+        loaders=usable_cores(),
         stage_timeout_s=120.0,
         image_timeout_s=60.0,
         inflight=options.inflight,
         bus_ids=target.bus_ids[:1],
     )
-    rate, verdict = jpeg_rate(spec, chunks)
+    rate, verdict = jpeg_rate(spec, [str(path) for path in images.paths], options.jpeg_chunks)
     line(
-        f"JPEG to prediction, {loaders} loaders", images_s(rate),
-        f"{rate / loaders:,.0f} a loader; files of {size / 1024:,.0f} KiB; {figures.share(rate)}",
+        f"JPEG to prediction, {spec.loaders} loaders", images_s(rate),
+        f"{rate / spec.loaders:,.0f} a loader; files of {size / 1024:,.0f} KiB; {figures.share(rate)}",
     )  # fmt: skip
     for sentence in verdict.sentences:
         print(f"    {sentence}")
 
 
-def jpeg_rate(spec: RunSpec, chunks: int) -> tuple[float, Verdict]:
+def jpeg_rate(spec: SessionSpec, paths: Sequence[str], chunks: int) -> tuple[float, Verdict]:
     """Images/s from the first file read to the last answer, and what bounds it.
 
     The first chunk is a warm-up and not counted.
     """
-    answered, failed = threading.Semaphore(0), []
-
-    def fail(error: BaseException) -> None:
-        failed.append(error)
-        for _ in range(chunks):
-            answered.release()
-
-    left = [JPEG_CHUNK] * chunks
-
-    def deliver(ids: Any, _classes: Any) -> None:
-        for chunk, count in zip(*np.unique(ids // JPEG_CHUNK, return_counts=True), strict=True):
-            left[chunk] -= int(count)
-            if not left[chunk]:
-                answered.release()
-
-    def chunk_of(number: int) -> Any:
-        return np.arange(number * JPEG_CHUNK, (number + 1) * JPEG_CHUNK, dtype=np.int64)
-
-    with Run(spec, deliver=deliver, on_failure=fail) as run:
-        run.start()
-        began = time.perf_counter()
-        for number in range(chunks):
-            samples = chunk_of(number)
-            run.store.load(samples)
-            run.serving.issue(samples.astype(np.uint64), samples)
-            if number:
-                # The chunk before has had all the time that this one's decoding took.
-                answered.acquire()
-                run.store.unload(chunk_of(number - 1))
-            if number == 0:
-                began = time.perf_counter()
-        answered.acquire()
-        rate = (chunks - 1) * JPEG_CHUNK / (time.perf_counter() - began)
-        if failed:
-            raise failed[0]
-        return rate, judge(run.ceilings(rate, decode_timed=True))
+    with Session(spec) as session:
+        session.start()
+        for answer in session.classify(islice(cycle(paths), JPEG_CHUNK)):
+            if answer.error is not None:
+                raise PipelineError(f"{answer.source.key}: {answer.error}")
+        began, count = time.perf_counter(), (chunks - 1) * JPEG_CHUNK
+        answered = sum(1 for _ in session.classify(islice(cycle(paths), count), ordered=False))
+        rate = answered / (time.perf_counter() - began)
+        return rate, judge(session.ceilings(rate, decode_timed=True))
 
 
 def accuracy_part(options: argparse.Namespace, folder: Path, figures: Figures) -> None:

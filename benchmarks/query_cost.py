@@ -24,7 +24,7 @@ import numpy as np
 import psutil
 
 from int4core.streams import run_command
-from pipeline.loadgen.binding import LoadGenSession, SettingsSpec, load_module, make_settings
+from pipeline.loadgen.binding import Completions, LoadGenSession, SettingsSpec, load_module, make_settings
 from pipeline.loadgen.results import read_result
 
 MIN_DURATION_MS = 10
@@ -47,15 +47,17 @@ def measure(samples: int) -> dict[str, float]:
         raise SystemExit(f"LoadGen's callback failed: {error}")
 
     loaded = []
+    completions = Completions(lg)
     session = LoadGenSession(
-        lg, count=LIBRARY, performance_count=LIBRARY, load=lambda _i: loaded.append(time.perf_counter()),
-        unload=lambda _i: None, issue=issue, flush=lambda: None, on_error=fail,
+        lg, completions=completions, count=LIBRARY, performance_count=LIBRARY,
+        load=lambda _i: loaded.append(time.perf_counter()), unload=lambda _i: None, issue=issue,
+        flush=lambda: None, on_error=fail,
     )  # fmt: skip
 
     def answer() -> None:
         while True:
             ids, _indices = work.get()
-            session.complete(ids, np.zeros(len(ids), dtype=np.int32))
+            completions.complete(ids, np.zeros(len(ids), dtype=np.int32))
             seen["answered"] = time.perf_counter()
 
     threading.Thread(target=answer, daemon=True).start()

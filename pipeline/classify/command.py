@@ -27,6 +27,7 @@ from pipeline.report.versions import versions
 from pipeline.samples.classes import read_classes
 from pipeline.samples.labels import Labels
 from pipeline.samples.sources import Source
+from pipeline.session.introduction import introductions
 from pipeline.session.progress import Progress
 from pipeline.session.session import Answer, Session
 from pipeline.session.supervisor import Supervisor
@@ -168,9 +169,8 @@ class ClassifyCommand:
     def _job(self, session: Session, sink: Sink, intake: Intake, progress: Progress) -> None:
         """All that takes time, in the job's thread."""
         session.start()
-        for stage in (session.loading.stage, session.batches.infer):
-            notes = stage.notes[:1] if stage is session.loading.stage else stage.notes
-            self._say(f"stage {stage.name} is up: {' | '.join(notes)}, pids {', '.join(map(str, stage.pids))}")
+        for line in introductions(session):
+            self._say(line)
         progress.enter("running")
         waiting: list[Answer] = []
         due = time.monotonic() + ROWS_WAIT_S

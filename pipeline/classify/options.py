@@ -150,11 +150,6 @@ def build_parser() -> argparse.ArgumentParser:
     add_loaders(parser.add_argument_group("what loads"))
     show = parser.add_argument_group("what to show and keep")
     show.add_argument("--summary", type=values.path, metavar="FILE", help="summary in JSON (default: beside the table)")
-    show.add_argument(
-        "--report", type=values.path, metavar="FILE",
-        help="write the run as a page: charts, scores, the least certain answers and the errors with their pictures "
-        "(needs the extra `report`)",
-    )  # fmt: skip
     add_showing(show)
     return parser
 

@@ -11,6 +11,7 @@ from int4core.errors import printable
 from pipeline.commands import values
 from pipeline.device.transfer import H2D_CHOICES
 from pipeline.machine.gpus import GPU_CHOICES
+from pipeline.machine.hardware import default_loaders
 from pipeline.samples.files import DEFAULT_MAX_BYTES
 from pipeline.samples.images import (
     DEFAULT_MAX_PIXELS,
@@ -21,7 +22,7 @@ from pipeline.samples.images import (
 
 GPU_IN_FLIGHT = 3
 DEFAULT_STAGE_TIMEOUT_S = 60.0
-DEFAULT_IMAGE_TIMEOUT_S = 10.0
+DEFAULT_IMAGE_TIMEOUT_S = 30.0
 
 
 class Parser(argparse.ArgumentParser):
@@ -149,7 +150,7 @@ def add_loaders(group: argparse._ArgumentGroup) -> None:
         "--loaders",
         type=values.whole(1, values.MOST_PROCESSES),
         metavar="N",
-        help="processes that decode (default: by cores)",
+        help=f"processes that decode (default: one a core, {default_loaders()} here)",
     )
     group.add_argument("--no-resize", action="store_true", help="the images are sized: centre crop only")
     group.add_argument(
@@ -196,6 +197,12 @@ def add_showing(group: argparse._ArgumentGroup) -> None:
         type=values.path,
         metavar="FILE",
         help="write a timeline of the run, for ui.perfetto.dev or chrome://tracing",
+    )
+    group.add_argument(
+        "--report",
+        type=values.path,
+        metavar="FILE",
+        help="write the run as a page: charts, classes, bad images, settings (needs the extra `report`)",
     )
     group.add_argument("--json", action="store_true", help="print snapshots of the run as JSON lines")
     group.add_argument("--no-dashboard", action="store_true", help="plain lines instead of the live view")

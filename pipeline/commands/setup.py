@@ -58,5 +58,7 @@ def set_up(options: EngineOptions, say: Callable[[str], None]) -> Setup:
         config.validate(layers={layer.name for layer in walk(network)})
         if target.backend == "numpy":
             say(f"{options.autoconfig} is valid; the CPU has no kernels to choose from")
-    backend_options = CudaOptions(gpu=target.key, autoconfig=config) if target.gpus else NumpyOptions()
+    backend_options = (
+        CudaOptions(gpu=target.key, autoconfig=config, strict=options.strict) if target.gpus else NumpyOptions()
+    )
     return Setup(target, model, network, height, backend_options)

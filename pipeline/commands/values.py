@@ -33,11 +33,8 @@ def whole(least: int, most: int = MOST) -> Callable[[str], int]:
 
 
 def whole_numbers(text: str) -> tuple[int, ...]:
-    """Reads whole numbers with commas between, no two of them equal."""
-    numbers = tuple(whole(0)(part) for part in text.split(","))
-    if len(set(numbers)) < len(numbers):
-        raise argparse.ArgumentTypeError(f"{shown(text)} names one of them twice")
-    return numbers
+    """Reads whole numbers with commas between; one may come twice."""
+    return tuple(whole(0)(part) for part in text.split(","))
 
 
 def seconds(text: str) -> float:

@@ -232,13 +232,48 @@ def _first_bad_line(path: Path) -> int:
     return next((number for number, line in enumerate(lines, 1) if not good.fullmatch(line)), 0)
 
 
+class Completions:
+    """The way back: classes become LoadGen's responses.
+
+    Attributes:
+        closed: whether the test can no longer end well: nothing is passed on any more.
+    """
+
+    def __init__(self, lg: Any) -> None:
+        self.closed = False
+        self._lg = lg
+        self._lock = threading.Lock()
+        # LoadGen copies a sample's data during the call that completes it, so one buffer serves all.
+        self._data = np.zeros(RESPONSES, dtype="<i4")
+        step, base = self._data.itemsize, self._data.ctypes.data
+        self._pool = [lg.QuerySampleResponse(0, base + step * i, step) for i in range(RESPONSES)]
+
+    def complete(self, ids: Ids, classes: Classes) -> None:
+        """Answer samples: ids uint64 (n,), classes int32 (n,), each sent as 4 little-endian bytes.
+
+        Thread-safe. A thread that has called it must live until the test is over: LoadGen keeps a log buffer per thread
+        and crashes when one with entries to write is gone.
+        """
+        if len(ids) != len(classes):
+            raise ValueError(f"{len(ids)} ids and {len(classes)} classes")
+        with self._lock:
+            for begin in range(0, len(ids), RESPONSES):
+                if self.closed:
+                    return
+                some = ids[begin : begin + RESPONSES]
+                self._data[: len(some)] = classes[begin : begin + RESPONSES]
+                # A full loop in C: this is the one piece of Python that runs for every sample.
+                deque(map(setattr, self._pool, repeat("id"), some.tolist()), maxlen=0)
+                self._lg.QuerySamplesComplete(self._pool[: len(some)])
+
+
 class LoadGenSession:
     """One LoadGen test over a sample library of `count` samples.
 
     LoadGen calls `load` and `unload` (sample indices, int64 (n,)), `issue` (its ids, uint64 (n,), and
     the indices they ask for, int64 (n,)) and `flush` in the thread that runs `run`; the answers go back
-    through `complete`. Lists become arrays piece by piece, the last piece first, each passed on by a call of `issue`:
-    99 million Python ints are 12 GB.
+    through `completions`. Lists become arrays piece by piece, the last piece first, each passed on by a call of
+    `issue`: 99 million Python ints are 12 GB.
 
     What a callback raises is kept: `on_error` is called with it from within the callback, nothing more
     is passed on, and `run` raises it if it ever returns. LoadGen itself cannot be told to give up: it
@@ -250,6 +285,7 @@ class LoadGenSession:
         self,
         lg: Any,
         *,
+        completions: Completions,
         count: int,
         performance_count: int,
         load: Callable[[Indices], None],
@@ -261,15 +297,11 @@ class LoadGenSession:
         if not 0 < performance_count <= count:
             raise ValueError(f"performance_count {performance_count} is not in 1..{count}")
         self._lg = lg
+        self._completions = completions
         self._issue = issue
         self._on_error = on_error
         self._error: BaseException | None = None
         self._running = False
-        self._lock = threading.Lock()
-        # LoadGen copies a sample's data during the call that completes it, so one buffer serves all.
-        self._data = np.zeros(RESPONSES, dtype="<i4")
-        step, base = self._data.itemsize, self._data.ctypes.data
-        self._pool = [lg.QuerySampleResponse(0, base + step * i, step) for i in range(RESPONSES)]
         self._sut = lg.ConstructFastSUT(
             lambda ids, indices: self._guard(self._issue_lists, ids, indices), lambda: self._guard(flush)
         )
@@ -295,25 +327,6 @@ class LoadGenSession:
             self._running = False
         if self._error is not None:
             raise self._error
-
-    def complete(self, ids: Ids, classes: Classes) -> None:
-        """Answer samples: ids uint64 (n,), classes int32 (n,), each sent as 4 little-endian bytes.
-
-        Thread-safe. A thread that has called it must live until `run` has returned: LoadGen keeps a log
-        buffer per thread and crashes when one with entries to write is gone. After an error in a
-        callback it does nothing: the test can no longer end well.
-        """
-        if len(ids) != len(classes):
-            raise ValueError(f"{len(ids)} ids and {len(classes)} classes")
-        with self._lock:
-            for begin in range(0, len(ids), RESPONSES):
-                if self._error is not None:
-                    return
-                some = ids[begin : begin + RESPONSES]
-                self._data[: len(some)] = classes[begin : begin + RESPONSES]
-                # A full loop in C: this is the one piece of Python that runs for every sample.
-                deque(map(setattr, self._pool, repeat("id"), some.tolist()), maxlen=0)
-                self._lg.QuerySamplesComplete(self._pool[: len(some)])
 
     def close(self) -> None:
         """Destroy LoadGen's objects. They stay while `run` is still in it. Safe to call twice."""
@@ -346,6 +359,7 @@ class LoadGenSession:
             call(*args)
         except BaseException as error:
             self._error = error
+            self._completions.closed = True
             try:
                 self._on_error(error)
             except BaseException as second:

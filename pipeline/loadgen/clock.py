@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pipeline.loadgen.results import LoadGenResult
-from pipeline.session.serving import Answering
+from pipeline.telemetry.answering import Answering
 
 TOLERANCE = 0.03
 """The share by which LoadGen's figures and the monotonic clock's may differ without a word."""

@@ -6,26 +6,22 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from int4core.errors import Int4CoreError, printable, printed
-from int4core.layers import ResNet, walk
-from int4core.model import Model
-from int4core.network import default_input_size
-from int4core.options import BackendOptions, CudaOptions, NumpyOptions
 from int4core.streams import Stream
-from int4core.tuning import autoconfig
-from int4core.tuning.autoconfig import Autoconfig
 from pipeline.commands.report import write_report
-from pipeline.defaults import DEMO_IMAGES, default_model
+from pipeline.commands.setup import set_up
+from pipeline.defaults import DEMO_IMAGES
 from pipeline.errors import PipelineError, shortage
 from pipeline.loadgen.binding import (
     AUDIT_CONFIG,
+    Completions,
     Indices,
     LoadGenSession,
     assign,
@@ -39,11 +35,12 @@ from pipeline.loadgen.limits import check_settings
 from pipeline.loadgen.options import Options, parse
 from pipeline.loadgen.outputs import Outputs
 from pipeline.loadgen.page import finish
-from pipeline.loadgen.results import LoadGenResult, read_result
+from pipeline.loadgen.results import NOT_PREDICTED, LoadGenResult, read_result
+from pipeline.loadgen.run import LoadGenRun, Prepared
 from pipeline.loadgen.sample_list import write_sample_list
+from pipeline.loadgen.samples import BadFile, BadFiles
 from pipeline.loadgen.scenarios import batch_plan, expectations, samples_per_query
 from pipeline.loadgen.summary import summarise, write_summary
-from pipeline.machine.gpus import Target, choose
 from pipeline.machine.hardware import default_loaders
 from pipeline.machine.room import slots_that_fit
 from pipeline.memory.arena import ArenaSpec, sweep_stale
@@ -54,27 +51,17 @@ from pipeline.report.page import Reporter
 from pipeline.report.verdict import Verdict, judge
 from pipeline.samples.library import SampleLibrary
 from pipeline.session.abandon import abandon
-from pipeline.session.run import Run, RunSpec
-from pipeline.session.serving import NOT_PREDICTED
-from pipeline.session.store import BadFile, BadFiles
+from pipeline.session.introduction import introductions
+from pipeline.session.spec import SessionSpec
 from pipeline.session.supervisor import Interrupted, Supervisor
 from pipeline.stages.base import StageFailure
 from pipeline.stages.infer import engine_notes
+from pipeline.stages.load import Preparation
 from pipeline.stages.spec import CPU_IN_FLIGHT
 from pipeline.telemetry.trace import write_trace
 
-# The short side of an image before the centre crop, over the crop: torchvision's 256 for 224.
-RESIZE_OVER_CROP = 256 / 224
 # MLPerf's rules ask for at least this many different samples in a performance run.
 PERFORMANCE_SAMPLES = 1024
-
-
-def _introduction(stage: Any, *, alike: bool) -> Iterator[str]:
-    """What the console says of a stage that is up; where its workers are `alike`, one speaks for all."""
-    notes = stage.notes[:1] if alike else stage.notes
-    yield f"stage {stage.name} is up: {' | '.join(notes)}, pids {', '.join(map(str, stage.pids))}"
-    for notice in stage.notices:
-        yield f"stage {stage.name}: {notice}"
 
 
 class BadImages(PipelineError):
@@ -134,17 +121,6 @@ def _explain(error: BaseException, errors: Console) -> None:
         errors.print(printable(f"error: {type(error).__name__}: {error}"), style="bold red")
 
 
-@dataclass(frozen=True)
-class Prepared:
-    """What the command line comes to: where it computes, with which model, on which samples."""
-
-    target: Target
-    model_path: Path
-    network: ResNet
-    library: SampleLibrary
-    spec: RunSpec
-
-
 class OfflineCommand:
     """One run of the command, from options to summary."""
 
@@ -155,7 +131,6 @@ class OfflineCommand:
         self._stdout = sys.stdout
         self._bad: tuple[BadFile, ...] = ()
         self._kept: Any = None
-        self._session: LoadGenSession | None = None
         self._loaded_s: float | None = None
         self._decoded_before = 0
         self._dashboard: Dashboard | None = None
@@ -180,83 +155,60 @@ class OfflineCommand:
         prepared = self._supervisor.watch(self._prepare)
         self._check_stdout()
         self._supervisor.check()
-        title = printable(f"{prepared.model_path.name} on {prepared.target.notice}")
+        title = printable(f"{prepared.setup.model.name} on {prepared.setup.target.notice}")
         if self._options.report is not None:
-            self._reporter = Reporter(self._options.report, prepared.network.classes)
-        with Run(prepared.spec, deliver=self._deliver, on_failure=self._supervisor.fail) as run:
+            self._reporter = Reporter(self._options.report, prepared.setup.network.classes)
+        completions = Completions(lg)
+        with LoadGenRun(prepared, completions.complete, self._supervisor.fail) as run:
             dashboard = self._dashboard = Dashboard(
-                run.serving.snapshot,
+                run.progress.snapshot,
                 title=title,
                 mode=choose_mode(json_lines=self._options.json, dashboard=self._options.dashboard),
-                gpus=tuple(sorted({gpu.index for gpu in prepared.target.gpus})),
+                gpus=tuple(sorted({gpu.index for gpu in prepared.setup.target.gpus})),
                 observe=None if self._reporter is None else self._reporter.observe,
             )
             with dashboard:
-                self._supervisor.watch(lambda: self._job(lg, run, prepared))
+                self._supervisor.watch(lambda: self._job(lg, completions, run, prepared))
             self._report(run, prepared, title, dashboard.history)
 
     def _prepare(self) -> Prepared:
         options = self._options
-        target = choose(options.gpu, numbers=options.gpus)
-        self._say(f"running on {target.notice}")
-        model_path = options.model or default_model()
-        network = Model.load(model_path).network
-        config: Autoconfig | None = None
-        if options.autoconfig is not None:
-            config = self._autoconfig(options.autoconfig, network)
-            if target.backend == "numpy":
-                self._say(f"{options.autoconfig} is valid; the CPU has no kernels to choose from")
-        backend_options: BackendOptions = NumpyOptions()
-        if target.gpus:
-            backend_options = CudaOptions(gpu=target.key, autoconfig=config, strict=options.strict)
-        height, width = default_input_size(network)
-        if height != width:
-            raise PipelineError(f"{model_path}: takes {height}x{width} inputs; images are cropped to squares")
-        library = self._library(network.classes)
+        setup = set_up(options.engine, self._say)
+        library = self._library(setup.network.classes)
         plan = batch_plan(
             options.scenario,
-            gpu=bool(target.gpus),
+            gpu=bool(setup.target.gpus),
             batch_size=options.batch_size,
             max_batch=options.max_batch,
             batch_timeout_us=options.batch_timeout_us,
-            inflight=options.inflight if target.gpus else CPU_IN_FLIGHT,
+            inflight=options.inflight if setup.target.gpus else CPU_IN_FLIGHT,
             samples_per_query=samples_per_query(options.scenario, self._test_settings),
         )
         batch = plan.sizes.largest
         at_a_time = self._performance_count(len(library), batch)
         loaders = options.loaders or default_loaders()
-        spec = RunSpec(
-            model=model_path,
-            backend=target.backend,
-            backend_options=backend_options,
+        shape = (3, setup.side, setup.side)
+        spec = SessionSpec(
+            model=setup.model,
+            backend=setup.target.backend,
+            backend_options=setup.backend_options,
             sizes=plan.sizes,
-            input_shape=(3, height, width),
-            library=library,
-            resize=round(height * RESIZE_OVER_CROP) if options.resize else None,
+            input_shape=shape,
+            preparation=Preparation(library.kind, setup.side, setup.short_side(options.resize), options.rules),
             loaders=min(loaders, len(library)),
-            slots=self._slots(len(library), at_a_time, (3, height, width)),
-            at_a_time=at_a_time,
-            ahead=self._needs_all,
+            slots=self._slots(len(library), at_a_time, shape),
             stage_timeout_s=options.stage_timeout_s,
             image_timeout_s=options.image_timeout_s,
-            engines=len(target.gpus) or options.engines,
+            engines=len(setup.target.gpus) or options.engines,
             inflight=plan.inflight,
             h2d=options.h2d,
             ordered=options.ordered,
-            bus_ids=target.bus_ids,
+            bus_ids=setup.target.bus_ids,
             hold_s=plan.hold_s,
             traced=options.trace is not None,
-            rules=options.rules,
         )
-        self._say(f"{len(library)} {library.kind}, batch {batch}, {spec.loaders} loaders, model {model_path}")
-        return Prepared(target, model_path, network, library, spec)
-
-    def _autoconfig(self, path: Path, network: ResNet) -> Autoconfig:
-        config = autoconfig.read(path)
-        if config.notice is not None:
-            self._say(config.notice)
-        config.validate(layers={layer.name for layer in walk(network)})
-        return config
+        self._say(f"{len(library)} {library.kind}, batch {batch}, {spec.loaders} loaders, model {setup.model}")
+        return Prepared(setup, library, spec, at_a_time, ahead=self._needs_all)
 
     def _library(self, classes: int) -> SampleLibrary:
         options = self._options
@@ -288,50 +240,50 @@ class OfflineCommand:
             self._say(f"there is memory for {slots:,} of {samples:,} decoded samples")
         return slots
 
-    def _job(self, lg: Any, run: Run, prepared: Prepared) -> None:
+    def _job(self, lg: Any, completions: Completions, run: LoadGenRun, prepared: Prepared) -> None:
         """All that takes time, in the job's thread."""
-        run.start()
-        for stage in (run.store.decode, run.serving.infer):
-            for line in _introduction(stage, alike=stage is run.store.decode):
-                self._say(line)
-        run.serving.enter("loading")
+        run.session.start()
+        for line in introductions(run.session):
+            self._say(line)
+        run.progress.enter("loading")
         # LoadGen has to be told how many samples there are, so that bad ones are left out before. Otherwise what it
         # will not ask for is not decoded, and a bad one ends the run when it is.
-        if self._options.skip_bad_images or len(prepared.library) <= prepared.spec.at_a_time:
-            self._bad = run.store.check()
-        self._kept = run.store.drop(self._bad)
+        if self._options.skip_bad_images or len(prepared.library) <= prepared.at_a_time:
+            self._bad = run.samples.check()
+        self._kept = run.samples.drop(self._bad)
         if len(self._kept) == 0 or (self._bad and not self._options.skip_bad_images):
-            raise BadImages(self._bad, run.store.known)
+            raise BadImages(self._bad, run.samples.known)
         self._expect_rate(run)
         with LoadGenSession(
             lg,
+            completions=completions,
             count=len(self._kept),
             performance_count=self._performance_count(len(self._kept), prepared.spec.sizes.largest),
             load=lambda samples: self._load(run, samples),
-            unload=run.store.unload,
-            issue=run.serving.issue,
+            unload=run.samples.unload,
+            issue=run.queue.put,
             flush=lambda: None,
             on_error=self._supervisor.fail,
-        ) as self._session:
+        ) as session:
             self._check_stdout()
             self._outputs.clear()
             write_sample_list(self._outputs.sample_list, prepared.library.subset(self._kept))
-            self._session.run(self._test_settings, self._log_settings)
-        run.serving.enter("done")
+            session.run(self._test_settings, self._log_settings)
+        run.progress.enter("done")
 
-    def _load(self, run: Run, samples: Indices) -> None:
+    def _load(self, run: LoadGenRun, samples: Indices) -> None:
         try:
-            run.store.load(samples)
+            run.samples.load(samples)
         except BadFiles as error:
             # Where the others are needed too, the list is made whole.
-            bad = run.store.check() if self._needs_all else error.bad
-            raise BadImages(bad, run.store.known) from None
+            bad = run.samples.check() if self._needs_all else error.bad
+            raise BadImages(bad, run.samples.known) from None
         if self._loaded_s is None:
-            self._decoded_before = run.store.snapshot().done
-            run.serving.enter("running")
+            self._decoded_before = run.session.loading.stage.snapshot().done
+            run.progress.enter("running")
         self._loaded_s = time.monotonic()
 
-    def _expect_rate(self, run: Run) -> None:
+    def _expect_rate(self, run: LoadGenRun) -> None:
         """Where the user does not say what rate to expect, LoadGen is told one that fits the engine's own."""
         options = self._options
         if options.user_conf is not None:
@@ -340,7 +292,7 @@ class OfflineCommand:
         fields, said = expectations(
             scenario,
             dict(options.test_settings),
-            run.serving.infer.expected_rate,
+            run.session.batches.infer.expected_rate,
             samples_per_query(scenario, self._test_settings),
         )
         for name, value in fields.items():
@@ -348,7 +300,7 @@ class OfflineCommand:
             self._say(f"LoadGen is told {said}")
         check_settings(plain_fields(self._test_settings))
 
-    def _report(self, run: Run, prepared: Prepared, title: str, history: History) -> None:
+    def _report(self, run: LoadGenRun, prepared: Prepared, title: str, history: History) -> None:
         log = self._log_settings.log_output
         result = read_result(Path(log.outdir), log.prefix, log.suffix)
         for line in result.verdict().splitlines():
@@ -356,13 +308,13 @@ class OfflineCommand:
         top1 = self._accuracy(run, prepared.library)
         if top1 is not None:
             self._say(f"top-1: {top1}")
-        if run.store.decode.replaced:
-            self._say(f"{run.store.decode.replaced} loaders were lost, and replaced")
+        if run.session.loading.stage.replaced:
+            self._say(f"{run.session.loading.stage.replaced} loaders were lost, and replaced")
         if self._bad:
             self._say(f"left out {len(self._bad)} files that cannot be read:")
             for bad in self._bad:
                 self._say(f"  {bad.path}: {bad.why}")
-        snapshot, answering = run.serving.snapshot(), run.serving.answering
+        snapshot, answering = run.progress.snapshot(), run.queue.answering
         warning = None
         if answering is not None and self._loaded_s is not None:
             warning = clock_warning(result, answering, self._loaded_s)
@@ -373,8 +325,8 @@ class OfflineCommand:
             self._options,
             test_settings=self._test_settings,
             log_settings=self._log_settings,
-            target=prepared.target.notice,
-            model=prepared.model_path,
+            target=prepared.setup.target.notice,
+            model=prepared.setup.model,
             samples=len(self._kept),
             batch_size=prepared.spec.sizes.largest,
             snapshot=snapshot,
@@ -383,8 +335,8 @@ class OfflineCommand:
             result=result,
             accuracy=top1,
             extra={
-                "engines": engine_notes(run.serving.infer),
-                "notices": run.serving.infer.notices,
+                "engines": engine_notes(run.session.batches.infer),
+                "notices": run.session.batches.infer.notices,
                 "verdict": None if verdict is None else verdict.as_dict(),
                 "clock_warning": warning,
             },
@@ -392,15 +344,15 @@ class OfflineCommand:
         write_summary(self._outputs.folder, summary)
         self._say(f"logs and summary: {self._outputs.folder}")
         if self._options.trace is not None:
-            write_trace(self._options.trace, run.traces())
+            write_trace(self._options.trace, run.session.traces())
             self._say(f"timeline: {self._options.trace}, for https://ui.perfetto.dev")
         if (reporter := self._reporter) is not None:
             ending = finish(
                 reporter,
                 prepared.spec,
                 title=title,
-                classes=prepared.network.classes,
-                predictions=run.serving.predictions[: len(self._kept)],
+                classes=prepared.setup.network.classes,
+                predictions=run.queries.predictions[: len(self._kept)],
                 bad=self._bad,
                 history=history,
                 accuracy=top1,
@@ -410,34 +362,31 @@ class OfflineCommand:
             write_report(reporter, ending, self._supervisor)
             self._say(f"report: {reporter.path}")
 
-    def _verdict(self, run: Run, result: LoadGenResult) -> Verdict | None:
+    def _verdict(self, run: LoadGenRun, result: LoadGenResult) -> Verdict | None:
         """What bounds the run; None in scenarios whose rate is LoadGen's to choose."""
         if self._options.scenario != "Offline":
             return None
-        rate, snapshot = result.samples_per_second, run.serving.snapshot()
+        rate, snapshot = result.samples_per_second, run.progress.snapshot()
         # LoadGen's own rate is of samples that were all loaded before.
         decoded = snapshot.stages[0].done - self._decoded_before if rate is None else 0
-        ceilings = run.ceilings(
+        ceilings = run.session.ceilings(
             snapshot.rate_mean if rate is None else rate,
             decode_timed=decoded > 0,
             decodes_per_sample=decoded / max(1, snapshot.completed) if decoded else 1.0,
+            queue=run.queue,
         )
         verdict = judge(ceilings)
         for sentence in verdict.sentences:
             self._say(sentence)
         return verdict
 
-    def _accuracy(self, run: Run, library: SampleLibrary) -> Accuracy | None:
+    def _accuracy(self, run: LoadGenRun, library: SampleLibrary) -> Accuracy | None:
         """Top-1 over the samples that LoadGen asked for; None without labels."""
         if library.labels is None:
             return None
-        predictions = run.serving.predictions[: len(self._kept)]
+        predictions = run.queries.predictions[: len(self._kept)]
         asked = predictions != NOT_PREDICTED
         return accuracy(predictions[asked], library.labels[self._kept][asked]) if asked.any() else None
-
-    def _deliver(self, ids: Any, classes: Any) -> None:
-        assert self._session is not None, "an answer before LoadGen's session exists"
-        self._session.complete(ids, classes)
 
     def _check_stdout(self) -> None:
         """A run whose output is lost from the start ends; one that loses it later goes on, for its logs."""

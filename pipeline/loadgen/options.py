@@ -10,9 +10,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NoReturn, cast
 
-from int4core.errors import printable
 from pipeline.commands import values
-from pipeline.device.transfer import H2D_CHOICES
+from pipeline.commands.options import EngineOptions, Parser, add_engine, add_loaders, add_showing, contradiction
 from pipeline.errors import PipelineError
 from pipeline.loadgen.binding import (
     LOG_DEFAULTS,
@@ -26,18 +25,12 @@ from pipeline.loadgen.binding import (
 )
 from pipeline.loadgen.limits import check_field
 from pipeline.loadgen.scenarios import SCENARIOS, Scenario, settings_defaults
-from pipeline.machine.gpus import GPU_CHOICES
-from pipeline.machine.hardware import default_loaders
-from pipeline.samples.files import DEFAULT_MAX_BYTES
-from pipeline.samples.images import DEFAULT_MAX_PIXELS, MOST_PIXELS, SIXTEEN_BIT_CHOICES, ImageRules
+from pipeline.samples.images import ImageRules
 
 PROG = "python -m pipeline.offline"
 DEFAULT_MODE = "PerformanceOnly"
 TEST_MODES = ("SubmissionRun", "PerformanceOnly", "AccuracyOnly", "FindPeakPerformance")
-DEFAULT_STAGE_TIMEOUT_S = 60.0
-DEFAULT_IMAGE_TIMEOUT_S = 30.0
 DEFAULT_SCENARIO: Scenario = "Offline"
-GPU_IN_FLIGHT = 3
 
 
 @dataclass(frozen=True)
@@ -100,6 +93,22 @@ class Options:
     test_settings: tuple[tuple[str, Scalar], ...]
     log_settings: tuple[tuple[str, Scalar], ...]
 
+    @property
+    def engine(self) -> EngineOptions:
+        """What computes."""
+        return EngineOptions(
+            model=self.model,
+            gpu=self.gpu,
+            gpus=self.gpus,
+            engines=self.engines,
+            inflight=self.inflight,
+            h2d=self.h2d,
+            batch_size=self.batch_size,
+            autoconfig=self.autoconfig,
+            strict=self.strict,
+            timeout_s=self.stage_timeout_s,
+        )
+
     def settings_spec(self, output_dir: Path) -> SettingsSpec:
         """What of it is LoadGen's (see `pipeline.loadgen.binding.make_settings`), its logs in `output_dir`."""
         return SettingsSpec(
@@ -122,14 +131,9 @@ class Options:
         }
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        super().error(printable(message))
-
-
 def parse(argv: Sequence[str]) -> Options:
     """Parse a command line without its program name. Exits as argparse does: 0 for help, 2 for a mistake."""
-    first = _Parser(PROG, add_help=False, allow_abbrev=False)
+    first = Parser(PROG, add_help=False, allow_abbrev=False)
     _add_loadgen_path(first)
     path = first.parse_known_args(list(argv))[0].loadgen_path
     try:
@@ -142,7 +146,7 @@ def parse(argv: Sequence[str]) -> Options:
 
 def build_parser(loadgen_module: Any) -> argparse.ArgumentParser:
     """The parser, with one option for every field that this build of LoadGen has."""
-    parser = _Parser(
+    parser = Parser(
         PROG,
         usage=f"{PROG} [options] [--lgts_FIELD VALUE ...] [--lgls_FIELD VALUE ...]",
         allow_abbrev=False,
@@ -150,7 +154,11 @@ def build_parser(loadgen_module: Any) -> argparse.ArgumentParser:
     )
     _add_inputs(parser.add_argument_group("what to run"))
     _add_running(parser.add_argument_group("how to run it"))
-    _add_output(parser.add_argument_group("what to show and keep"))
+    add_engine(parser.add_argument_group("what computes"))
+    add_loaders(parser.add_argument_group("what loads"))
+    shown = parser.add_argument_group("what to show and keep")
+    _add_output(shown)
+    add_showing(shown)
     loadgen = parser.add_argument_group("LoadGen")
     loadgen.add_argument("--test-mode", choices=TEST_MODES, help=f"what LoadGen measures (default: {DEFAULT_MODE})")
     loadgen.add_argument(
@@ -172,7 +180,6 @@ def build_parser(loadgen_module: Any) -> argparse.ArgumentParser:
 
 
 def _add_inputs(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--model", type=values.path, metavar="DIR", help="model folder (default: the one provided)")
     source = group.add_mutually_exclusive_group()
     source.add_argument("--images", type=values.path, metavar="DIR", help="folder of images (default: those provided)")
     source.add_argument(
@@ -182,28 +189,7 @@ def _add_inputs(group: argparse._ArgumentGroup) -> None:
         "-m", "--mapPath", dest="map_path", type=values.path, metavar="FILE", help="lines of `file label`, in order"
     )
     group.add_argument("--count", type=values.whole(1), metavar="N", help="only the first N samples")
-    group.add_argument("--no-resize", action="store_true", help="the images are sized: centre crop only")
     group.add_argument("--recursive", action="store_true", help="samples of the folders in it, too, without a map")
-    group.add_argument(
-        "--sixteen-bit",
-        choices=SIXTEEN_BIT_CHOICES,
-        default="refuse",
-        help="what becomes of 16-bit and float grey: a bad image, or scaled to 8 bits (default: %(default)s)",
-    )
-    group.add_argument(
-        "--max-image-bytes",
-        type=values.whole(1),
-        default=DEFAULT_MAX_BYTES,
-        metavar="N",
-        help="a larger file is a bad image (default: %(default)s)",
-    )
-    group.add_argument(
-        "--max-pixels",
-        type=values.whole(1, MOST_PIXELS),
-        default=DEFAULT_MAX_PIXELS,
-        metavar="N",
-        help="an image of more pixels, or of more memory than 12 bytes for each, is bad (default: %(default)s)",
-    )
     group.add_argument("--skip-bad-images", action="store_true", help="leave unreadable images out instead of stopping")
 
 
@@ -212,14 +198,6 @@ def _add_running(group: argparse._ArgumentGroup) -> None:
         "--scenario",
         choices=SCENARIOS,
         help=f"how LoadGen asks: all at once, one after another, or at random times (default: {DEFAULT_SCENARIO})",
-    )
-    group.add_argument("--gpu", choices=GPU_CHOICES, default="auto", help="what to compute on (default: a GPU, or cpu)")
-    group.add_argument(
-        "--gpus", type=values.whole_numbers, metavar="N,N", help="GPUs by the driver's numbers, one engine process each"
-    )
-    group.add_argument("--engines", type=values.whole(1, values.MOST_PROCESSES), default=1, help=argparse.SUPPRESS)
-    group.add_argument(
-        "-b", "--batch_size", type=values.whole(1), metavar="N", help="images per batch (default: by the backend)"
     )
     group.add_argument(
         "--max-batch", type=values.whole(1), metavar="N", help="most samples of a batch in the Server scenario"
@@ -231,48 +209,9 @@ def _add_running(group: argparse._ArgumentGroup) -> None:
         help="how long a sample may be held back for a batch to fill, in the Server scenario",
     )
     group.add_argument(
-        "--inflight",
-        type=values.whole(1, values.MOST_IN_FLIGHT),
-        default=GPU_IN_FLIGHT,
-        metavar="N",
-        help="batches under way on one GPU (default: %(default)s)",
-    )
-    group.add_argument(
-        "--h2d",
-        choices=H2D_CHOICES,
-        default="auto",
-        help="how samples come to a GPU: by a kernel, by copies, or the faster of both (default: %(default)s)",
-    )
-    group.add_argument(
         "--ordered",
         action=argparse.BooleanOptionalAction,
         help="whether batches in flight take turns on the GPU instead of sharing it (default: in the Offline scenario)",
-    )
-    group.add_argument(
-        "-a", "--autoconfig", type=values.path, metavar="FILE", help="which kernel each layer uses (CUDA backend)"
-    )
-    group.add_argument(
-        "--strict", action="store_true", help="a kernel number that does not fit its layer is an error, not a notice"
-    )
-    group.add_argument(
-        "--loaders",
-        type=values.whole(1, values.MOST_PROCESSES),
-        metavar="N",
-        help=f"processes that decode (default: one a core, {default_loaders()} here)",
-    )
-    group.add_argument(
-        "--stage-timeout",
-        type=values.seconds,
-        default=DEFAULT_STAGE_TIMEOUT_S,
-        metavar="SECONDS",
-        help="an engine that is silent this long ends the run (default: %(default)g)",
-    )
-    group.add_argument(
-        "--image-timeout",
-        type=values.seconds,
-        default=DEFAULT_IMAGE_TIMEOUT_S,
-        metavar="SECONDS",
-        help="a file that takes longer to become a sample is a bad image (default: %(default)g)",
     )
 
 
@@ -284,20 +223,6 @@ def _add_output(group: argparse._ArgumentGroup) -> None:
         help="logs and summary.json (default: a new ./results/UTC-TIME)",
     )
     group.add_argument("--overwrite", action="store_true", help="replace the run that --output-dir holds")
-    group.add_argument(
-        "--trace",
-        type=values.path,
-        metavar="FILE",
-        help="write a timeline of the run, for ui.perfetto.dev or chrome://tracing",
-    )
-    group.add_argument(
-        "--report",
-        type=values.path,
-        metavar="FILE",
-        help="write the run as a page: charts, classes, bad images, settings (needs the extra `report`)",
-    )
-    group.add_argument("--json", action="store_true", help="print snapshots of the run as JSON lines")
-    group.add_argument("--no-dashboard", action="store_true", help="plain lines instead of the live view")
 
 
 def _add_loadgen_path(parser: argparse._ActionsContainer) -> None:
@@ -390,8 +315,9 @@ def _check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Options
     scenario = scenario or args.scenario or DEFAULT_SCENARIO
     if scenario != "Server" and (args.max_batch is not None or args.batch_timeout_us is not None):
         wrong(f"--max-batch and --batch-timeout-us are about the Server scenario, and this one is {scenario}")
-    if args.gpus is not None and args.gpu == "cpu":
-        wrong("--gpu cpu and --gpus contradict each other; give one of them")
+    contradictory = contradiction(args)
+    if contradictory is not None:
+        wrong(contradictory)
     mode = test_settings.pop("mode", None)
     if mode is not None and args.test_mode not in (None, mode):
         wrong(f"--test-mode {args.test_mode} and --lgts_mode {mode} contradict each other; give one of them")
@@ -401,8 +327,6 @@ def _check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Options
         wrong("--recursive takes all samples there are, and -m/--mapPath those of the map; give one of them")
     if args.no_resize and args.tensors is not None:
         wrong("--no-resize is about images; the tensors of -p/--tensorPath are never resized")
-    if args.json and args.no_dashboard:
-        wrong("--json and --no-dashboard: --json already replaces the dashboard; give one of them")
     if (
         args.report is not None
         and args.trace is not None
@@ -428,7 +352,7 @@ def _check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Options
         batch_size=args.batch_size,
         loaders=args.loaders,
         autoconfig=args.autoconfig,
-        strict=args.strict,
+        strict=args.strict_kernels,
         mlperf_conf=args.mlperf_conf_path,
         user_conf=args.user_conf_path,
         test_mode=str(mode or args.test_mode or DEFAULT_MODE),

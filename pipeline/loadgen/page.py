@@ -8,21 +8,20 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.loadgen.results import NOT_PREDICTED
+from pipeline.loadgen.samples import BadFile
 from pipeline.report.accuracy import Accuracy
 from pipeline.report.history import History
 from pipeline.report.page import Ending, Reporter
 from pipeline.report.verdict import Verdict
 from pipeline.samples.classes import read_classes
 from pipeline.samples.sources import PathLocator, Source
-from pipeline.session.run import RunSpec
-from pipeline.session.serving import NOT_PREDICTED
-from pipeline.session.store import BadFile
-from pipeline.stages.load import Preparation
+from pipeline.session.spec import SessionSpec
 
 
 def finish(
     reporter: Reporter,
-    spec: RunSpec,
+    spec: SessionSpec,
     *,
     title: str,
     classes: int,
@@ -50,7 +49,7 @@ def finish(
         rate=result.get("samples_per_second") or throughput.get("samples_per_second_mean"),
         peak=history.peak or None,
         stages=history.stages(),
-        preparation=Preparation(spec.library.kind, spec.input_shape[1], spec.resize, spec.rules),
+        preparation=spec.preparation,
         verdict=verdict,
         accuracy=() if accuracy is None else (("top-1", accuracy),),
         class_names=read_classes(None, spec.model, classes),

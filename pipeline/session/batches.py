@@ -24,6 +24,7 @@ from pipeline.stages.channels import Task
 from pipeline.stages.infer import infer_stage
 from pipeline.stages.spec import EngineSpec
 from pipeline.stages.thread import ThreadStage
+from pipeline.telemetry.answering import Answering
 from pipeline.telemetry.latency import Latencies
 from pipeline.telemetry.trace import AnyTracer, Untraced
 
@@ -89,13 +90,36 @@ class Queue:
         self.latencies = Latencies()
         self.issued = 0
         self.completed = 0
-        self.first_issue: float | None = None
-        self.last_answer = 0.0
         self.delivering_s = 0.0
+        self._first_s: float | None = None
+        self._last_s = 0.0
+        # Of the system's clock over the monotonic one, then and at the last answer.
+        self._ahead_first_s = self._ahead_last_s = 0.0
 
     def put(self, ids: Ids, indices: Indices) -> None:
         """Ask for samples: the client's ids (n,) and the samples' indices (n,). Returns at once."""
         self._batches.put(self, ids, indices)
+
+    @property
+    def answering(self) -> Answering | None:
+        """The time of answering so far; None before the first answer."""
+        if self._first_s is None or not self.completed:
+            return None
+        return Answering(self.completed, self._first_s, self._last_s, self._ahead_last_s - self._ahead_first_s)
+
+    def count_issued(self, samples: int, now: float) -> None:
+        """Samples were put at `now` (monotonic)."""
+        if self._first_s is None:
+            self._first_s, self._ahead_first_s = now, time.time() - now
+        self.issued += samples
+
+    def count_completed(self, samples: int, since: float, began: float) -> None:
+        """Samples of which the first was put at `since` have been delivered, from `began` until now (monotonic)."""
+        now = time.monotonic()
+        self.latencies.add(now - since, samples)
+        self.completed += samples
+        self.delivering_s += now - began
+        self._last_s, self._ahead_last_s = now, time.time() - now
 
     @property
     def delivery_rate(self) -> float | None:
@@ -164,9 +188,7 @@ class Batches:
         now = time.monotonic()
         with self._tracer.span("issue", samples=len(ids)):
             with self._lock:
-                if queue.first_issue is None:
-                    queue.first_issue = now
-                queue.issued += len(ids)
+                queue.count_issued(len(ids), now)
                 queue.waiting.put(ids, indices, now)
             self.pump()
 
@@ -229,9 +251,5 @@ class Batches:
         began = time.monotonic()
         with self._tracer.span("deliver", samples=samples):
             queue.client.deliver(answers)
-        now = time.monotonic()
         with self._lock:
-            queue.latencies.add(now - batch.since, samples)
-            queue.completed += samples
-            queue.last_answer = now
-            queue.delivering_s += now - began
+            queue.count_completed(samples, batch.since, began)

@@ -14,6 +14,7 @@ from pipeline.memory.segment import Segment
 from pipeline.samples.images import ImageRules
 from pipeline.samples.preprocess import Preprocessor
 from pipeline.samples.reader import Reader
+from pipeline.samples.remote import is_url
 from pipeline.samples.sources import Locator, PathLocator
 from pipeline.samples.tensors import read_tensor_into
 from pipeline.stages.base import StageFailure
@@ -136,7 +137,11 @@ class Loader:
                 raise ImageError("tensor", "a prepared tensor is a file of its own")
             read_tensor_into(locator.path, out, self._preparation.rules.max_bytes)
             return
-        self._preprocessor.decode_bytes(self._bytes_of(locator, slot), "image", out)
+        if isinstance(locator, PathLocator) and not is_url(locator.path):
+            # Read by the decoder as it goes: not all of a file need be in memory.
+            self._preprocessor.decode_into(locator.path, out)
+        else:
+            self._preprocessor.decode_bytes(self._bytes_of(locator, slot), "image", out)
 
     def _bytes_of(self, locator: Placed, slot: int) -> bytes:
         if isinstance(locator, SlotLocator):

@@ -8,7 +8,7 @@ import pytest
 
 from pipeline.loadgen.clock import clock_warning
 from pipeline.loadgen.results import LoadGenResult
-from pipeline.session.serving import Answering
+from pipeline.telemetry.answering import Answering
 
 RESULT = LoadGenResult("Offline", "PerformanceOnly", True, 2021.0, (), (), (), {}, {}, "6.0")
 # 20,210 samples in 10 s; LoadGen made its lists for 0.4 s before.

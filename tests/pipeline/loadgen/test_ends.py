@@ -19,7 +19,7 @@ FAULTY = """
 import os, sys, time
 from pipeline import offline
 from pipeline.loadgen import binding, command
-from pipeline.session.serving import Serving
+from pipeline.session.batches import Queue
 
 def fault(*_args, **_options):
     {fault}
@@ -39,10 +39,10 @@ def faulty(place: str, fault: str, *options: object) -> list[str]:
 @pytest.mark.parametrize(
     ("place", "fault", "said"),
     [
-        ("Serving.issue", "raise RuntimeError('boom')", "error: RuntimeError: boom"),
-        ("Serving.issue", "raise MemoryError", "error: not enough memory"),
+        ("Queue.put", "raise RuntimeError('boom')", "error: RuntimeError: boom"),
+        ("Queue.put", "raise MemoryError", "error: not enough memory"),
         ("binding._unsigned", "raise MemoryError", "error: not enough memory"),
-        ("command.OfflineCommand._deliver", "raise SystemExit(0)", "SystemExit: 0"),
+        ("binding.Completions.complete", "raise SystemExit(0)", "SystemExit: 0"),
     ],
 )
 def test_whatever_happens_in_a_callback_the_run_ends_with_its_message_and_1(

@@ -17,7 +17,15 @@ import numpy as np
 import pytest
 
 from pipeline.errors import PipelineError
-from pipeline.loadgen.binding import PIECE, RESPONSES, LoadGenSession, SettingsSpec, make_settings, samples_at_a_time
+from pipeline.loadgen.binding import (
+    PIECE,
+    RESPONSES,
+    Completions,
+    LoadGenSession,
+    SettingsSpec,
+    make_settings,
+    samples_at_a_time,
+)
 from pipeline.loadgen.results import find_log, read_accuracy_log, read_result, read_summary
 from tests.paths import ROOT
 
@@ -27,7 +35,7 @@ NULL_SUT = """
 import json, os, queue, sys, threading, time
 from pathlib import Path
 import numpy as np
-from pipeline.loadgen.binding import LoadGenSession, SettingsSpec, load_module, make_settings
+from pipeline.loadgen.binding import Completions, LoadGenSession, SettingsSpec, load_module, make_settings
 
 out, mode, fault, *given = sys.argv[1:]
 lg = load_module()
@@ -63,14 +71,15 @@ def on_error(error):
         print(json.dumps(seen), flush=True)
         os._exit(7)
 
-session = LoadGenSession(lg, count=300, performance_count=128, load=load, unload=unload, issue=issue,
-                         flush=flush, on_error=on_error)
+completions = Completions(lg)
+session = LoadGenSession(lg, completions=completions, count=300, performance_count=128, load=load, unload=unload,
+                         issue=issue, flush=flush, on_error=on_error)
 
 def answer():
     while True:
         ids, indices = work.get()
         for some in np.array_split(np.arange(len(ids)), 3):
-            session.complete(ids[some], (indices[some] % 1000 - 3).astype(np.int32))
+            completions.complete(ids[some], (indices[some] % 1000 - 3).astype(np.int32))
 
 threading.Thread(target=answer, daemon=True).start()
 test, log = make_settings(lg, SettingsSpec(None, None, settings, {}, mode, Path(out)))
@@ -214,8 +223,8 @@ def test_logs_that_cannot_be_written_are_an_error_and_no_abort(in_the_way: str, 
     nothing = lambda *_: None  # noqa: E731
     with (
         LoadGenSession(
-            lg, count=4, performance_count=4, load=nothing, unload=nothing, issue=nothing, flush=nothing,
-            on_error=nothing,
+            lg, completions=Completions(lg), count=4, performance_count=4, load=nothing, unload=nothing, issue=nothing,
+            flush=nothing, on_error=nothing,
         ) as session,
         pytest.raises(PipelineError, match=rf"{in_the_way}: LoadGen's log cannot be written"),
     ):  # fmt: skip
@@ -352,24 +361,21 @@ def test_completions_are_little_endian_and_their_objects_are_reused() -> None:
         return
 
     recorder = Recorder()
-    session = LoadGenSession(
-        recorder, count=5, performance_count=5, load=nothing, unload=nothing, issue=nothing, flush=nothing,
-        on_error=nothing,
-    )  # fmt: skip
+    completions = Completions(recorder)
     count = RESPONSES + 7
     ids = np.arange(count, dtype=np.uint64) + np.uint64(2**63)
     classes = np.arange(count, dtype=np.int32) - 1
-    session.complete(ids, classes)
-    session.complete(ids[:3], classes[:3])
+    completions.complete(ids, classes)
+    completions.complete(ids[:3], classes[:3])
     assert [len(call) for call in recorder.calls] == [RESPONSES, 7, 3]
     flat = recorder.calls[0] + recorder.calls[1]
     assert [i for i, _ in flat] == ids.tolist()
     assert b"".join(data for _, data in flat) == classes.astype("<i4").tobytes()
     assert len(recorder.objects) == RESPONSES
     with pytest.raises(ValueError, match="3 ids and 2 classes"):
-        session.complete(ids[:3], classes[:2])
+        completions.complete(ids[:3], classes[:2])
     with pytest.raises(ValueError, match="performance_count"):
         LoadGenSession(
-            recorder, count=5, performance_count=6, load=nothing, unload=nothing, issue=nothing,
-            flush=nothing, on_error=nothing,
+            recorder, completions=completions, count=5, performance_count=6, load=nothing, unload=nothing,
+            issue=nothing, flush=nothing, on_error=nothing,
         )  # fmt: skip

@@ -11,7 +11,7 @@ from int4core.errors import EngineError, printable, printed
 from pipeline.errors import ImageError
 from pipeline.loadgen.command import BadImages, command
 from pipeline.loadgen.options import parse
-from pipeline.session.store import BadFile
+from pipeline.loadgen.samples import BadFile
 from pipeline.session.supervisor import Supervisor
 from tests.paths import ROOT
 from tools import compare_log

@@ -21,15 +21,14 @@ from pipeline.device.scheduler import Scheduler, Sizes
 from pipeline.errors import PipelineError
 from pipeline.memory.arena import Arena
 from pipeline.memory.exchange import Exchange
-from pipeline.session import serving as serving_module
-from pipeline.session.serving import Serving
+from pipeline.session import batches as batches_module
+from pipeline.session.batches import Answered, Batches, Queue
 from pipeline.session.waiting import Batching
 from pipeline.stages.base import StageFailure
 from pipeline.stages.channels import Done, Rates, Task
 from pipeline.stages.process import ProcessStage
 from pipeline.stages.spec import EngineSpec, records_for
 from pipeline.stages.worker import serve_overlapped
-from pipeline.telemetry.metrics import StageSnapshot
 from pipeline.telemetry.trace import Tracer
 from tests.pipeline.fake_device import FakeBatch, FakeDevice
 
@@ -79,27 +78,23 @@ class FakeInferrer:
         self._device.close()
 
 
-class FakeStore:
-    """Every sample is loaded: sample i lies in slot (7 * i) % SLOTS."""
-
-    def slots_of(self, samples: np.ndarray) -> np.ndarray:
-        return (samples * 7 % SLOTS).astype(np.int32)
-
-    progress = (0, 0)
-
-    def snapshot(self) -> StageSnapshot:
-        return StageSnapshot("decode", 1, 0, 0.0, 0.0, 0, 0)
-
-
 class Answers:
+    """A client whose samples are all loaded: sample i lies in slot (7 * i) % SLOTS."""
+
     def __init__(self) -> None:
         self.classes: dict[int, int] = {}
         self.twice: list[int] = []
         self.failures: list[StageFailure] = []
         self.failed = threading.Event()
 
-    def deliver(self, ids: np.ndarray, classes: np.ndarray) -> None:
-        for i, c in zip(ids.tolist(), classes.tolist(), strict=True):
+    def slots_of(self, samples: np.ndarray) -> np.ndarray:
+        return (samples * 7 % SLOTS).astype(np.int32)
+
+    def filling(self) -> bool:
+        return False
+
+    def deliver(self, answered: Answered) -> None:
+        for i, c in zip(answered.ids.tolist(), answered.classes.tolist(), strict=True):
             if i in self.classes:
                 self.twice.append(i)
             self.classes[i] = c
@@ -112,6 +107,15 @@ class Answers:
         deadline = time.monotonic() + 20
         while len(self.classes) < count and not self.failures and time.monotonic() < deadline:
             time.sleep(0.005)
+
+
+class Serving(Batches):
+    """Batches with one client's queue."""
+
+    queue: Queue
+
+    def issue(self, ids: np.ndarray, indices: np.ndarray) -> None:
+        self.queue.put(ids, indices)
 
 
 @contextmanager
@@ -136,24 +140,15 @@ def serving(
             **options,
         )
 
-    monkeypatch.setattr(serving_module, "infer_stage", stage)
+    monkeypatch.setattr(batches_module, "infer_stage", stage)
     answers = Answers()
     records = records_for(engines, 3)
     with Arena.create(SLOTS, SHAPE, folder) as arena, Exchange.create(records, sizes.largest, folder) as exchange:
         for slot in range(SLOTS):
             arena.sample(slot).reshape(-1)[:4].view(np.int32)[0] = slot
         engine = EngineSpec(arena.spec, exchange.spec, Path("none"), "cuda", sizes, engines=engines, inflight=3, **spec)
-        under_test = Serving(
-            FakeStore(),  # type: ignore[arg-type]
-            exchange,
-            engine,
-            Batching(sizes.largest, hold_s),
-            samples=1000,
-            timeout_s=20.0,
-            deliver=answers.deliver,
-            on_failure=answers.fail,
-            tracer=tracer,
-        )
+        under_test = Serving(exchange, engine, timeout_s=20.0, on_failure=answers.fail, tracer=tracer)
+        under_test.queue = under_test.open(answers, Batching(sizes.largest, hold_s))
         try:
             under_test.start()
             yield under_test, answers
@@ -183,17 +178,17 @@ def test_a_long_query_with_repeats_is_answered_sample_by_sample(
         assert answers.classes == classes_of(indices)
         assert not answers.twice
         assert not answers.failures
-        seen = under_test.snapshot()
-        infer = seen.stages[1]
-        assert (seen.completed, infer.done) == (3000, 3000), "repeated samples are computed every time"
-        assert seen.stages[2].done == 3000, "batches that are handed over at once count as any other"
-        assert (seen.rate_now, seen.counted) == (infer.rate, infer.counted)
+        infer, queue = under_test.infer.snapshot(), under_test.queue
+        assert (queue.issued, queue.completed, infer.done) == (3000, 3000, 3000), "repeated samples are computed again"
+        assert under_test.complete.snapshot().done == 3000, "batches that are handed over at once count as any other"
         assert len(infer.worker_rates) == engines
         assert min(infer.worker_rates) > 0, "every engine has had a part of it"
         assert sum(infer.worker_rates) == pytest.approx(infer.rate)
-        assert set(seen.latency_ms) == {"p50", "p90", "p99"}
-        assert under_test.snapshot().rate_mean == seen.rate_mean, "the clock stops with the last answer"
-        assert (under_test.delivery_rate or 0) > seen.rate_mean
+        assert set(queue.latencies.percentiles_ms()) == {"p50", "p90", "p99"}
+        assert queue.answering is not None
+        rate = queue.answering.rate
+        assert queue.answering.rate == rate, "the clock stops with the last answer"
+        assert (queue.delivery_rate or 0) > rate
         # Every process tells what it saw: each batch once here, and once where it was computed.
         engines_spans = [spans for _, _, _, spans in under_test.infer.traces()]
         assert len(engines_spans) == engines
@@ -211,40 +206,18 @@ def test_a_long_query_with_repeats_is_answered_sample_by_sample(
 def test_a_step_of_the_systems_clock_is_measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     with serving(monkeypatch, tmp_path, Sizes.full(4)) as (under_test, answers):
         under_test.infer.start()
-        assert under_test.answering is None
+        assert under_test.queue.answering is None
         under_test.issue(np.arange(4, dtype=np.uint64), np.zeros(4, np.int64))
         answers.wait(4)
-        monkeypatch.setattr(serving_module.time, "time", lambda now=time.time: now() - 3600)
+        monkeypatch.setattr(batches_module.time, "time", lambda now=time.time: now() - 3600)
         under_test.issue(np.arange(4, 8, dtype=np.uint64), np.zeros(4, np.int64))
         answers.wait(8)
         under_test.complete.drain()
-        seen = under_test.answering
+        seen = under_test.queue.answering
         assert seen is not None
         assert seen.samples == 8
         assert 0 < seen.last_s - seen.first_s < 60
         assert seen.clock_step_s == pytest.approx(-3600, abs=1)
-
-
-def test_answers_that_wait_to_be_delivered_are_not_those_of_the_batch_that_follows(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    with serving(monkeypatch, tmp_path, Sizes.full(100)) as (under_test, answers):
-        under_test.infer.start()
-        records = under_test.infer.workers * 4
-
-        def deliver(ids: np.ndarray, classes: np.ndarray) -> None:
-            # Meanwhile every record has been used again.
-            deadline = time.monotonic() + 20
-            while not answers.classes and under_test.infer.snapshot().done < 100 * 2 * records:
-                assert time.monotonic() < deadline
-                time.sleep(0.01)
-            answers.deliver(ids, classes)
-
-        monkeypatch.setattr(under_test, "_deliver", deliver)
-        indices = np.random.default_rng(3).integers(0, 200, 100 * 3 * records)
-        under_test.issue(np.arange(len(indices), dtype=np.uint64), indices)
-        answers.wait(len(indices))
-        assert answers.classes == classes_of(indices)
 
 
 def test_queries_of_one_sample_go_together_while_the_engine_is_busy(

@@ -18,11 +18,15 @@ import pytest
 from PIL import Image
 
 from pipeline.errors import PipelineError
+from pipeline.loadgen.samples import BadFiles, Samples
 from pipeline.memory.arena import Arena
 from pipeline.samples.library import SampleLibrary
 from pipeline.samples.preprocess import Preprocessor
-from pipeline.session.store import BadFiles, SampleStore
+from pipeline.session.loading import Loading
 from pipeline.stages.base import StageFailure
+from pipeline.stages.load import Preparation
+from pipeline.stages.process import ProcessStage
+from pipeline.telemetry.metrics import StageSnapshot
 
 SIZE = 32
 NAMES = ("0.png", "1.png", "2.jpg", "3.png", "4.png", "5.png", "6.png", "7.png", "8.png", "9.png")
@@ -49,34 +53,48 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+class Store(Samples):
+    """The samples of a library over loaders of their own."""
+
+    loading: Loading
+
+    @property
+    def stage(self) -> ProcessStage[Any, Any]:
+        return self.loading.stage
+
+    def snapshot(self) -> StageSnapshot:
+        return self.stage.snapshot()
+
+
 @contextmanager
 def store(
     folder: Path, tmp_path: Path, *, image_timeout_s: float, loaders: int, slots: int | None = None, **options: Any
-) -> Iterator[tuple[SampleStore, Arena]]:
+) -> Iterator[tuple[Store, Arena]]:
     library = SampleLibrary.from_images(folder)
     failures: list[StageFailure] = []
     with Arena.create(slots or len(library), (3, SIZE, SIZE), tmp_path) as arena:
-        made = SampleStore(
-            library,
+        loading = Loading(
             arena,
-            size=SIZE,
-            resize=SIZE,
+            Preparation("images", SIZE, SIZE),
             loaders=loaders,
             timeout_s=30.0,
             image_timeout_s=image_timeout_s,
+            on_prepared=lambda ready: None,
             on_failure=failures.append,
-            **options,
         )
+        made = Store(loading, library, **options)
+        made.loading = loading
         try:
-            made.decode.start()
+            loading.stage.start()
             yield made, arena
         finally:
             made.stop()
-            assert not any(psutil.pid_exists(pid) for pid in made.decode.pids)
+            loading.stop()
+            assert not any(psutil.pid_exists(pid) for pid in loading.stage.pids)
     assert not failures
 
 
-def assert_the_others_are_there(made: SampleStore, arena: Arena, folder: Path) -> None:
+def assert_the_others_are_there(made: Store, arena: Arena, folder: Path) -> None:
     out = np.empty((3, SIZE, SIZE), dtype=np.int8)
     for number, name in enumerate(NAMES):
         if number != SLOW:
@@ -90,7 +108,7 @@ def test_a_file_that_takes_too_long_is_bad_and_the_others_of_its_task_are_not(fo
         assert [(b.number, b.path.name) for b in bad] == [(SLOW, NAMES[SLOW])]
         assert bad[0].why == "its loader took longer than 1.5 s (--image-timeout)"
         assert_the_others_are_there(made, arena, folder)
-        assert (made.snapshot().failed, made.decode.replaced) == (1, 1)
+        assert (made.snapshot().failed, made.stage.replaced) == (1, 1)
         with pytest.raises(BadFiles, match="longer than"):
             made.load(np.array([1, SLOW]))
 
@@ -102,12 +120,12 @@ def test_a_file_whose_loaders_die_is_bad_with_the_signal(folder: Path, tmp_path:
         def kill_whoever_is_at_it() -> None:
             last, since = None, time.monotonic()
             while not over.wait(0.02):
-                place = made.decode._children[0].place
+                place = made.stage._children[0].place
                 at = None if place is None else place.read()
                 if at is None or at != last:
                     last, since = at, time.monotonic()
                 elif time.monotonic() - since > 1.5:  # no other file takes this long
-                    os.kill(made.decode.pids[0], signal.SIGKILL)
+                    os.kill(made.stage.pids[0], signal.SIGKILL)
                     last = None
 
         killer = threading.Thread(target=kill_whoever_is_at_it)
@@ -119,7 +137,7 @@ def test_a_file_whose_loaders_die_is_bad_with_the_signal(folder: Path, tmp_path:
             killer.join()
         assert [b.number for b in bad] == [SLOW]
         assert bad[0].why == "its loader was killed by SIGKILL; the system may have run out of memory"
-        assert made.decode.replaced == 2
+        assert made.stage.replaced == 2
         assert_the_others_are_there(made, arena, folder)
 
 
@@ -139,7 +157,7 @@ def test_a_bad_file_keeps_no_slot(tmp_path: Path) -> None:
         # There is room for all three that are good: the slot of the bad one was free, and nothing had to go for it.
         made.load(np.array([0, 1, 2]))
         assert len(set(made.slots_of(np.array([0, 1, 2])).tolist())) == 3
-        assert made.snapshot().done - checked == 1
+        assert made.snapshot().done == checked
 
 
 MANY, SET = 40, 6
@@ -154,7 +172,7 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def settled(made: SampleStore, done: int) -> int:
+def settled(made: Store, done: int) -> int:
     """How many files have been decoded when `done` have, and a moment later."""
     deadline = time.monotonic() + 20
     while made.snapshot().done < done and time.monotonic() < deadline:
@@ -163,7 +181,7 @@ def settled(made: SampleStore, done: int) -> int:
     return made.snapshot().done
 
 
-def assert_loaded(made: SampleStore, arena: Arena, folder: Path, samples: np.ndarray) -> None:
+def assert_loaded(made: Store, arena: Arena, folder: Path, samples: np.ndarray) -> None:
     out = np.empty((3, SIZE, SIZE), dtype=np.int8)
     for number, slot in zip(samples.tolist(), made.slots_of(samples).tolist(), strict=True):
         Preprocessor(size=SIZE, resize=SIZE).decode_into(folder / f"{number:02}.png", out)
@@ -224,7 +242,7 @@ def test_bad_files_end_the_next_load_and_a_check_names_the_others(many: Path, tm
         assert (made.known, made.snapshot().done) == (MANY, MANY)
 
 
-def test_a_load_ends_when_the_store_does(many: Path, tmp_path: Path) -> None:
+def test_a_load_ends_when_the_samples_do(many: Path, tmp_path: Path) -> None:
     with store(many, tmp_path, image_timeout_s=60.0, loaders=1, slots=MANY) as (made, _):
         errors: list[BaseException] = []
 
@@ -234,11 +252,12 @@ def test_a_load_ends_when_the_store_does(many: Path, tmp_path: Path) -> None:
             except PipelineError as error:
                 errors.append(error)
 
-        made._submit = lambda *_: None  # type: ignore[method-assign, assignment]
+        os.kill(made.stage.pids[0], signal.SIGSTOP)
         thread = threading.Thread(target=load)
         thread.start()
         time.sleep(0.2)
         made.stop()
+        made.loading.stop()
         thread.join(10)
         assert not thread.is_alive()
         assert len(errors) == 1

@@ -1,4 +1,4 @@
-"""The decode stage on real files: samples, reasons, and what loaders keep to themselves."""
+"""The loaders on real files: samples, reasons, and what loaders keep to themselves."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from PIL import Image
 from pipeline.memory.arena import Arena
 from pipeline.samples.images import ImageRules
 from pipeline.samples.preprocess import Preprocessor
+from pipeline.samples.sources import PathLocator
 from pipeline.stages.channels import Task
-from pipeline.stages.decode import DecodeResult, DecodeWork, LoaderSpec, decode_stage
+from pipeline.stages.load import LoadResult, LoadWork, Preparation, load_stage
 
 SIZE = 32
 
@@ -54,11 +55,13 @@ def test_a_loader_names_bad_files_and_goes_on(tmp_path: Path, capfd: pytest.Capt
         photo(tmp_path / "b.jpg", 2),
     )
     rules = ImageRules(max_pixels=1_000_000)
-    results: list[DecodeResult] = []
+    results: list[LoadResult] = []
     with Arena.create(4, (3, SIZE, SIZE)) as arena:
-        stage = decode_stage(
-            LoaderSpec(arena.spec, paths, "images", SIZE, SIZE, rules=rules),
+        stage = load_stage(
+            arena.spec,
+            Preparation("images", SIZE, SIZE, rules),
             loaders=1,
+            capacity=4,
             timeout_s=60,
             image_timeout_s=60,
             on_result=lambda _task, result: results.append(result),
@@ -67,8 +70,7 @@ def test_a_loader_names_bad_files_and_goes_on(tmp_path: Path, capfd: pytest.Capt
         )
         try:
             stage.start()
-            numbers = np.arange(4, dtype=np.int32)
-            stage.submit(Task(1, 4, DecodeWork(numbers, numbers)))
+            stage.submit(Task(1, 4, LoadWork(tuple(PathLocator(str(p)) for p in paths), (0, 1, 2, 3))))
             stage.drain()
         finally:
             stage.stop()

@@ -1,0 +1,43 @@
+"""How far a LoadGen run is: the snapshot that dashboards and summaries are made of."""
+
+from __future__ import annotations
+
+import time
+
+from pipeline.loadgen.samples import Samples
+from pipeline.session.batches import Queue
+from pipeline.session.session import Session
+from pipeline.telemetry.metrics import Snapshot
+
+
+class Progress:
+    """The run's phase, and what LoadGen has asked for and been answered."""
+
+    def __init__(self, session: Session, samples: Samples, queue: Queue) -> None:
+        self._session = session
+        self._samples = samples
+        self._queue = queue
+        self.enter("starting")
+
+    def enter(self, phase: str) -> None:
+        """Name what the run is doing from now on (see `pipeline.telemetry.metrics.Snapshot.phase`)."""
+        self._phase, self._phase_began = phase, time.monotonic()
+
+    def snapshot(self) -> Snapshot:
+        stages, answering = self._session.snapshots(), self._queue.answering
+        infer = stages[1]
+        loaded, to_load = self._samples.progress
+        return Snapshot(
+            phase=self._phase,
+            elapsed_s=time.monotonic() - self._phase_began,
+            completed=0 if answering is None else answering.samples,
+            expected=self._queue.issued,
+            rate_now=infer.rate,
+            rate_mean=0.0 if answering is None else answering.rate,
+            stages=stages,
+            counted=infer.counted,
+            counted_s=infer.counted_s,
+            loaded=loaded,
+            to_load=to_load,
+            latency_ms=self._queue.latencies.percentiles_ms(),
+        )
