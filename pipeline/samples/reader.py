@@ -20,7 +20,7 @@ from pipeline.samples.sources import (
     RangeLocator,
     RowLocator,
 )
-from pipeline.samples.tables import RowCursor
+from pipeline.samples.tables import RowCursor, image_in
 
 # Shards and row groups that stay open. Tasks come in the order of the sources: the one that ends and the one that
 # begins would do, and a row group's page may have 100 MB.
@@ -107,21 +107,8 @@ class Reader:
         return data
 
     def _row(self, locator: RowLocator) -> bytes:
-        cell = self._cursor(locator).cell(locator.row)
-        if not cell.is_valid:
-            raise ImageError(locator.path, f"nothing in column {locator.column} of this row")
-        if hasattr(cell, "keys"):  # a struct
-            fields = {name: cell[name] for name in cell}
-            held = [fields[name] for name in ("bytes", "path") if name in fields and fields[name].is_valid]
-            if not held:
-                raise ImageError(locator.path, f"column {locator.column} has neither bytes nor a path in this row")
-            cell = held[0]
-        value = cell.as_py()
-        if isinstance(value, str):
-            return self._path(value)
-        if isinstance(value, bytes):
-            return self._checked(locator.path, value)
-        raise ImageError(locator.path, f"column {locator.column} holds {cell.type}, not bytes or a path")
+        image = image_in(self._cursor(locator).cell(locator.row), locator.path, locator.column)
+        return self._path(image) if isinstance(image, str) else self._checked(locator.path, image)
 
     def _shard(self, path: str) -> int:
         if path not in self._shards:

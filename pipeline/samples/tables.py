@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Protocol
 
 from pipeline.errors import ImageError, PipelineError
 from pipeline.extras import require
@@ -110,17 +110,27 @@ class RowCursor:
         return error
 
 
+class Columns(Protocol):
+    """Anything that has an Arrow schema, and a name for its errors."""
+
+    @property
+    def path(self) -> str: ...
+
+    @property
+    def schema(self) -> Any: ...
+
+
 class NoImageColumn(PipelineError):
     """A table without a column that may hold images."""
 
 
-def image_column(table: Table, column: str | None, *, paths: bool = True) -> str:
+def image_column(table: Columns, column: str | None, *, paths: bool = True) -> str:
     """The column of `table` with the images: `column`, or else the one of bytes, or else (`paths`) the one of paths.
 
     Raises NoImageColumn, naming the columns there are, when there is none, and PipelineError when `column` holds
     something else or several may be meant.
     """
-    kinds = {str(field.name): _kind(field.type) for field in table.schema}
+    kinds = {str(field.name): kind_of(field.type) for field in table.schema}
     if column is not None:
         if column not in kinds:
             raise NoImageColumn(f"{table.path}: no column {column}; its columns are {', '.join(kinds)}")
@@ -137,6 +147,25 @@ def image_column(table: Table, column: str | None, *, paths: bool = True) -> str
     raise NoImageColumn(f"{table.path}: no column of bytes or of paths; its columns are {', '.join(kinds)}")
 
 
+def image_in(cell: Any, place: str, column: str) -> bytes | str:
+    """An image's bytes or its path, as the Arrow scalar `cell` of `column` holds it.
+
+    Raises ImageError with `place` when it holds neither.
+    """
+    if not cell.is_valid:
+        raise ImageError(place, f"nothing in column {column} of this row")
+    if hasattr(cell, "keys"):  # a struct
+        fields = {name: cell[name] for name in cell}
+        held = [fields[name] for name in ("bytes", "path") if name in fields and fields[name].is_valid]
+        if not held:
+            raise ImageError(place, f"column {column} has neither bytes nor a path in this row")
+        cell = held[0]
+    value = cell.as_py()
+    if isinstance(value, (bytes, str)):
+        return value
+    raise ImageError(place, f"column {column} holds {cell.type}, not bytes or a path")
+
+
 def table_sources(table: Table, column: str) -> Iterator[Source]:
     """A source for every row, `table.parquet#0` on. Nothing but the footer is read."""
     number = 0
@@ -146,14 +175,14 @@ def table_sources(table: Table, column: str) -> Iterator[Source]:
             number += 1
 
 
-def _kind(arrow_type: Any) -> str | None:
+def kind_of(arrow_type: Any) -> str | None:
     """What a column of `arrow_type` may hold: `bytes`, `path` or neither."""
     types = require("pyarrow.types", "data", "a Parquet file")
     if types.is_dictionary(arrow_type):
         arrow_type = arrow_type.value_type
     if types.is_struct(arrow_type):
         fields = {arrow_type.field(n).name: arrow_type.field(n).type for n in range(arrow_type.num_fields)}
-        return next((k for k in ("bytes", "path") if k in fields and _kind(fields[k]) == k), None)
+        return next((k for k in ("bytes", "path") if k in fields and kind_of(fields[k]) == k), None)
     if any(test(arrow_type) for test in (types.is_string, types.is_large_string, types.is_string_view)):
         return "path"
     binary = (types.is_binary, types.is_large_binary, types.is_binary_view, types.is_fixed_size_binary)

@@ -12,13 +12,13 @@ from typing import BinaryIO
 from pipeline.sinks.base import SinkError
 
 
-def write_durably(path: Path, fill: Callable[[BinaryIO], object]) -> None:
+def write_durably(path: Path, fill: Callable[[BinaryIO], object], temporary: Path | None = None) -> None:
     """Make `path` with what `fill` writes: synced under a temporary name, renamed, the folder synced.
 
     Raises what `fill` and the system raise, and then
     leaves nothing behind; `path` is as it was.
     """
-    temporary = temporary_of(path)
+    temporary = temporary_of(path) if temporary is None else temporary
     try:
         with open(temporary, "wb") as file:
             fill(file)

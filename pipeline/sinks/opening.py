@@ -34,6 +34,7 @@ def open_sink(
     seconds_per_part: float = SECONDS_PER_PART,
     clock: Callable[[], float] = time.monotonic,
     stdout: BinaryIO | None = None,
+    read_keys: bool = True,
 ) -> Sink:
     """The sink for `out`.
 
@@ -41,7 +42,7 @@ def open_sink(
     lines on `stdout`, or `none`.
 
     `identity` is what makes rows comparable: the model's hash, preprocessing, top-k, class names (a hash of long ones
-    will do). `notes` is what else the output's metadata says. `class_names` are by class.
+    will do). `notes` is what else the output's metadata says. `class_names` are by class. `read_keys`: see `PartsSink`.
 
     Raises SinkError when the output is not to be gone on with or cannot be written, PipelineError without pyarrow.
     """
@@ -52,6 +53,7 @@ def open_sink(
     about = About(identity, notes or {})
     limits: dict[str, Any] = {
         "rows_per_part": rows_per_part, "seconds_per_part": seconds_per_part, "clock": clock,
+        "read_keys": read_keys,
     }  # fmt: skip
     ending = os.path.splitext(out)[1].lower()
     if out.endswith("/") or (Path(out).is_dir() and ending not in FORMATS):

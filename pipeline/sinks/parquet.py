@@ -29,6 +29,7 @@ class ParquetFormat:
     tells = True
 
     def __init__(self, class_names: Sequence[str] | None) -> None:
+        self._class_names = class_names
         self._pa = pa = require("pyarrow", "data", "a .parquet output")
         self._pq = require("pyarrow.parquet", "data", "a .parquet output")
         self._names = None if class_names is None else pa.array([writable(name) for name in class_names], pa.string())
@@ -44,9 +45,12 @@ class ParquetFormat:
             ]
         )
 
+    def __reduce__(self) -> tuple[type[ParquetFormat], tuple[Sequence[str] | None]]:
+        return ParquetFormat, (self._class_names,)
+
     def write(self, file: BinaryIO, rows: Rows, about: About) -> None:
         with self._writer(file, about) as writer:
-            writer.write_table(self._table(rows), row_group_size=ROWS_PER_GROUP)
+            writer.write_table(self.table(rows), row_group_size=ROWS_PER_GROUP)
 
     def keys(self, path: Path) -> Iterator[tuple[list[str], int]]:
         with open(path, "rb") as file:
@@ -64,21 +68,25 @@ class ParquetFormat:
     def read(self, path: Path) -> Iterator[Rows]:
         with open(path, "rb") as file:
             for batch in self._pq.ParquetFile(file).iter_batches(ROWS_PER_GROUP, use_threads=False):
-                column = dict(zip(batch.schema.names, batch.columns, strict=True))
-                answered = column["class_id"].is_valid().to_numpy(zero_copy_only=False)
-                shape = (batch.num_rows, _width(column["top_ids"]))
-                top_ids, top_scores = np.zeros(shape, np.int32), np.zeros(shape, np.float32)
-                top_ids[answered] = column["top_ids"].flatten().to_numpy().reshape(-1, shape[1])
-                top_scores[answered] = column["top_scores"].flatten().to_numpy().reshape(-1, shape[1])
-                wrong = np.flatnonzero(~answered)
-                yield Rows(
-                    [unescape(key) for key in column["key"].to_pylist()],
-                    column["class_id"].fill_null(0).to_numpy(),
-                    column["score"].fill_null(0).to_numpy(),
-                    top_ids,
-                    top_scores,
-                    dict(zip(wrong.tolist(), column["error"].take(self._pa.array(wrong)).to_pylist(), strict=True)),
-                )
+                yield self.rows(batch)
+
+    def rows(self, batch: Any) -> Rows:
+        """The rows in a record batch with the columns of `table`."""
+        column = dict(zip(batch.schema.names, batch.columns, strict=True))
+        answered = column["class_id"].is_valid().to_numpy(zero_copy_only=False)
+        shape = (batch.num_rows, _width(column["top_ids"]))
+        top_ids, top_scores = np.zeros(shape, np.int32), np.zeros(shape, np.float32)
+        top_ids[answered] = column["top_ids"].flatten().to_numpy().reshape(-1, shape[1])
+        top_scores[answered] = column["top_scores"].flatten().to_numpy().reshape(-1, shape[1])
+        wrong = np.flatnonzero(~answered)
+        return Rows(
+            [unescape(key) for key in column["key"].to_pylist()],
+            column["class_id"].fill_null(0).to_numpy(),
+            column["score"].fill_null(0).to_numpy(),
+            top_ids,
+            top_scores,
+            dict(zip(wrong.tolist(), column["error"].take(self._pa.array(wrong)).to_pylist(), strict=True)),
+        )
 
     def join(self, parts: Sequence[Path], file: BinaryIO, about: About) -> None:
         """Row groups of parts that were cut by time are small: they are put together to whole ones."""
@@ -119,7 +127,8 @@ class ParquetFormat:
             file, self._schema.with_metadata(metadata), compression="zstd", use_dictionary=["class_name", "error"]
         )
 
-    def _table(self, rows: Rows) -> Any:
+    def table(self, rows: Rows) -> Any:
+        """The rows as an Arrow table, whose columns are those of the file."""
         pa, n = self._pa, len(rows)
         missing = ~rows.answered() if rows.errors else None
         class_id = pa.array(rows.class_ids, mask=missing)

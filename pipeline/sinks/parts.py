@@ -16,10 +16,13 @@ from __future__ import annotations
 import json
 import os
 import re
+import secrets
+import socket
 import stat
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -35,6 +38,8 @@ ABOUT = "_about.json"
 SUCCESS = "_SUCCESS"
 LOCK = ".lock"
 PART = re.compile(r"part-([0-9]{6,})")
+# Numbers of the parts that a run's writers have; one process alone counts on from the last.
+PARTS_OF_A_RUN = 10**18
 # Notes of a finished output.
 ROWS = "rows"
 ERRORS = "errors"
@@ -46,6 +51,9 @@ class PartsSink:
 
     A part is cut at `rows_per_part` rows and `seconds_per_part` after its first row, whichever is sooner: a run that
     is killed has to answer again what came in since. Until then rows are held in memory. `clock` is in seconds.
+
+    Where others write parts of the output (`writer`), `read_keys` is false: the keys of earlier runs are then theirs
+    to read (`earlier_parts`), and rows count from this run on (`count`).
 
     Raises SinkError when the output cannot be gone on with: another writer, another identity, a file of someone else.
     See `pipeline.sinks.base.Sink` for the attributes.
@@ -61,6 +69,7 @@ class PartsSink:
         rows_per_part: int = ROWS_PER_PART,
         seconds_per_part: float = SECONDS_PER_PART,
         clock: Callable[[], float] = time.monotonic,
+        read_keys: bool = True,
     ) -> None:
         # What a link points to is written, not the link: the parts lie beside it, on its file system.
         self.out = Path(os.path.realpath(out))
@@ -74,6 +83,7 @@ class PartsSink:
         self._rows_per_part = rows_per_part
         self._seconds_per_part = seconds_per_part
         self._clock = clock
+        self._read_keys = read_keys
         self._waiting: list[Rows] = []
         self._waiting_rows = 0
         self._since = 0.0
@@ -149,7 +159,7 @@ class PartsSink:
         if not self._waiting:
             return
         rows, self._waiting, self._waiting_rows = Rows.concatenate(self._waiting), [], 0
-        path = self._parts_folder / f"part-{self._next_part:06}{self._format.suffix}"
+        path = self._parts_folder / _part_name(self._next_part, self._format)
         try:
             with plainly(self._parts_folder, lambda: self.rows - len(rows)):
                 write_durably(path, lambda file: self._format.write(file, rows, self._about))
@@ -181,6 +191,21 @@ class PartsSink:
             with readably(path):
                 yield from self._format.read(path)
 
+    @property
+    def earlier_parts(self) -> tuple[Path, ...]:
+        """The parts that were there when this was made."""
+        return tuple(self._earlier)
+
+    def writer(self) -> PartWriter:
+        """What other processes write parts of this output with, from now until this is left."""
+        run = self._next_part // PARTS_OF_A_RUN + 1
+        return PartWriter(self._parts_folder, self._format, self._about, run * PARTS_OF_A_RUN)
+
+    def count(self, rows: int, errors: int) -> None:
+        """So many rows, with so many errors among them, are in parts that others wrote, or that earlier runs did."""
+        self.rows += rows
+        self.errors += errors
+
     def _join(self, file: BinaryIO) -> None:
         self._format.join(self._parts(), file, self._about)
         if not self._format.tells:
@@ -210,7 +235,7 @@ class PartsSink:
         if self._folder and (self.out / SUCCESS).exists():
             self._take_as_complete(about)
             return
-        for path in self._parts():
+        for path in self._parts() if self._read_keys else ():
             for keys, errors in self._keys(path):
                 for key in keys:
                     self.done.add_escaped(key)
@@ -312,6 +337,44 @@ class PartsSink:
                     f"{place}: has rows of another {name} ({_shown(theirs)}, this run has {_shown(mine)}); give --out "
                     "another name, or remove it"
                 )
+
+
+@dataclass(frozen=True)
+class PartWriter:
+    """Writes parts of an output whose `PartsSink` another process holds, maybe on another machine; it is picklable.
+
+    Attributes:
+        folder: of the parts; the machines have to share it.
+        first: what the numbers of this run's parts count from.
+    """
+
+    folder: Path
+    file_format: Format
+    about: About
+    first: int
+
+    def write(self, number: int, rows: Rows) -> Path:
+        """Write `rows` as the part `number` of this run, and return where it is.
+
+        A number that is written twice, as by a task that was tried again, is one part. Raises SinkError.
+        """
+        if not 0 <= number < PARTS_OF_A_RUN:
+            raise ValueError(f"part {number} of {PARTS_OF_A_RUN}")
+        if not (self.folder / ABOUT).is_file():
+            raise SinkError(
+                f"{self.folder}: is not the output's folder on {socket.gethostname()}; give --out a name in a folder "
+                "that all nodes share"
+            )
+        path = self.folder / _part_name(self.first + number, self.file_format)
+        # Two may write it at a time: a task, and one in its place when it was given up too soon.
+        temporary = temporary_of(path.with_stem(f"{path.stem}.{secrets.token_hex(4)}"))
+        with plainly(self.folder):
+            write_durably(path, lambda file: self.file_format.write(file, rows, self.about), temporary)
+        return path
+
+
+def _part_name(number: int, file_format: Format) -> str:
+    return f"part-{number:06}{file_format.suffix}"
 
 
 def _number(path: Path) -> int:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import errno
 import json
 import os
+import pickle
 import resource
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +21,11 @@ import pytest
 from pipeline.errors import PipelineError
 from pipeline.sinks import durable
 from pipeline.sinks import parts as parts_module
-from pipeline.sinks.base import Sink
+from pipeline.sinks.base import Sink, SinkError
 from pipeline.sinks.lock import OutputLock
 from pipeline.sinks.opening import open_sink
 from pipeline.sinks.parts import PartsSink
+from pipeline.sinks.rows import Rows
 from tests.paths import ROOT
 from tests.pipeline.sinks.kills import kill_and_go_on
 from tests.pipeline.sinks.made import CLASSES, IDENTITY, as_tuples, made
@@ -474,3 +477,34 @@ def test_a_folder_is_a_dataset(tmp_path: Path) -> None:
             sink.write(made([key]))
         assert dataset.dataset("parts").count_rows() == 100
     assert dataset.dataset("parts").to_table(["key"]).column("key").to_pylist() == KEYS
+
+
+def test_parts_that_other_processes_write_are_the_outputs(out: str) -> None:
+    """In the order of their numbers, whoever comes first; a task that is tried again writes the same part."""
+    with opened(out, read_keys=False) as sink:
+        writer = pickle.loads(pickle.dumps(sink.writer()))
+        for number in (7, 0, 7):
+            writer.write(number, made(KEYS[number : number + 5]))
+        sink.leave()
+    with opened(out) as sink:
+        assert (len(sink.done), sink.rows) == (10, 10)
+        sink.write(made(KEYS[50:51]))  # a run of this process alone goes on after them
+        sink.leave()
+    with opened(out, read_keys=False) as sink:
+        assert (len(sink.earlier_parts), len(sink.done), sink.rows) == (3, 0, 0)
+        sink.writer().write(0, made(KEYS[60:62]))  # and one of other processes after that
+        assert len(list(sink.writer().folder.glob("part-*"))) == 4
+        wanted = made([*KEYS[:5], *KEYS[7:12], KEYS[50], *KEYS[60:62]])
+        sink.count(len(wanted), len(wanted.errors))
+    with opened(out) as sink:
+        assert (sink.complete, sink.rows, sink.errors) == (True, len(wanted), len(wanted.errors))
+        assert as_tuples(Rows.concatenate(list(sink.earlier()))) == as_tuples(wanted)
+
+
+def test_a_part_is_not_written_where_the_outputs_folder_is_another(tmp_path: Path) -> None:
+    with opened("a.jsonl", read_keys=False) as sink:
+        writer = replace(sink.writer(), folder=tmp_path)
+        with pytest.raises(SinkError, match="give --out a name in a folder that all nodes share"):
+            writer.write(0, made(KEYS[:1]))
+        assert not list(tmp_path.glob("part*"))
+        sink.leave()
