@@ -17,6 +17,7 @@ endif
 
 # The tests of the fine-tuning tools need PyTorch, a large download: `make test WITH_TORCH=1` has them run.
 TORCH := torch==2.13.0
+# And those of classification on Ray need Ray, another: `make test WITH_RAY=1`.
 
 # Images of the default model's own data set, rendered on first use.
 SHAPES := $(VENV)/shapes-200
@@ -32,7 +33,7 @@ run: $(VENV)/.run $(SHAPES)/map.txt
 $(SHAPES)/map.txt: | $(VENV)/.run
 	$(BIN)/python -m tools.shapes make --out $(SHAPES) --count 200
 
-test: $(VENV)/.test $(if $(WITH_TORCH),$(VENV)/.torch)
+test: $(VENV)/.test $(if $(WITH_TORCH),$(VENV)/.torch) $(if $(WITH_RAY),$(VENV)/.ray)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(if $(CUDA_EXTRA),INT4CORE_REQUIRE_GPU=$${INT4CORE_REQUIRE_GPU:-1}) $(BIN)/python -m pytest $(ARGS)
@@ -48,6 +49,10 @@ $(VENV)/.test: pyproject.toml $(VENV)/.run
 
 $(VENV)/.torch: $(VENV)/.test
 	$(BIN)/pip install --quiet '$(TORCH)' matplotlib
+	touch $@
+
+$(VENV)/.ray: $(VENV)/.test
+	$(BIN)/pip install --quiet --editable '.[$(if $(CUDA_EXTRA),$(CUDA_EXTRA)$(comma))test,ray]'
 	touch $@
 
 # The pages of the engine's public names; docs/api.md says which are kept.

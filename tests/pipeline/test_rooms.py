@@ -21,6 +21,7 @@ FLOORS = (
     ("session", "report"),
     ("commands",),
     ("loadgen", "sinks"),
+    ("ray",),
     ("classify",),
     ("offline", "doctor"),
 )

@@ -1,0 +1,40 @@
+"""A local Ray for the tests, and images enough for its actors."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+CPUS = 2
+OBJECT_STORE_BYTES = 200 * 2**20
+
+
+@pytest.fixture(scope="package")
+def cluster() -> Iterator[Any]:
+    """Ray on this machine, as if it had two CPUs and no GPU; the test is skipped where Ray is not installed.
+
+    It ends with this folder's tests: others count the processes there are.
+    """
+    ray = pytest.importorskip("ray", reason="needs Ray: make test WITH_RAY=1, or pip install 'ray[data]'")
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    ray.init(
+        address="local",
+        num_cpus=CPUS,
+        num_gpus=0,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+        object_store_memory=OBJECT_STORE_BYTES,
+    )
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    yield ray
+    ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def image_bytes(images: Path) -> list[bytes]:
+    return [path.read_bytes() for path in sorted(images.glob("*.jpg"))]
