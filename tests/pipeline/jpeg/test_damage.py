@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from tests.pipeline.jpeg.emulated import EmulatedDecoder
 from tests.pipeline.jpeg.encoder import AC_SYMBOLS, Block, Encoder, plain_table, random_blocks
 from tests.pipeline.jpeg.test_kernels import encoded, pillow_rgb, saved
 
-MUTATED = int(os.environ.get("JPEG_FUZZ", "320"))
+MUTATED = int(os.environ.get("JPEG_FUZZ", "256"))
 AT_ONCE = 32
 BIT = {reason: bit for bit, reason in DAMAGE.items()}
 
@@ -26,8 +27,8 @@ pytestmark = needs_compiler
 
 
 @pytest.fixture(scope="module")
-def decoder(tmp_path_factory: pytest.TempPathFactory) -> EmulatedDecoder:
-    return EmulatedDecoder(tmp_path_factory.mktemp("kernels"))
+def decoder(folder: Path) -> EmulatedDecoder:
+    return EmulatedDecoder(folder)
 
 
 def whole(restart: int = 0, tables: str = "plain", size: int = 64, **options: object) -> bytes:

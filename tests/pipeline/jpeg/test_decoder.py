@@ -46,10 +46,10 @@ class Host:
 @pytest.fixture(
     scope="module", params=[pytest.param("emulated", marks=needs_compiler), pytest.param("gpu", marks=pytest.mark.gpu)]
 )
-def host(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Host:
+def host(request: pytest.FixtureRequest) -> Host:
     if request.param == "gpu":
         return Host(request.getfixturevalue("cupy"), 0)
-    return Host(None, EmulatedDevice(tmp_path_factory.mktemp("kernels")))
+    return Host(None, EmulatedDevice(request.getfixturevalue("folder")))
 
 
 @pytest.fixture(scope="module")

@@ -22,17 +22,12 @@ from tests.paths import SHARED
 from tests.pipeline.jpeg.emulated import EmulatedDecoder
 from tests.pipeline.jpeg.encoder import TABLES, Encoder, random_blocks
 
-MADE = int(os.environ.get("JPEG_FILES", "192"))
+MADE = int(os.environ.get("JPEG_FILES", "160"))
 AT_ONCE = 32
 SAMPLINGS = (None, (1, 1), (2, 1), (2, 2), (1, 2), (4, 1))
 IMAGES = SHARED / "imagenet" / "sample200"
 
 pytestmark = needs_compiler
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("kernels")
 
 
 def pillow_rgb(data: bytes) -> npt.NDArray[np.uint8]:
