@@ -57,7 +57,7 @@ def prepare(
     def stop(*_: Any, **__: Any) -> Any:
         raise Prepared("prepared")
 
-    monkeypatch.setattr(module, "Run", stop)
+    monkeypatch.setattr(module, "LoadGenRun", stop)
     monkeypatch.chdir(tmp_path)
     Path("file").write_bytes(b"\xff\x00 text")
     Path("folder").mkdir()

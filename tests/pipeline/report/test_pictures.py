@@ -18,7 +18,7 @@ from pipeline.samples.images import ImageRules
 from pipeline.samples.preprocess import Preprocessor
 from pipeline.samples.sources import BytesLocator, FailedLocator, Locator, PathLocator, RangeLocator
 from pipeline.stages.load import Preparation
-from tests.pipeline.stages.test_decode import damaged_tiff, greedy_tiff
+from tests.pipeline.stages.test_load import damaged_tiff, greedy_tiff
 
 PREPARATION = Preparation("images", 224, 256)
 
