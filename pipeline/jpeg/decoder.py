@@ -6,7 +6,7 @@ import io
 import os
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -154,53 +154,22 @@ class Decoder:
         self._gpu.wait(self._stream)
 
     def _run(self, job: Job) -> None:
-        reasons: list[str | None] = [None] * len(job.files)
         self.reasons = ()
         for stream in (self._stream, *(workspace.stream for workspace in self._idle)):
             self._gpu.begin(stream)
-        under_way: deque[tuple[Workspace, npt.NDArray[np.int64]]] = deque()
+        run = _Run(job, self._idle)
         # Pillow's threads change the filters of warnings as they come and go: here they get back what they were.
-        with warnings.catch_warnings(), ThreadPoolExecutor(max(1, len(os.sched_getaffinity(0)))) as pool:
+        with warnings.catch_warnings(), run:
+            for begin in range(0, len(job.files), self._images):
+                group = range(begin, min(begin + self._images, len(job.files)))
+                left: dict[int, str] = {}
+                for chunk in self._chunks(job, group, left):
+                    run.start(chunk)
+                run.decode_by_pillow(left)
+        self.reasons = tuple(run.reasons)
 
-            def finish_one() -> None:
-                workspace, numbers = under_way.popleft()
-                damage = workspace.finish()
-                self._idle.append(workspace)
-                damaged = numbers[damage != 0]
-                for number, word in zip(damaged.tolist(), damage[damage != 0].tolist(), strict=True):
-                    reasons[number] = reason_of(word)
-                self._decode_by_pillow(job, damaged.tolist(), pool)
-
-            try:
-                for begin in range(0, len(job.files), self._images):
-                    group = range(begin, min(begin + self._images, len(job.files)))
-                    left: dict[int, str] = {}
-                    for numbers, plan, file_bytes in self._plans(job, group, left):
-                        if not self._idle:
-                            finish_one()
-                        workspace = self._idle.popleft()
-                        under_way.append((workspace, numbers))
-                        outs = [
-                            job.outs(number, int(header["height"]), int(header["width"]))
-                            for number, header in zip(numbers.tolist(), plan.images["header"], strict=True)
-                        ]
-                        files = workspace.upload([_view(job.files[number]) for number in numbers], file_bytes)
-                        workspace.enqueue(plan, files, np.array(outs, np.uint64), int(file_bytes.sum()))
-                    for number, reason in left.items():
-                        reasons[number] = reason
-                    self._decode_by_pillow(job, list(left), pool)
-            finally:
-                while under_way:
-                    finish_one()
-        self.reasons = tuple(reasons)
-
-    def _plans(
-        self, job: Job, group: range, left: dict[int, str]
-    ) -> Iterator[tuple[npt.NDArray[np.int64], Plan, npt.NDArray[np.int64]]]:
-        """The group's files that the GPU may have, in chunks: their numbers, the plan, and the bytes of each file.
-
-        Why it may not have the others goes to `left`, before the first chunk comes.
-        """
+    def _chunks(self, job: Job, group: range, left: dict[int, str]) -> Iterator[_Chunk]:
+        """The group's files that the GPU may have; why it may not have the others goes to `left`, by number."""
         taken, records = [], []
         for number in group:
             try:
@@ -222,9 +191,9 @@ class Decoder:
             if reason:
                 left[number] = str(reason)
         fits = np.flatnonzero(against == "")
-        for chunk in chunks(bytes_each[fits], self._capacity, self._images):
-            chosen = fits[chunk]
-            yield numbers[chosen], plan.take(chosen), file_bytes[chosen]
+        for span in chunks(bytes_each[fits], self._capacity, self._images):
+            chosen = fits[span]
+            yield _Chunk(numbers[chosen].tolist(), plan.take(chosen), file_bytes[chosen])
 
     def _against(
         self, headers: Headers, file_bytes: npt.NDArray[np.int64], sampling: Sampling | None
@@ -243,16 +212,68 @@ class Decoder:
         against[most > self._rules.max_memory] = "too thin"
         return against
 
-    @staticmethod
-    def _decode_by_pillow(job: Job, numbers: Sequence[int], pool: ThreadPoolExecutor) -> None:
+
+@dataclass(frozen=True)
+class _Chunk:
+    """Files that go to the GPU together: their numbers, the plan, and the bytes that each takes there."""
+
+    numbers: list[int]
+    plan: Plan
+    file_bytes: npt.NDArray[np.int64]
+
+
+class _Run:
+    """A call under way. Leaving it waits for the GPU and for Pillow, and gives every workspace back to `idle`.
+
+    Attributes:
+        reasons: per file.
+    """
+
+    def __init__(self, job: Job, idle: deque[Workspace]) -> None:
+        self.reasons: list[str | None] = [None] * len(job.files)
+        self._job = job
+        self._idle = idle
+        self._under_way: deque[tuple[Workspace, _Chunk]] = deque()
+        self._pool = ThreadPoolExecutor(max(1, len(os.sched_getaffinity(0))))
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, *_: object) -> None:
+        with self._pool:
+            while self._under_way:
+                self._finish_first()
+
+    def start(self, chunk: _Chunk) -> None:
+        """Have the GPU decode it, when a workspace is free."""
+        if not self._idle:
+            self._finish_first()
+        workspace = self._idle[0]
+        headers = chunk.plan.images["header"]
+        sizes = zip(chunk.numbers, headers["height"].tolist(), headers["width"].tolist(), strict=True)
+        outs = np.array([self._job.outs(*size) for size in sizes], np.uint64)
+        files = workspace.upload([_view(self._job.files[number]) for number in chunk.numbers], chunk.file_bytes)
+        workspace.enqueue(chunk.plan, files, outs, int(chunk.file_bytes.sum()))
+        self._under_way.append((self._idle.popleft(), chunk))
+
+    def decode_by_pillow(self, left: Mapping[int, str]) -> None:
+        """Decode these files on the host, for these reasons."""
+
         def decode(number: int) -> Any:
             try:
-                return job.by_pillow(number)
+                return self._job.by_pillow(number)
             except ImageError as error:
                 return error
 
-        for number, result in zip(numbers, pool.map(decode, numbers), strict=True):
-            job.keep(number, result)
+        for number, result in zip(left, self._pool.map(decode, left), strict=True):
+            self.reasons[number] = left[number]
+            self._job.keep(number, result)
+
+    def _finish_first(self) -> None:
+        workspace, chunk = self._under_way.popleft()
+        self._idle.append(workspace)
+        damage = workspace.finish().tolist()
+        found = zip(chunk.numbers, damage, strict=True)
+        self.decode_by_pillow({number: reason_of(word) for number, word in found if word})
 
 
 def rgb_by_pillow(data: bytes, name: str, rules: ImageRules) -> npt.NDArray[np.uint8]:

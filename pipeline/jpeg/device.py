@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
@@ -95,19 +97,24 @@ class Gpu:
             return self.cupy.cuda.Stream(non_blocking=True)
 
     def allocate(self, size: int) -> tuple[int, Any]:
-        with self.device:
-            try:
-                memory = self.cupy.cuda.alloc(size)
-            except self.cupy.cuda.memory.OutOfMemoryError as error:
-                raise EngineError(f"{size / 2**20:,.0f} MiB of device memory for decoding: {error}") from error
+        with self.device, self._memory_errors(size):
+            memory = self.cupy.cuda.alloc(size)
         return int(memory.ptr), memory
+
+    @contextmanager
+    def _memory_errors(self, size: int) -> Iterator[None]:
+        try:
+            yield
+        except self.cupy.cuda.memory.OutOfMemoryError as error:
+            mib = f"{size / 2**20:,.0f} MiB of device memory"
+            raise EngineError(f"{mib} to decode JPEGs are not free: decode fewer at a time ({error})") from error
 
     def pinned(self, size: int) -> HostBytes:
         with self.device:
             return np.frombuffer(self.cupy.cuda.alloc_pinned_memory(size), np.uint8, size)
 
     def empty(self, shape: tuple[int, ...]) -> Any:
-        with self.device:
+        with self.device, self._memory_errors(math.prod(shape)):
             return self.cupy.empty(shape, np.uint8)
 
     def address(self, array: Any) -> int:

@@ -18,7 +18,7 @@ from PIL import Image
 from pipeline.errors import ImageError
 from pipeline.jpeg import Decoder
 from pipeline.jpeg.plan import DAMAGE, Sampling
-from pipeline.jpeg.workspace import FIXED_BYTES
+from pipeline.jpeg.workspace import FIXED_BYTES, Workspace
 from pipeline.samples.images import ImageRules
 from pipeline.samples.preprocess import Preprocessor
 from tests.kernels.emulator.driver import needs_compiler
@@ -212,3 +212,18 @@ def test_kernels_that_are_not_needed_are_not_launched(host: Host) -> None:
     ]  # fmt: skip
     assert Sampling(SIZE, RESIZE).fusible
     assert POISON not in (0, 99)
+
+
+def test_a_call_that_fails_leaves_the_decoder_as_it_was(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoder = Decoder(host.device, 4, size=SIZE, resize=RESIZE, streams=2)
+    whole_file = whole()
+
+    def fail(*_: object) -> None:
+        raise MemoryError("no more")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Workspace, "upload", fail)
+        with pytest.raises(MemoryError, match="no more"):
+            decoder.samples([whole_file] * 9, host.samples(9))
+    expect_samples(decoder, host, [whole_file] * 9)
+    assert decoder.reasons == (None,) * 9
