@@ -12,7 +12,7 @@ from int4core.cores import cpu_quota, usable_cores, whole_cores
 from pipeline import doctor
 from pipeline.loadgen.options import build_parser
 from pipeline.machine import hardware
-from pipeline.session import run
+from pipeline.session import session
 from tests.paths import ROOT
 
 
@@ -74,7 +74,7 @@ def test_the_scheduler_counts() -> None:
 def test_loaders_verdict_help_and_engine_count_by_the_same_function(monkeypatch: pytest.MonkeyPatch) -> None:
     import mlperf_loadgen
 
-    assert run.usable_cores is hardware.usable_cores is of_the_engine is usable_cores
+    assert session.usable_cores is hardware.usable_cores is of_the_engine is usable_cores
     assert doctor.whole_cores is whole_cores
     monkeypatch.setattr(cores, "scheduled_cores", lambda: 64)
     monkeypatch.setattr(cores, "cpu_quota", lambda: 2.5)
