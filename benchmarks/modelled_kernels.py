@@ -10,7 +10,8 @@ from benchmarks.chip_rates import LATENCY, LAUNCH_US, SYNC, clock, rates_of
 from benchmarks.kernel_work import Counts, Phase, Work, cut, resident_blocks
 from benchmarks.sass import Listing, Loop, disassemble
 from int4core.backends.cuda.chips import Chip
-from int4core.backends.cuda.families.conv_mma4 import Mma4Conv, conv_shape
+from int4core.backends.cuda.families.conv_mma4 import Mma4Conv
+from int4core.backends.cuda.families.conv_tile import conv_shape
 from int4core.backends.cuda.families.conv_wgmma import WgmmaConv
 from int4core.backends.cuda.families.stem_mma import StemConv
 from int4core.backends.cuda.jit.nvrtc import Report, compile_source, require_nvrtc
@@ -134,8 +135,8 @@ def _wgmma_work(kernel: WgmmaConv, chip: Chip) -> tuple[Work, float, float]:
     """A tile of a team is the unit: its blocks of K, and the rest of the loop over tiles. What the copy engine does
     costs no instructions."""
     _, listing = compiled(kernel.source, chip.arch)
-    plan, rates = kernel.plan, rates_of(chip)
-    config, warps = plan.config, 4 * plan.config.warpgroups
+    config, rates = kernel.config, rates_of(chip)
+    warps = 4 * config.warpgroups
     inner = [loop for loop in listing.loops if listing.counts(loop)["IGMMA"] and not _holds_loop(listing, loop)]
     outer = max(listing.loops, key=lambda loop: (listing.counts(loop)["IGMMA"], loop.last - loop.first))
     if not inner or outer in inner:
@@ -149,11 +150,11 @@ def _wgmma_work(kernel: WgmmaConv, chip: Chip) -> tuple[Work, float, float]:
     products = config.tile_m * config.tile_n * 2 * kernel.op.shape.k_bytes
     clocks = dict(block.clocks(warps, products, rates.int8, rates))
     clocks["shared"] += config.warpgroups * instructions * config.tile_n * 32 / rates.shared_bytes
-    phases = (Phase(clocks, plan.blocks, pause=SYNC), Phase(rest.clocks(warps, 0, rates.int8, rates)))
-    tiles = plan.tiles * plan.grid[1]
-    streamed = 0 if config.resident else plan.block_weight_bytes
-    moved = tiles * plan.blocks * (config.tile_m * kernel.op.shape.k_bytes + streamed)
-    units = tiles / math.prod(plan.grid) * (math.prod(plan.grid) / chip.multiprocessors)
+    phases = (Phase(clocks, kernel.blocks, pause=SYNC), Phase(rest.clocks(warps, 0, rates.int8, rates)))
+    tiles = kernel.tiles * kernel.grid[1]
+    streamed = 0 if config.resident else kernel.block_weight_bytes
+    moved = tiles * kernel.blocks * (config.tile_m * kernel.op.shape.k_bytes + streamed)
+    units = tiles / chip.multiprocessors
     return Work(phases, warps, config.teams), units, float(moved)
 
 

@@ -1,266 +1,63 @@
 // Convolution of packed u4 activations (NHWC) with packed s4 weights, fused with bias, residual, ReLU and requantisation,
-// on the 4-bit tensor cores of sm_75 (mma.sync.m8n8k32) and of sm_80 to sm_89 (m16n8k64). One implicit GEMM for every
-// window and stride:
+// on the 4-bit tensor cores of sm_75 (mma.sync.m8n8k32) and of sm_80 to sm_89 (m16n8k64), on the tile of conv_tile.cuh.
 //
-//   outputs (pixels x channels) = windows (pixels x taps*C) * weights (taps*C x channels)
-//
-// A block computes TILE_M pixels x TILE_N channels. STAGES buffers of one block of K are kept filled: K_BYTES packed bytes
-// of one tap of every pixel (zeros outside the image), and its weights; with cp.async where the chip has it, else by way
-// of registers. Nothing is unpacked: a word of a packed row is eight places of K, which is an A register, and ldmatrix
-// brings it to its thread. The 16-byte pieces of a row change places with its number, so that eight rows of a piece lie in
-// different banks. The host orders the weights so that a thread's operands are 16 consecutive bytes, and channels so that
-// it ends up with consecutive outputs.
+// Nothing is unpacked: a word of a packed row is eight places of K, which is an A register, and ldmatrix brings it to its
+// thread. The 16-byte pieces of a row change places with its number, so that eight rows of a piece lie in different banks.
+// The host orders the weights so that a thread's operands are 16 consecutive bytes, and channels so that it ends up with
+// consecutive outputs.
 //
 // Compile-time constants: MMA_M (8: m8n8k32, 16: m16n8k64), ASYNC (1: cp.async), WARPS_M, WARPS_N, WARP_M, WARP_N, STAGES
-// (2 without cp.async), K_BYTES, OUTPUT (0 u4, 1 u7 bytes), RESIDUAL (0 none, 1 a u4 tensor, 2 a 1x1 convolution of one:
-// the first part of K, rescaled in the accumulators), WIDE, BLOCKS (a multiprocessor should hold at once).
-#include "epilogue/requantize.cuh"
-#include "ptx/cp_async.cuh"
-#include "ptx/dependency.cuh"
+// (2 without cp.async), K_BYTES, OUTPUT (0 u4, 1 u7 bytes), RESIDUAL (0 none, 1 a u4 tensor, 2 a 1x1 convolution of one),
+// WIDE, BLOCKS (a multiprocessor should hold at once).
+#include "conv_tile.cuh"
 #include "ptx/ldmatrix.cuh"
 #include "ptx/mma_u4s4.cuh"
-#include "words.cuh"
 
-constexpr int TILE_M = WARPS_M * WARP_M, TILE_N = WARPS_N * WARP_N;
-constexpr int THREADS = 32 * WARPS_M * WARPS_N;
-constexpr int SUBS = WARP_M / 16;                        // 16-row tiles a warp
-constexpr int PIECES = K_BYTES / 16;                     // 16-byte pieces of a row; a thread reads a word of each
-constexpr int STEP_WORDS = PIECES < 2 ? PIECES : 2;      // pieces a step of K
-constexpr int STEPS = PIECES / STEP_WORDS;               // a block of K
-constexpr int ROW_STEP = THREADS / PIECES;               // rows that all threads fetch at once
-constexpr int FETCHED_ROWS = (TILE_M + ROW_STEP - 1) / ROW_STEP;  // a thread
-constexpr int ACTIVATION_BYTES = TILE_M * K_BYTES;
-constexpr int WEIGHT_BYTES = TILE_N * K_BYTES;
-constexpr int WEIGHT_PIECES = (WEIGHT_BYTES / 16 + THREADS - 1) / THREADS;
-constexpr int STAGE_BYTES = ACTIVATION_BYTES + WEIGHT_BYTES;
-constexpr int OUT_WORDS = WARP_N / (OUTPUT ? 16 : 32);   // 32-bit words a thread writes of a row
-constexpr int STORE_WORDS = OUT_WORDS < 4 ? OUT_WORDS : 4;
-constexpr int KEPT_WORDS = RESIDUAL == 1 ? WARP_N / 32 : 1;
-static_assert(ASYNC || STAGES == 2, "blocks that come by way of registers alternate between two buffers");
+using EpiloguePair = Requantization<(WIDE != 0)>::Pair;
+using EpilogueResidualPair = Requantization<(WIDE != 0)>::Residual;
 
-// Where piece `piece` of row `row` lies in a stage.
-__device__ __forceinline__ int place_of(int row, int piece) {
-  return row * K_BYTES + (piece ^ row * K_BYTES / 128 % PIECES) * 16;
-}
+struct Operands {
+  using Tile = TileOf<WARPS_M, WARPS_N, WARP_M, WARP_N, K_BYTES>;
+  static constexpr int PIECES = Tile::K_BYTES / 16;             // of a row; a thread reads a word of each
+  static constexpr int STEP_WORDS = PIECES < 2 ? PIECES : 2;    // pieces a step of K
+  static constexpr int STEPS = PIECES / STEP_WORDS;             // a block of K
+  static constexpr int WEIGHT_BYTES = Tile::TILE_N * Tile::K_BYTES;
 
-// How windows of a tensor are read.
-struct Window {
-  int h, w;
-  int pieces;          // 16-byte pieces a pixel
-  int stride, pad;
-  int taps;            // window width and height
-  int channel_blocks;  // blocks of K a tap
-};
-
-struct ConvShape {
-  int pixels;  // n * p * q
-  int p, q;    // output height and width
-  Window input, residual;
-  int residual_blocks;  // blocks of K of the residual convolution, before all others
-  int blocks;           // of both
-  int out_channels;
-};
-
-extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
-conv_mma4(const unsigned char* __restrict__ input, const unsigned char* __restrict__ residual,
-              const unsigned char* __restrict__ weights, const EpiloguePair* __restrict__ channels,
-              const EpilogueResidualPair* __restrict__ residual_channels, unsigned char* __restrict__ output,
-              const ConvShape shape) {
-  extern __shared__ __align__(128) unsigned char memory[];
-  const unsigned stages = static_cast<unsigned>(__cvta_generic_to_shared(memory));
-  EpiloguePair* const pairs = reinterpret_cast<EpiloguePair*>(memory + STAGES * STAGE_BYTES);
-  EpilogueResidualPair* const residual_pairs = reinterpret_cast<EpilogueResidualPair*>(pairs + TILE_N / 2);
-
-  // Blocks that follow one another read the same pixels.
-  const int tiles_n = shape.out_channels / TILE_N;
-  const int tile_n = blockIdx.x % tiles_n, first_pixel = blockIdx.x / tiles_n * TILE_M;
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, group = lane / 4, quad = lane % 4;
-  const int warp_m = warp % WARPS_M, warp_n = warp / WARPS_M;
-  const unsigned char* const tile_weights = weights + static_cast<size_t>(tile_n) * shape.blocks * WEIGHT_BYTES;
-
-  for (int i = threadIdx.x; i < TILE_N / 2; i += THREADS) {
-    pairs[i] = channels[tile_n * (TILE_N / 2) + i];
-    if constexpr (RESIDUAL == 2) residual_pairs[i] = residual_channels[tile_n * (TILE_N / 2) + i];
+  static __device__ __forceinline__ int place_of(int row, int piece) {
+    return row * Tile::K_BYTES + (piece ^ row * Tile::K_BYTES / 128 % PIECES) * 16;
   }
 
-  // The windows of the rows this thread fetches: the first pixel, and where it lies in memory.
-  const int piece = threadIdx.x % PIECES, first_row = threadIdx.x / PIECES;
-  int window_h[FETCHED_ROWS], window_w[FETCHED_ROWS], window_piece[FETCHED_ROWS];
-  Window window = RESIDUAL == 2 ? shape.residual : shape.input;  // of the block that is fetched next
-  const unsigned char* source = RESIDUAL == 2 ? residual : input;
-  auto locate_windows = [&] {
-#pragma unroll
-    for (int i = 0; i < FETCHED_ROWS; ++i) {
-      constexpr int OUTSIDE = -(1 << 20);
-      const int row = first_row + i * ROW_STEP, pixel = first_pixel + row;
-      const int line = pixel / shape.q, n = line / shape.p;
-      const bool exists = row < TILE_M && pixel < shape.pixels;
-      window_h[i] = exists ? (line - n * shape.p) * window.stride - window.pad : OUTSIDE;
-      window_w[i] = (pixel - line * shape.q) * window.stride - window.pad;
-      window_piece[i] = exists ? ((n * window.h + window_h[i]) * window.w + window_w[i]) * window.pieces : 0;
-    }
-  };
-
-  // copy_row(i, target, source, inside) and copy_weights(i, target, source) for all that this thread fetches of the next
-  // block; targets are offsets in a stage.
-  int tap_h = 0, tap_w = 0, channel_block = 0;
-  auto for_block = [&](int block, auto copy_row, auto copy_weights) {
-    if (RESIDUAL == 2 && block == shape.residual_blocks) {
-      window = shape.input;
-      source = input;
-      tap_h = tap_w = channel_block = 0;
-      locate_windows();
-    }
-    const int offset = (tap_h * window.w + tap_w) * window.pieces + channel_block * PIECES + piece;
-#pragma unroll
-    for (int i = 0; i < FETCHED_ROWS; ++i) {
-      const int row = first_row + i * ROW_STEP;
-      const bool inside = static_cast<unsigned>(window_h[i] + tap_h) < static_cast<unsigned>(window.h) &&
-                          static_cast<unsigned>(window_w[i] + tap_w) < static_cast<unsigned>(window.w);
-      const size_t place = inside ? static_cast<size_t>(window_piece[i] + offset) * 16 : 0;
-      if (TILE_M % ROW_STEP == 0 || row < TILE_M) copy_row(i, place_of(row, piece), source + place, inside);
-    }
-    const unsigned char* const block_weights = tile_weights + static_cast<size_t>(block) * WEIGHT_BYTES;
-#pragma unroll
-    for (int i = 0; i < WEIGHT_PIECES; ++i) {
-      const int place = (threadIdx.x + i * THREADS) * 16;
-      if (WEIGHT_BYTES / 16 % THREADS == 0 || place < WEIGHT_BYTES)
-        copy_weights(i, ACTIVATION_BYTES + place, block_weights + place);
-    }
-    if (++channel_block == window.channel_blocks) {
-      channel_block = 0;
-      if (++tap_w == window.taps) {
-        tap_w = 0;
-        ++tap_h;
-      }
-    }
-  };
-
-  int sums[SUBS][WARP_N / 2] = {};
-  auto multiply_block = [&](int block) {
-    const unsigned char* const stage = memory + block % STAGES * STAGE_BYTES;
+  static __device__ __forceinline__ void multiply(int (&sums)[Tile::SUBS][Tile::WARP_N / 2], const unsigned char* stage,
+                                                  unsigned address, int warp_m, int warp_n, int lane) {
 #pragma unroll
     for (int step = 0; step < STEPS; ++step) {
       // Operands of two 8-column tiles are consecutive.
-      constexpr int PAIR_WORDS = 2 * STEP_WORDS;
+      constexpr int PAIR_WORDS = 2 * STEP_WORDS, PAIRS = Tile::WARP_N / 16;
       const unsigned char* const operands =
-          stage + ACTIVATION_BYTES + ((step * WARPS_N + warp_n) * (WARP_N / 16) * 32 + lane) * (PAIR_WORDS * 4);
-      unsigned a[SUBS][2 * STEP_WORDS], b[WARP_N / 8][STEP_WORDS];
+          stage + Tile::TILE_M * Tile::K_BYTES + ((step * Tile::WARPS_N + warp_n) * PAIRS * 32 + lane) * (PAIR_WORDS * 4);
+      unsigned a[Tile::SUBS][2 * STEP_WORDS], b[2 * PAIRS][STEP_WORDS];
 #pragma unroll
-      for (int j = 0; j < WARP_N / 16; ++j) {
+      for (int j = 0; j < PAIRS; ++j) {
         unsigned pair[PAIR_WORDS];
         read_words(pair, operands + j * (32 * PAIR_WORDS * 4));
 #pragma unroll
         for (int i = 0; i < PAIR_WORDS; ++i) b[2 * j + i / STEP_WORDS][i % STEP_WORDS] = pair[i];
       }
       // Lanes 0 to 7 address the upper rows of a piece, 8 to 15 the lower ones, the others the same of the next piece.
-      const int row = warp_m * WARP_M + lane % 16, row_piece = step * STEP_WORDS + lane / 16 % STEP_WORDS;
+      const int row = warp_m * Tile::WARP_M + lane % 16, piece = step * STEP_WORDS + lane / 16 % STEP_WORDS;
 #pragma unroll
-      for (int sub = 0; sub < SUBS; ++sub)
-        load_tiles(a[sub], stages + block % STAGES * STAGE_BYTES + place_of(row, row_piece) + sub * 16 * K_BYTES);
-      mma_u4s4<STEP_WORDS>(sums, a, b);
+      for (int sub = 0; sub < Tile::SUBS; ++sub)
+        load_tiles(a[sub], address + place_of(row, piece) + sub * 16 * Tile::K_BYTES);
+      mma_u4s4<MMA_M, STEP_WORDS>(sums, a, b);
     }
-    if constexpr (RESIDUAL == 2) {
-      if (block == shape.residual_blocks - 1) {
-#pragma unroll
-        for (int j = 0; j < WARP_N / 8; ++j) {
-          const EpilogueResidualPair pair = residual_pairs[warp_n * (WARP_N / 2) + j * 4 + quad];
-#pragma unroll
-          for (int sub = 0; sub < SUBS; ++sub)
-#pragma unroll
-            for (int i = 0; i < 4; ++i) sums[sub][j * 4 + i] = rescale_residual(sums[sub][j * 4 + i], pair, i % 2);
-        }
-      }
-    }
-  };
+  }
+};
 
-  let_next_start();
-  wait_for_previous();
-  locate_windows();
-#if ASYNC
-  auto fetch_block = [&](int block) {
-    const unsigned stage = stages + block % STAGES * STAGE_BYTES;
-    for_block(
-        block, [&](int, int target, const unsigned char* from, bool inside) { cp_async(stage + target, from, inside); },
-        [&](int, int target, const unsigned char* from) { cp_async(stage + target, from, true); });
-  };
-#pragma unroll
-  for (int block = 0; block < STAGES - 1; ++block) {
-    if (block < shape.blocks) fetch_block(block);
-    cp_async_commit();
-  }
-#pragma unroll 1
-  for (int block = 0; block < shape.blocks; ++block) {
-    cp_async_wait<STAGES - 2>();
-    __syncthreads();  // the block has arrived for all, and all are done with the one whose buffer is filled next
-    if (block + STAGES - 1 < shape.blocks) fetch_block(block + STAGES - 1);
-    cp_async_commit();
-    multiply_block(block);
-  }
-#else
-  uint4 fetched_rows[FETCHED_ROWS], fetched_weights[WEIGHT_PIECES];
-  auto load_block = [&](int block) {
-    for_block(
-        block,
-        [&](int i, int, const unsigned char* from, bool inside) {
-          fetched_rows[i] = inside ? *reinterpret_cast<const uint4*>(from) : make_uint4(0, 0, 0, 0);
-        },
-        [&](int i, int, const unsigned char* from) { fetched_weights[i] = *reinterpret_cast<const uint4*>(from); });
-  };
-  auto store_block = [&](int block) {
-    unsigned char* const stage = memory + block % STAGES * STAGE_BYTES;
-#pragma unroll
-    for (int i = 0; i < FETCHED_ROWS; ++i) {
-      const int row = first_row + i * ROW_STEP;
-      if (TILE_M % ROW_STEP == 0 || row < TILE_M)
-        *reinterpret_cast<uint4*>(stage + place_of(row, piece)) = fetched_rows[i];
-    }
-#pragma unroll
-    for (int i = 0; i < WEIGHT_PIECES; ++i) {
-      const int place = (threadIdx.x + i * THREADS) * 16;
-      if (WEIGHT_BYTES / 16 % THREADS == 0 || place < WEIGHT_BYTES)
-        *reinterpret_cast<uint4*>(stage + ACTIVATION_BYTES + place) = fetched_weights[i];
-    }
-  };
-  load_block(0);
-  store_block(0);
-#pragma unroll 1
-  for (int block = 0; block < shape.blocks; ++block) {
-    __syncthreads();  // the block has arrived for all, and all are done with the one before it
-    const bool more = block + 1 < shape.blocks;
-    if (more) load_block(block + 1);
-    multiply_block(block);
-    if (more) store_block(block + 1);
-  }
-#endif
-
-  const int first_channel = tile_n * TILE_N + warp_n * WARP_N;
-  const int thread_pixel = first_pixel + warp_m * WARP_M + group;
-  unsigned kept[SUBS][2][KEPT_WORDS];
-  if constexpr (RESIDUAL == 1) {
-#pragma unroll
-    for (int sub = 0; sub < SUBS; ++sub)
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        const int pixel = min(thread_pixel + sub * 16 + half * 8, shape.pixels - 1);
-        read_words(kept[sub][half], residual + (static_cast<size_t>(pixel) * shape.out_channels + first_channel) / 2 +
-                                        quad * (KEPT_WORDS * 4));
-      }
-  }
-  constexpr int PER_BYTE = OUTPUT ? 1 : 2;
-#pragma unroll
-  for (int first = 0; first < OUT_WORDS; first += STORE_WORDS) {
-    unsigned packed[SUBS][2][STORE_WORDS];
-#pragma unroll
-    for (int word = first; word < first + STORE_WORDS; ++word)
-      requantize_words<OUTPUT, RESIDUAL>(sums, pairs + warp_n * (WARP_N / 2), quad, word, kept, packed);
-#pragma unroll
-    for (int sub = 0; sub < SUBS; ++sub)
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        const int pixel = thread_pixel + sub * 16 + half * 8;
-        unsigned char* const row = output + (static_cast<size_t>(pixel) * shape.out_channels + first_channel) / PER_BYTE;
-        if (pixel < shape.pixels) write_words(row + (quad * OUT_WORDS + first) * 4, packed[sub][half]);
-      }
-  }
+extern "C" __global__ void __launch_bounds__(Operands::Tile::THREADS, BLOCKS)
+conv_mma4(const unsigned char* __restrict__ input, const unsigned char* __restrict__ residual,
+          const unsigned char* __restrict__ weights, const EpiloguePair* __restrict__ channels,
+          const EpilogueResidualPair* __restrict__ residual_channels, unsigned char* __restrict__ output,
+          const ConvShape shape) {
+  convolve_tile<Operands, STAGES, (ASYNC != 0), OUTPUT, RESIDUAL>(input, residual, weights, channels, residual_channels, output,
+                                                           shape);
 }

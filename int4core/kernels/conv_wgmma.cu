@@ -39,20 +39,6 @@ constexpr int MAX_STAGES = 16;
 constexpr int OUT_WORDS = TILE_N / (OUTPUT ? 16 : 32);    // 32-bit words a thread writes of a row
 constexpr int STORE_WORDS = OUT_WORDS < 4 ? OUT_WORDS : 4;  // at a time
 
-struct ConvShape {
-  int pixels;          // n * p * q
-  int tiles;           // ceil(pixels / TILE_M)
-  int p, q;            // output height and width
-  int taps_w;          // window width
-  int stride, pad;
-  int channel_blocks;  // blocks of K a tap
-  int residual_blocks; // blocks of K of the residual convolution, before all others
-  int residual_stride;
-  int blocks;          // residual_blocks + taps * channel_blocks
-  int out_channels;
-  int stages;          // buffers a team's ring, at most MAX_STAGES
-};
-
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
 conv_wgmma(const __grid_constant__ TensorMap input, const __grid_constant__ TensorMap residual,
           const unsigned char* __restrict__ weights, const ChannelPair* __restrict__ channels,

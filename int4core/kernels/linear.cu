@@ -10,10 +10,6 @@
 
 constexpr int SUBS = 2, WARP_M = 16 * SUBS, WARP_N = 64, THREADS = 32 * WARPS;
 
-struct LinearShape {
-  int rows, features, classes;  // features: a multiple of 64
-};
-
 extern "C" __global__ void __launch_bounds__(THREADS)
 linear(const unsigned char* __restrict__ input, const uint4* __restrict__ weights, const int* __restrict__ bias,
             int* __restrict__ output, const LinearShape shape) {

@@ -4,11 +4,6 @@
 // Compile-time constants: SIZE, THREADS.
 #include "ptx/dependency.cuh"
 
-struct MeanShape {
-  int n, h, w;
-  int channels, features;  // multiples of 4
-};
-
 extern "C" __global__ void __launch_bounds__(THREADS)
 mean(const unsigned* __restrict__ input, unsigned* __restrict__ output, const MeanShape shape) {
   let_next_start();

@@ -26,13 +26,6 @@ constexpr int THREADS = CONSUMERS + 128;
 constexpr int CONSUMER_REGISTERS = TEAMS == 2 ? 240 : TEAMS == 3 ? 160 : 112;
 constexpr int OUT_WORDS = TILE_N / 32;
 
-struct RowsShape {
-  int tiles;           // images * blocks
-  int blocks;          // ceil(height / ROWS)
-  int height;
-  int out_channels;
-};
-
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
 rows_wgmma(const __grid_constant__ TensorMap input, const unsigned char* __restrict__ weights,
                   const ChannelPair* __restrict__ channels, unsigned char* __restrict__ output, const RowsShape shape) {

@@ -13,6 +13,8 @@
 #include "ptx/mma.cuh"
 #include "words.cuh"
 
+using EpiloguePair = Requantization<(WIDE != 0)>::Pair;
+
 constexpr int STEPS_W = (TAPS_W + 7) / 8;                            // k-steps of a row of the window
 constexpr int STEPS = TAPS_H * STEPS_W;
 constexpr int CONV_ROWS = (POOL_ROWS - 1) * POOL_STRIDE + POOL;      // rows of outputs before the maximum
@@ -21,15 +23,6 @@ constexpr int THREADS = 32 * WARPS;
 constexpr int WEIGHT_BYTES = STEPS * 32 * TILE_N;
 constexpr int SUBS = 2;                                              // 16-pixel tiles of mma a warp at a time
 constexpr int OUT_WORDS = TILE_N / 32;                               // words a thread makes of a pixel
-
-struct StemShape {
-  int h, w;             // image
-  int p, q;             // output of the convolution
-  int pad_h, pad_w;
-  int pooled_h, pooled_w, pool_pad;
-  int pitch;            // words of an input row in shared memory
-  int out_channels;
-};
 
 // The larger of each of four bytes; all bytes are below 16.
 __device__ __forceinline__ unsigned larger_bytes(unsigned a, unsigned b) {

@@ -16,6 +16,8 @@
 #include "stem_pixels.cuh"
 #include "words.cuh"
 
+using EpiloguePair = Requantization<(WIDE != 0)>::Pair;
+
 constexpr int STEPS_W = (LEAD + TAPS_W + 7) / 8;  // k-steps of a line of the window
 constexpr int STEPS = TAPS_H * STEPS_W;
 constexpr int LINES = 2 * POOL_ROWS * STRIDE_H + TAPS_H;
@@ -27,15 +29,6 @@ constexpr int NOTHING = -2147483647 - 1;          // less than every sum
 
 static_assert(POOL_ROWS % 2 == 0, "two rows of maxima are requantised together");
 static_assert(LEFT % 4 == 0 && PITCH % 4 == 0, "lines are written four pixels at a time");
-
-struct StripShape {
-  int height;              // of the image
-  int p, q;                // output of the convolution
-  int pad_h;
-  int pooled_h, pooled_w, pool_pad;
-  int strips;              // ceil(pooled_w / STRIP)
-  int out_channels;
-};
 
 extern "C" __global__ void __launch_bounds__(THREADS)
 stem_strips(const signed char* __restrict__ images, const uint4* __restrict__ weights,

@@ -21,15 +21,6 @@ constexpr int WEIGHT_BYTES = STEPS * 32 * TILE_N;
 constexpr int STRIP = 7, STRIPS = 4;
 constexpr int NOTHING = -2147483647 - 1;  // less than every sum
 
-struct StripShape {
-  int height;              // of the image
-  int p, q;                // output of the convolution
-  int pad_h;
-  int pooled_h, pooled_w, pool_pad;
-  int strips;              // ceil(pooled_w / STRIP)
-  int out_channels;
-};
-
 extern "C" __global__ void __launch_bounds__(THREADS, 3)
 stem_wgmma(const signed char* __restrict__ images, const uint4* __restrict__ weights,
              const ChannelPair* __restrict__ channels, unsigned char* __restrict__ output, const StripShape shape) {

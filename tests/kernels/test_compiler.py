@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from int4core.backends.cuda.families.head import MEAN_SHAPE
 from int4core.backends.cuda.jit import nvrtc
 from int4core.backends.cuda.jit.cache import CACHE_DIR, KernelCache, cache_folder, why_not_trusted
 from int4core.backends.cuda.jit.compiler import REQUIRE_CACHED, cache_key, compile_all
@@ -21,7 +22,7 @@ from tests.paths import ROOT
 
 pytestmark = pytest.mark.skipif(nvrtc.find_nvrtc() is None, reason="needs the nvidia-cuda-nvrtc wheel")
 
-MEAN = KernelSource.of("mean.cu", "mean", {"SIZE": 7, "THREADS": 128})
+MEAN = KernelSource.of("mean.cu", "mean", {"SIZE": 7, "THREADS": 128}, {"MeanShape": MEAN_SHAPE})
 TOP1 = KernelSource.of("top1.cu", "top1", {"WARPS": 4})
 
 
@@ -45,7 +46,7 @@ def test_cold_then_warm(folder: Path) -> None:
 
 
 def test_the_key_changes_with_everything_that_matters(monkeypatch: pytest.MonkeyPatch) -> None:
-    other = KernelSource.of("mean.cu", "mean", {"SIZE": 7, "THREADS": 256})
+    other = KernelSource.of("mean.cu", "mean", {"SIZE": 7, "THREADS": 256}, {"MeanShape": MEAN_SHAPE})
     keys = [cache_key(MEAN, "sm_80", "13.0"), cache_key(MEAN, "sm_90a", "13.0"), cache_key(MEAN, "sm_80", "13.1")]
     keys += [cache_key(other, "sm_80", "13.0"), cache_key(TOP1, "sm_80", "13.0")]
     monkeypatch.setattr(nvrtc, "OPTIONS", (*nvrtc.OPTIONS, "-lineinfo"))
@@ -181,7 +182,7 @@ def test_processes_share_the_folder(folder: Path) -> None:
     program = (
         "from int4core.backends.cuda.jit.compiler import compile_all\n"
         "from int4core.backends.cuda.jit.source import KernelSource\n"
-        "sources = [KernelSource.of('mean.cu', 'mean', {'SIZE': 7, 'THREADS': 32 * i}) for i in (1, 2, 3)]\n"
+        "sources = [KernelSource.of('top1.cu', 'top1', {'WARPS': i}) for i in (1, 2, 4)]\n"
         "for file in compile_all(sources, 'sm_80').files.values():\n"
         "    assert file.read_bytes().startswith(b'\\x7fELF')\n"
     )

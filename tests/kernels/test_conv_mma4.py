@@ -10,7 +10,7 @@ import pytest
 
 from int4core.backends.cuda.chips import CHIPS, Chip
 from int4core.backends.cuda.device import chip_at
-from int4core.backends.cuda.families.conv_mma4 import CONFIGS, FIRST_NUMBER, Mma4Conv, default_config, is_native
+from int4core.backends.cuda.families.conv_mma4 import CONFIGS, FIRST_NUMBER, Mma4Conv, default, is_native
 from int4core.backends.cuda.families.layouts import arrange_mma4, pack
 from int4core.backends.cuda.jit.compiler import compile_all
 from int4core.backends.cuda.plan.convolution import Convolution, Output, Residual, Source
@@ -109,20 +109,20 @@ def test_weights_of_8_bits_are_refused_with_the_reason() -> None:
     with pytest.raises(EngineError, match=r"-9 to 7: 4-bit tensor cores take -8 to 7"):
         Mma4Conv(problem.op, FIRST_NUMBER + 9, CHIPS["t4"])
     with pytest.raises(EngineError, match="4-bit tensor cores take"):
-        default_config(problem.op, CHIPS["a100"])
+        default(problem.op, CHIPS["a100"])
 
 
 def test_chips_take_what_they_have() -> None:
     op = Problem(CASES["1x1"].conv, np.random.default_rng()).op
     for name in ("t4", "titan_rtx", "a100", "a10", "l4", "l40s"):
         chip = CHIPS[name]
-        chosen = default_config(op, chip)
-        assert is_native(chosen, chip)
-        assert Mma4Conv(op, chosen, chip).shared_bytes <= chip.shared_bytes
+        chosen = default(op, chip)
+        assert is_native(chosen.number, chip)
+        assert chosen.shared_bytes <= chip.shared_bytes
     with pytest.raises(EngineError, match=r"7\.5: m16n8k64 needs 8\.0"):
         Mma4Conv(op, 313, CHIPS["t4"])
     with pytest.raises(EngineError, match="no 4-bit tensor cores"):
-        default_config(op, CHIPS["h200"])
+        default(op, CHIPS["h200"])
     assert not any(is_native(FIRST_NUMBER + i, CHIPS["h200"]) for i in range(len(CONFIGS)))
 
 

@@ -31,9 +31,9 @@ from tests.paths import SHARED, needs_shared
 
 def kernel_of(op: Op, chip: Chip) -> Kernel:
     if isinstance(op, StemOp):
-        return stem_mma.StemConv(op, stem_mma.default_config(op, chip), chip)
+        return stem_mma.default(op, chip)
     if isinstance(op, ConvOp):
-        return conv_mma4.Mma4Conv(op, conv_mma4.default_config(op, chip), chip)
+        return conv_mma4.default(op, chip)
     if isinstance(op, PoolOp):
         return Mean(op)
     return Linear(op) if isinstance(op, LinearOp) else Top1(op)

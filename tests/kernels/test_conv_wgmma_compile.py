@@ -5,13 +5,17 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
-from int4core.backends.cuda.families.conv_wgmma import CONFIGS, Plan
-from int4core.backends.cuda.families.rows_wgmma import RowsPlan
-from int4core.backends.cuda.jit.nvrtc import compile_kernel, find_nvrtc
+from int4core.backends.cuda.chips import CHIPS
+from int4core.backends.cuda.families.conv_wgmma import CONFIGS, FIRST_NUMBER, WgmmaConv
+from int4core.backends.cuda.families.rows_wgmma import WgmmaRows
+from int4core.backends.cuda.jit.nvrtc import compile_source, find_nvrtc
+from int4core.backends.cuda.jit.source import KernelSource
 from int4core.backends.cuda.plan.convolution import Convolution, Output, Residual, Source
 from int4core.errors import EngineError
+from tests.kernels.problems import Problem
 
 NVRTC = find_nvrtc()
 needs_nvrtc = pytest.mark.skipif(NVRTC is None, reason="needs the nvidia-cuda-nvrtc wheel")
@@ -27,15 +31,15 @@ EPILOGUES = {
 }
 
 
-def binaries(epilogue: str) -> list[dict[str, int]]:
-    """The constants of every configuration that takes the epilogue: 64 and 128 channels a block of K."""
+def sources(epilogue: str) -> list[KernelSource]:
+    """Those of every configuration that takes the epilogue: 64 and 128 channels a block of K."""
     found = []
-    for number, config in enumerate(CONFIGS):
+    for number in range(FIRST_NUMBER, FIRST_NUMBER + len(CONFIGS)):
         conv = EPILOGUES[epilogue]
         if number % 2:
             conv = replace(conv, c=64, source=replace(conv.source, c=64) if conv.source else None)
         try:
-            found.append(Plan(conv, config).defines)
+            found.append(WgmmaConv(Problem(conv, np.random.default_rng(0)).op, number, CHIPS["h200"]).source)
         except EngineError:
             continue
     return found
@@ -45,25 +49,21 @@ def binaries(epilogue: str) -> list[dict[str, int]]:
 @pytest.mark.parametrize("epilogue", list(EPILOGUES))
 def test_configurations_compile_without_spills(epilogue: str) -> None:
     assert NVRTC is not None
-    chosen = binaries(epilogue)
+    chosen = sources(epilogue)
     assert len(chosen) >= len(CONFIGS) // 2
     with ThreadPoolExecutor(2) as pool:
-        reports = pool.map(
-            lambda defines: compile_kernel(NVRTC, "conv_wgmma.cu", defines, "sm_90a"), chosen
-        )
-        for defines, report in zip(chosen, reports, strict=True):
-            assert report.spilled == 0, defines
-            assert not report.serialised, defines
+        reports = pool.map(lambda source: compile_source(NVRTC, source, "sm_90a", fresh=True), chosen)
+        for source, report in zip(chosen, reports, strict=True):
+            assert report.spilled == 0, source
+            assert not report.serialised, source
             assert report.cubin.startswith(b"\x7fELF")
 
 
 @needs_nvrtc
-@pytest.mark.parametrize(
-    ("size", "channels", "rows", "teams"), [(56, 64, 8, 4), (56, 64, 8, 3), (28, 128, 4, 2)]
-)
-def test_tiles_of_rows_compile_without_spills(size: int, channels: int, rows: int, teams: int) -> None:
+@pytest.mark.parametrize(("size", "channels", "number"), [(56, 64, 151), (56, 64, 150), (28, 128, 152)])
+def test_tiles_of_rows_compile_without_spills(size: int, channels: int, number: int) -> None:
     assert NVRTC is not None
-    plan = RowsPlan(Convolution(8, size, size, channels, channels, 3, 1, 1), rows, teams)
-    report = compile_kernel(NVRTC, "rows_wgmma.cu", plan.defines, "sm_90a")
+    problem = Problem(Convolution(8, size, size, channels, channels, 3, 1, 1), np.random.default_rng(0))
+    report = compile_source(NVRTC, WgmmaRows(problem.op, number, CHIPS["h200"]).source, "sm_90a", fresh=True)
     assert report.spilled == 0
     assert not report.serialised

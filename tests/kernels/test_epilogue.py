@@ -7,7 +7,6 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from int4core.backends.cuda.families.conv_wgmma import CONFIGS, SHARED_BYTES, Plan, default_config
 from int4core.backends.cuda.families.epilogue import (
     MAGIC,
     OFFSET_BASE,
@@ -16,8 +15,6 @@ from int4core.backends.cuda.families.epilogue import (
     residual_constants,
 )
 from int4core.backends.cuda.families.layouts import arrange_wgmma, block_channels, tile_channels
-from int4core.backends.cuda.families.rows_wgmma import RowsPlan
-from int4core.backends.cuda.plan.convolution import Convolution, Output, Residual, Source
 from int4core.backends.cuda.plan.requantise import Rescale
 from int4core.dtypes import S8, S32, U4, U31
 from int4core.errors import EngineError
@@ -147,51 +144,3 @@ def test_sums_beyond_the_linear_range_are_refused() -> None:
         check_sums(-OFFSET_BASE - 1, 0, 16)
     with pytest.raises(EngineError, match="leave the range"):
         check_sums(0, (1 << 24) - OFFSET_BASE - 32768, 16)
-
-
-def resnet_convolutions(n: int) -> list[Convolution]:
-    """The shapes of ResNet-50, 101 and 152 at 224x224, the stem aside."""
-    found = []
-    width, size, channels = 64, 56, 64
-    for stage in range(4):
-        inner, out, stride = width << stage, 4 * width << stage, 1 if stage == 0 else 2
-        after = size // stride
-        source = Source(size, size, channels, stride)
-        found += [
-            Convolution(n, size, size, channels, inner, 1, 1, 0),
-            Convolution(n, size, size, inner, inner, 3, stride, 1),
-            Convolution(n, after, after, inner, out, 1, 1, 0, residual=Residual.CONVOLUTION, source=source),
-            Convolution(n, after, after, out, inner, 1, 1, 0),
-            Convolution(n, after, after, inner, inner, 3, 1, 1),
-            Convolution(n, after, after, inner, out, 1, 1, 0, residual=Residual.U4),
-        ]
-        size, channels = after, out
-    last = Convolution(n, 7, 7, 512, 2048, 1, 1, 0, output=Output.U7, residual=Residual.U4)
-    return [*found, last]
-
-
-@pytest.mark.parametrize("n", [1, 3, 1024])
-def test_every_convolution_of_a_resnet_has_a_configuration_that_fits(n: int) -> None:
-    for conv in resnet_convolutions(n):
-        assert Plan(conv, CONFIGS[default_config(conv)]).stages >= 3
-        for config in CONFIGS:
-            try:
-                plan = Plan(conv, config)
-            except EngineError:
-                continue
-            assert plan.shared_bytes < SHARED_BYTES
-            assert plan.tiles * config.tile_m >= conv.pixels
-            rows, columns = plan.grid
-            assert columns * config.tile_n == conv.k
-            assert columns <= rows * columns <= max(132, columns)
-
-
-def test_tiles_of_rows_refuse_what_they_cannot_do() -> None:
-    wide = Convolution(2, 56, 56, 64, 64, 3, 1, 1)
-    assert RowsPlan(wide, 8, 4).grid == (4, 1)
-    with pytest.raises(EngineError, match="stride 1"):
-        RowsPlan(Convolution(2, 56, 56, 64, 64, 3, 2, 1), 8, 4)
-    with pytest.raises(EngineError, match="32, 64 or 128"):
-        RowsPlan(Convolution(2, 14, 14, 256, 256, 3, 1, 1), 8, 2)
-    with pytest.raises(EngineError, match="shared memory"):
-        RowsPlan(Convolution(2, 28, 28, 128, 128, 3, 1, 1), 28, 4)

@@ -12,7 +12,7 @@ import pytest
 from numpy.lib.stride_tricks import sliding_window_view
 
 from int4core.backends.cuda.chips import CHIPS
-from int4core.backends.cuda.families.conv_mma import PAIR_BYTES
+from int4core.backends.cuda.families.conv_tile import PAIR_BYTES
 from int4core.backends.cuda.families.stem_strips import (
     CONFIGS,
     FIRST_NUMBER,

@@ -3,7 +3,7 @@
 // - ChannelPair, ResidualPair (narrow.cuh): one rounded multiply-add an output, exact for the factors, shifts
 //   and sums that `epilogue.channel_constants` and `check_sums` accept: those of any trained network.
 // - WidePair, WideResidualPair (here): the definition itself, sign(v) * ((|v| + half) >> shift) with v = x * factor in
-//   64 bits, for everything else the format allows. Compile with WIDE=1 to choose it.
+//   64 bits, for everything else the format allows.
 #pragma once
 #include "epilogue/narrow.cuh"
 
@@ -69,10 +69,14 @@ __device__ __forceinline__ void requantize_words(const int (&sums)[SUBS][SUMS], 
   }
 }
 
-#if WIDE
-using EpiloguePair = WidePair;
-using EpilogueResidualPair = WideResidualPair;
-#else
-using EpiloguePair = ChannelPair;
-using EpilogueResidualPair = ResidualPair;
-#endif
+// The pairs that a kernel takes: of 64 bits if `Wide`.
+template <bool Wide>
+struct Requantization {
+  using Pair = ChannelPair;
+  using Residual = ResidualPair;
+};
+template <>
+struct Requantization<true> {
+  using Pair = WidePair;
+  using Residual = WideResidualPair;
+};

@@ -4,21 +4,12 @@
 // (a[0], a[1]) and the same 16 further (a[2], a[3]); of B, column `group`, the same places; of D, the same rows
 // (d[0], d[1]; d[2], d[3]), columns 2 * quad and 2 * quad + 1.
 //
-// It is one instruction from sm_80 on (MMA_M 16) and four of m8n8k16 before (MMA_M 8); the target decides unless a
-// compile-time constant MMA_M does.
+// It is one instruction from sm_80 on, and four of m8n8k16 before.
 #pragma once
 #include "ptx/mma_s8_sm75.cuh"
 
-#ifndef MMA_M
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
-#define MMA_M 8
-#else
-#define MMA_M 16
-#endif
-#endif
-
 __device__ __forceinline__ void mma_u8s8(int* d, const unsigned (&a)[4], unsigned b0, unsigned b1) {
-#if MMA_M == 8
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
   mma_m8n8k16_u8s8(d, a[0], b0);
   mma_m8n8k16_u8s8(d + 2, a[1], b0);
   mma_m8n8k16_u8s8(d, a[2], b1);
@@ -32,7 +23,7 @@ __device__ __forceinline__ void mma_u8s8(int* d, const unsigned (&a)[4], unsigne
 }
 
 __device__ __forceinline__ void mma_s8s8(int* d, const unsigned (&a)[4], unsigned b0, unsigned b1) {
-#if MMA_M == 8
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
   mma_m8n8k16_s8s8(d, a[0], b0);
   mma_m8n8k16_s8s8(d + 2, a[1], b0);
   mma_m8n8k16_s8s8(d, a[2], b1);

@@ -6,7 +6,7 @@
 // the same places (b[0]; b[1]); of D, the same rows (d[0], d[1]; d[2], d[3]), columns 2 * quad and 2 * quad + 1. This is how
 // m16n8k64 (sm_80 and later) wants them, and each word by itself is an operand of m8n8k32 (sm_75 and later).
 //
-// MMA_M chooses the instruction: 16 or 8 rows.
+// ROWS chooses the instruction: 16 or 8.
 #pragma once
 
 __device__ __forceinline__ void mma_m8n8k32(int* d, unsigned a, unsigned b) {
@@ -29,28 +29,28 @@ __device__ __forceinline__ void mma_m16n8k64(int* d, const unsigned (&a)[4], con
 
 // A step for TILES_M x TILES_N tiles of 16 x 8: `d[sub][4 * j ...]` += a[sub] * b[j]. Instructions that follow one another
 // add to different accumulators.
-template <int WORDS, int TILES_M, int TILES_N, int SUMS>
+template <int ROWS, int WORDS, int TILES_M, int TILES_N, int SUMS>
 __device__ __forceinline__ void mma_u4s4(int (&d)[TILES_M][SUMS], const unsigned (&a)[TILES_M][2 * WORDS],
                                          const unsigned (&b)[TILES_N][WORDS]) {
-#if MMA_M == 8
+  if constexpr (ROWS == 8) {
 #pragma unroll
-  for (int word = 0; word < WORDS; ++word)
+    for (int word = 0; word < WORDS; ++word)
+#pragma unroll
+      for (int sub = 0; sub < TILES_M; ++sub)
+#pragma unroll
+        for (int half = 0; half < 2; ++half)
+#pragma unroll
+          for (int j = 0; j < TILES_N; ++j) mma_m8n8k32(&d[sub][4 * j + 2 * half], a[sub][2 * word + half], b[j][word]);
+  } else {
 #pragma unroll
     for (int sub = 0; sub < TILES_M; ++sub)
 #pragma unroll
-      for (int half = 0; half < 2; ++half)
-#pragma unroll
-        for (int j = 0; j < TILES_N; ++j) mma_m8n8k32(&d[sub][4 * j + 2 * half], a[sub][2 * word + half], b[j][word]);
-#else
-#pragma unroll
-  for (int sub = 0; sub < TILES_M; ++sub)
-#pragma unroll
-    for (int j = 0; j < TILES_N; ++j) {
-      if constexpr (WORDS == 2) {
-        mma_m16n8k64(&d[sub][4 * j], a[sub], b[j]);
-      } else {
-        mma_m16n8k32(&d[sub][4 * j], a[sub], b[j][0]);
+      for (int j = 0; j < TILES_N; ++j) {
+        if constexpr (WORDS == 2) {
+          mma_m16n8k64(&d[sub][4 * j], a[sub], b[j]);
+        } else {
+          mma_m16n8k32(&d[sub][4 * j], a[sub], b[j][0]);
+        }
       }
-    }
-#endif
+  }
 }

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from int4core.backends.cuda.chips import Chip
+from int4core.backends.cuda.families.choose import choose
 from int4core.backends.cuda.families.epilogue import StructArray, narrow_constants
 from int4core.backends.cuda.families.kernel import Arguments, Grid, address
 from int4core.backends.cuda.families.layouts import arrange_wgmma, join_weights
@@ -25,9 +26,6 @@ CAPABILITY = (9, 0)
 FIRST_NUMBER = 100
 """The number of CONFIGS' first entry in a tuning file."""
 
-SHARED_BYTES = 227 * 1024
-"""Shared memory a block may have on sm_90, static part included."""
-
 STATIC_BYTES = 8 * 1024
 """More than any configuration's static part: barriers and channel constants."""
 
@@ -39,7 +37,10 @@ _SHAPE_FIELDS = (
     " out_channels stages"
 )
 CONV_SHAPE = np.dtype([(name, "<i4") for name in _SHAPE_FIELDS.split()])
-"""`ConvShape` in conv_wgmma.cu."""
+"""`ConvShape` in conv_wgmma.cu.
+
+Pixels of all outputs, their tiles, p x q of an image; the window; blocks of K of a tap, of the residual convolution,
+which come before all others, and of both; buffers of a team's ring, at most MAX_STAGES."""
 
 
 @dataclass(frozen=True)
@@ -96,26 +97,44 @@ CONFIGS: tuple[TileConfig, ...] = (
 """Numbered: a tuning file names a configuration by its index."""
 
 
-@dataclass(frozen=True)
-class Plan:
-    """A convolution on a configuration: buffers, grid and what the compiler is told.
+def check_chip(chip: Chip) -> None:
+    if chip.capability != CAPABILITY:
+        raise EngineError(f"wgmma runs on compute capability 9.0, not {'.'.join(map(str, chip.capability))}")
 
-    Raises EngineError when the two do not fit; the message is the reason.
+
+@dataclass(frozen=True, eq=False)
+class WgmmaConv:
+    """A convolution on entry `number` of the table: buffers, grid and what the compiler is told.
+
+    Raises EngineError when they do not fit; the message is the reason.
     """
 
-    conv: Convolution
-    config: TileConfig
-    multiprocessors: int = 132
+    op: ConvOp
+    number: int
+    chip: Chip
 
     def __post_init__(self) -> None:
-        if self.conv.k % self.config.tile_n:
-            raise EngineError(f"{self.conv.k} output channels are no multiple of tile_n={self.config.tile_n}")
-        if (self.conv.residual == Residual.CONVOLUTION) != (self.conv.source is not None):
-            raise EngineError("a residual convolution, and it alone, has a source")
+        check_chip(self.chip)
+        config = self.config
+        if self.conv.k % config.tile_n:
+            raise EngineError(f"{self.conv.k} output channels are no multiple of tile_n={config.tile_n}")
         if self.spills:
-            raise EngineError(f"{self.config}: too few registers for this epilogue")
+            raise EngineError(f"{config}: too few registers for this epilogue")
         if self.stages < 2:
-            raise EngineError(f"{self.config}: two stages do not fit shared memory")
+            raise EngineError(f"{config}: two stages do not fit shared memory")
+        narrow_constants(self.op, config.tile_n)
+
+    @property
+    def conv(self) -> Convolution:
+        return self.op.shape
+
+    @property
+    def config(self) -> TileConfig:
+        return CONFIGS[self.number - FIRST_NUMBER]
+
+    @property
+    def threads(self) -> int:
+        return self.config.threads
 
     @property
     def spills(self) -> bool:
@@ -154,7 +173,7 @@ class Plan:
 
     @property
     def stages(self) -> int:
-        room: int = SHARED_BYTES - STATIC_BYTES - self.fixed_bytes
+        room: int = self.chip.shared_bytes - STATIC_BYTES - self.fixed_bytes
         return min(MAX_STAGES, room // (self.config.teams * self.stage_bytes))
 
     @property
@@ -167,25 +186,38 @@ class Plan:
         return math.ceil(self.conv.pixels / self.config.tile_m)
 
     @property
-    def grid(self) -> tuple[int, int]:
+    def grid(self) -> Grid:
         columns = self.conv.k // self.config.tile_n
-        rows = min(math.ceil(self.tiles / self.config.teams), max(1, self.multiprocessors // columns))
-        return rows, columns
+        rows = min(math.ceil(self.tiles / self.config.teams), max(1, self.chip.multiprocessors // columns))
+        return rows, columns, 1
 
     @property
-    def defines(self) -> dict[str, int]:
-        """The constants a binary is compiled with; convolutions with the same ones share it."""
-        return {
-            "TILE_N": self.config.tile_n,
-            "SUBTILES": self.config.subtiles,
-            "WARPGROUPS": self.config.warpgroups,
-            "TEAMS": self.config.teams,
-            "WEIGHTS_RESIDENT": int(self.config.resident),
-            "ORDERED": int(self.config.ordered),
-            "K_BYTES": self.conv.k_bytes,
-            "OUTPUT": int(self.conv.output),
-            "RESIDUAL": int(self.conv.residual),
-        }
+    def source(self) -> KernelSource:
+        config = self.config
+        constants = {
+            "TILE_N": config.tile_n, "SUBTILES": config.subtiles, "WARPGROUPS": config.warpgroups,
+            "TEAMS": config.teams, "WEIGHTS_RESIDENT": int(config.resident), "ORDERED": int(config.ordered),
+            "K_BYTES": self.conv.k_bytes, "OUTPUT": int(self.conv.output), "RESIDUAL": int(self.conv.residual),
+        }  # fmt: skip
+        return KernelSource.of("conv_wgmma.cu", "conv_wgmma", constants, {"ConvShape": CONV_SHAPE})
+
+    @property
+    def layout(self) -> str:
+        return f"conv_wgmma {self.config.tile_n} {self.conv.k_bytes}"
+
+    def constants(self) -> tuple[npt.NDArray[Any], ...]:
+        tile_n, k_bytes = self.config.tile_n, self.conv.k_bytes
+        weights = arrange_wgmma(self.op.weight, tile_n, k_bytes)
+        if self.op.branch:
+            weights = join_weights(weights, arrange_wgmma(self.op.branch.weight, tile_n, k_bytes))
+        epilogue = narrow_constants(self.op, tile_n)
+        return weights, epilogue.channels, epilogue.residual
+
+    def arguments(self, tensors: Mapping[str, int], constants: Sequence[int]) -> Arguments:
+        op = self.op
+        residual = tensors[op.residual_source] if op.residual_source else 0
+        maps = self.tensor_maps(tensors[op.source], residual)
+        return (*maps, *map(address, (*constants, tensors[op.target])), self.shape_argument())
 
     def shape_argument(self) -> StructArray:
         """The kernel's `shape`: a CONV_SHAPE scalar."""
@@ -212,9 +244,12 @@ class Plan:
             return main, im2col_map(residual, shape, 1, 1, 0, config.tile_n // 2, config.tile_m)
         return main, main
 
+    def __str__(self) -> str:
+        return f"wgmma {self.config}"
 
-def default_config(conv: Convolution, multiprocessors: int = 132) -> int:
-    """The number of a configuration that is near the best measured ones for any shape, untuned.
+
+def default(op: ConvOp, chip: Chip) -> WgmmaConv:
+    """A configuration that is near the best measured ones for any shape, untuned.
 
     Tiles of 128 channels where there are that many; weights in shared memory when they leave room for
     several stages. Small problems take smaller tiles, so that more multiprocessors have one.
@@ -222,76 +257,13 @@ def default_config(conv: Convolution, multiprocessors: int = 132) -> int:
     Raises:
         EngineError: no configuration takes the convolution.
     """
-    reasons = []
-    small = conv.pixels * conv.k < multiprocessors * 256 * 128
+    conv = op.shape
+    small = conv.pixels * conv.k < chip.multiprocessors * 256 * 128
     preferred = (8, 1, 2, 5) if small else (2, 5, 1, 0) if conv.depth < 1536 else (5, 2, 1, 0)
-    order: list[int] = [*preferred, *range(len(CONFIGS))]
-    for number in order:
-        try:
-            plan = Plan(conv, CONFIGS[number], multiprocessors)
-        except EngineError as error:
-            reasons.append(str(error))
-            continue
-        if plan.stages >= 3:
-            return number
-    raise EngineError(f"no wgmma configuration takes {conv}: {'; '.join(dict.fromkeys(reasons))}")
+    order = list(dict.fromkeys((*preferred, *range(len(CONFIGS)))))
 
+    def cost(kernel: WgmmaConv) -> tuple[bool, int]:
+        return kernel.stages < 3, order.index(kernel.number - FIRST_NUMBER)
 
-def check_chip(chip: Chip) -> None:
-    if chip.capability != CAPABILITY:
-        raise EngineError(f"wgmma runs on compute capability 9.0, not {'.'.join(map(str, chip.capability))}")
-
-
-@dataclass(frozen=True, eq=False)
-class WgmmaConv:
-    """A convolution on entry `number` of the table. Raises EngineError when they do not fit."""
-
-    op: ConvOp
-    number: int
-    chip: Chip
-
-    def __post_init__(self) -> None:
-        check_chip(self.chip)
-        narrow_constants(self.op, self.plan.config.tile_n)
-        self.plan.conv.k_bytes  # noqa: B018 - refuses channels that are no multiple of 32
-
-    @property
-    def plan(self) -> Plan:
-        return Plan(self.op.shape, CONFIGS[self.number - FIRST_NUMBER], self.chip.multiprocessors)
-
-    @property
-    def grid(self) -> Grid:
-        return (*self.plan.grid, 1)
-
-    @property
-    def threads(self) -> int:
-        return self.plan.config.threads
-
-    @property
-    def shared_bytes(self) -> int:
-        return self.plan.shared_bytes
-
-    @property
-    def source(self) -> KernelSource:
-        return KernelSource.of("conv_wgmma.cu", "conv_wgmma", self.plan.defines)
-
-    @property
-    def layout(self) -> str:
-        return f"wgmma {self.plan.config.tile_n} {self.op.shape.k_bytes}"
-
-    def constants(self) -> tuple[npt.NDArray[Any], ...]:
-        tile_n, k_bytes = self.plan.config.tile_n, self.op.shape.k_bytes
-        weights = arrange_wgmma(self.op.weight, tile_n, k_bytes)
-        if self.op.branch:
-            weights = join_weights(weights, arrange_wgmma(self.op.branch.weight, tile_n, k_bytes))
-        epilogue = narrow_constants(self.op, tile_n)
-        return weights, epilogue.channels, epilogue.residual
-
-    def arguments(self, tensors: Mapping[str, int], constants: Sequence[int]) -> Arguments:
-        op = self.op
-        residual = tensors[op.residual_source] if op.residual_source else 0
-        maps = self.plan.tensor_maps(tensors[op.source], residual)
-        return (*maps, *map(address, (*constants, tensors[op.target])), self.plan.shape_argument())
-
-    def __str__(self) -> str:
-        return f"wgmma {self.plan.config}"
+    numbers = range(FIRST_NUMBER, FIRST_NUMBER + len(CONFIGS))
+    return choose(f"{op.name}: no wgmma configuration", numbers, lambda number: WgmmaConv(op, number, chip), cost)

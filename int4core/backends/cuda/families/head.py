@@ -17,10 +17,10 @@ from int4core.backends.cuda.plan.ops import LinearOp, PoolOp, TopOp
 from int4core.scores import LANES
 
 MEAN_SHAPE = np.dtype([(name, "<i4") for name in ("n", "h", "w", "channels", "features")])
-"""`MeanShape` in mean.cu."""
+"""`MeanShape` in mean.cu; channels and features are multiples of 4."""
 
 LINEAR_SHAPE = np.dtype([(name, "<i4") for name in ("rows", "features", "classes")])
-"""`LinearShape` in linear.cu."""
+"""`LinearShape` in linear.cu; features are a multiple of 64."""
 
 _MEAN_THREADS = 256
 _LINEAR_M, _LINEAR_N, _LINEAR_WARPS = 32, 64, 4
@@ -43,7 +43,8 @@ class Mean:
 
     @property
     def source(self) -> KernelSource:
-        return KernelSource.of("mean.cu", "mean", {"SIZE": self.op.size, "THREADS": self.threads})
+        constants = {"SIZE": self.op.size, "THREADS": self.threads}
+        return KernelSource.of("mean.cu", "mean", constants, {"MeanShape": MEAN_SHAPE})
 
     def constants(self) -> tuple[npt.NDArray[Any], ...]:
         return ()
@@ -74,7 +75,7 @@ class Linear:
 
     @property
     def source(self) -> KernelSource:
-        return KernelSource.of("linear.cu", "linear", {"WARPS": _LINEAR_WARPS})
+        return KernelSource.of("linear.cu", "linear", {"WARPS": _LINEAR_WARPS}, {"LinearShape": LINEAR_SHAPE})
 
     def constants(self) -> tuple[npt.NDArray[Any], ...]:
         return arrange_linear(self.op.weight, _LINEAR_N), self.op.bias

@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from int4core.backends.cuda.chips import Chip
-from int4core.backends.cuda.families import conv_wgmma
-from int4core.backends.cuda.families.conv_wgmma import SHARED_BYTES, WgmmaConv, check_chip
+from int4core.backends.cuda.families.choose import choose
+from int4core.backends.cuda.families.conv_wgmma import check_chip
 from int4core.backends.cuda.families.epilogue import StructArray, narrow_constants
 from int4core.backends.cuda.families.kernel import Arguments, Grid, address
 from int4core.backends.cuda.families.layouts import arrange_wgmma
@@ -32,27 +32,22 @@ STATIC_BYTES = 4 * 1024
 """More than the kernel's static shared memory."""
 
 ROWS_SHAPE = np.dtype([(name, "<i4") for name in ("tiles", "blocks", "height", "out_channels")])
-"""`RowsShape` in rows_wgmma.cu."""
+"""`RowsShape` in rows_wgmma.cu: tiles of all images, and of one; its height."""
 
 
-@dataclass(frozen=True)
-class RowsPlan:
-    """A 3x3 convolution, stride 1, on tiles of whole image rows.
+@dataclass(frozen=True, eq=False)
+class WgmmaRows:
+    """A 3x3 convolution, stride 1, on tiles of whole image rows: entry `number` of the table.
 
-    Attributes:
-        conv: the convolution; all its input channels are one block of K.
-        rows: image rows of a tile.
-        teams: warpgroups of a block, each on its own tile: 2 to 4.
-
-    Raises EngineError when they do not fit; the message is the reason.
+    All its input channels are one block of K. Raises EngineError when they do not fit; the message is the reason.
     """
 
-    conv: Convolution
-    rows: int
-    teams: int
-    multiprocessors: int = 132
+    op: ConvOp
+    number: int
+    chip: Chip
 
     def __post_init__(self) -> None:
+        check_chip(self.chip)
         conv = self.conv
         if (conv.taps, conv.stride, conv.pad) != (3, 1, 1):
             raise EngineError("tiles of rows are for 3x3 windows with stride 1 and padding 1")
@@ -62,8 +57,23 @@ class RowsPlan:
             raise EngineError("tiles of rows have no residual, and u4 outputs")
         if conv.w + 2 > 256 or self.rows + 2 > 256:
             raise EngineError(f"{conv.w} columns, {self.rows} rows: a copy takes at most 256 with the border")
-        if self.shared_bytes > SHARED_BYTES - STATIC_BYTES:
+        if self.shared_bytes > self.chip.shared_bytes - STATIC_BYTES:
             raise EngineError(f"{self.teams} x {self.rows} rows: {self.shared_bytes} bytes of shared memory")
+        narrow_constants(self.op, self.tile_n)
+
+    @property
+    def conv(self) -> Convolution:
+        return self.op.shape
+
+    @property
+    def rows(self) -> int:
+        """Image rows of a tile."""
+        return CONFIGS[self.number - FIRST_NUMBER][0]
+
+    @property
+    def teams(self) -> int:
+        """Warpgroups of a block, each on its own tile: 2 to 4."""
+        return CONFIGS[self.number - FIRST_NUMBER][1]
 
     @property
     def tile_n(self) -> int:
@@ -88,21 +98,30 @@ class RowsPlan:
         return math.ceil(self.conv.h / self.rows)
 
     @property
-    def grid(self) -> tuple[int, int]:
+    def grid(self) -> Grid:
         columns = self.conv.k // self.tile_n
         tiles = math.ceil(self.conv.n * self.blocks / self.teams)
-        return min(tiles, max(1, self.multiprocessors // columns)), columns
+        return min(tiles, max(1, self.chip.multiprocessors // columns)), columns, 1
 
     @property
-    def defines(self) -> dict[str, int]:
-        """The constants a binary is compiled with."""
-        return {
-            "WIDTH": self.conv.w,
-            "ROWS": self.rows,
-            "K_BYTES": self.k_bytes,
-            "TILE_N": self.tile_n,
+    def source(self) -> KernelSource:
+        constants = {
+            "WIDTH": self.conv.w, "ROWS": self.rows, "K_BYTES": self.k_bytes, "TILE_N": self.tile_n,
             "TEAMS": self.teams,
-        }
+        }  # fmt: skip
+        return KernelSource.of("rows_wgmma.cu", "rows_wgmma", constants, {"RowsShape": ROWS_SHAPE})
+
+    @property
+    def layout(self) -> str:
+        return f"rows_wgmma {self.tile_n} {self.k_bytes}"
+
+    def constants(self) -> tuple[npt.NDArray[Any], ...]:
+        weights = arrange_wgmma(self.op.weight, self.tile_n, self.k_bytes)
+        return weights, narrow_constants(self.op, self.tile_n).channels
+
+    def arguments(self, tensors: Mapping[str, int], constants: Sequence[int]) -> Arguments:
+        outputs = map(address, (*constants, tensors[self.op.target]))
+        return (self.tensor_map(tensors[self.op.source]), *outputs, self.shape_argument())
 
     def shape_argument(self) -> StructArray:
         """The kernel's `shape`: a ROWS_SHAPE scalar."""
@@ -114,67 +133,20 @@ class RowsPlan:
         box = (self.rows + 2, conv.w + 2, self.k_bytes)
         return box_map(source, (conv.n, conv.h, conv.w, conv.c // 2), box)
 
-
-@dataclass(frozen=True, eq=False)
-class WgmmaRows:
-    """A 3x3 convolution on tiles of image rows, entry `number`. Raises EngineError when they do not fit."""
-
-    op: ConvOp
-    number: int
-    chip: Chip
-
-    def __post_init__(self) -> None:
-        check_chip(self.chip)
-        narrow_constants(self.op, self.plan.tile_n)
-
-    @property
-    def plan(self) -> RowsPlan:
-        rows, teams = CONFIGS[self.number - FIRST_NUMBER]
-        return RowsPlan(self.op.shape, rows, teams, self.chip.multiprocessors)
-
-    @property
-    def grid(self) -> Grid:
-        return (*self.plan.grid, 1)
-
-    @property
-    def threads(self) -> int:
-        return self.plan.threads
-
-    @property
-    def shared_bytes(self) -> int:
-        return self.plan.shared_bytes
-
-    @property
-    def source(self) -> KernelSource:
-        return KernelSource.of("rows_wgmma.cu", "rows_wgmma", self.plan.defines)
-
-    @property
-    def layout(self) -> str:
-        return f"wgmma rows {self.plan.tile_n} {self.plan.k_bytes}"
-
-    def constants(self) -> tuple[npt.NDArray[Any], ...]:
-        weights = arrange_wgmma(self.op.weight, self.plan.tile_n, self.plan.k_bytes)
-        return weights, narrow_constants(self.op, self.plan.tile_n).channels
-
-    def arguments(self, tensors: Mapping[str, int], constants: Sequence[int]) -> Arguments:
-        source = self.plan.tensor_map(tensors[self.op.source])
-        outputs = map(address, (*constants, tensors[self.op.target]))
-        return (source, *outputs, self.plan.shape_argument())
-
     def __str__(self) -> str:
-        return f"wgmma tiles of {self.plan.rows} rows, {self.plan.teams} teams"
+        return f"wgmma tiles of {self.rows} rows, {self.teams} teams"
 
 
-def default_number(op: ConvOp, chip: Chip) -> int:
-    """The entry that is near the best measured ones. Raises EngineError when no entry takes the operation."""
+def default(op: ConvOp, chip: Chip) -> WgmmaRows:
+    """The entry that is near the best measured ones, where this family is.
+
+    Raises:
+        EngineError: none takes the operation, or other kernels should do better.
+    """
     check_chip(chip)
-    conv: Convolution = op.shape
+    conv = op.shape
     # Few channels on wide images: nine fetches of every pixel would be limited by L2.
-    if conv.taps == 3 and conv.c == 64 and conv.residual == Residual.NONE and conv.w >= 28:
-        for number in (FIRST_NUMBER + 1, FIRST_NUMBER):
-            try:
-                return WgmmaRows(op, number, chip).number
-            except EngineError:
-                continue
-    number = conv_wgmma.FIRST_NUMBER + conv_wgmma.default_config(conv, chip.multiprocessors)
-    return WgmmaConv(op, number, chip).number
+    if conv.taps != 3 or conv.c != 64 or conv.w < 28:
+        raise EngineError("tiles of rows are for 64 channels on images of 28 columns or more")
+    numbers = (FIRST_NUMBER + 1, FIRST_NUMBER)
+    return choose(f"{op.name}: no tile of rows", numbers, lambda n: WgmmaRows(op, n, chip), lambda _: 0)

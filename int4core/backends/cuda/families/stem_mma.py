@@ -11,7 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from int4core.backends.cuda.chips import Chip
-from int4core.backends.cuda.families.conv_mma import PAIR_BYTES
+from int4core.backends.cuda.families.choose import choose
+from int4core.backends.cuda.families.conv_tile import PAIR_BYTES
 from int4core.backends.cuda.families.epilogue import narrow_constants, needs_wide, wide_constants
 from int4core.backends.cuda.families.kernel import Arguments, Grid, address
 from int4core.backends.cuda.families.layouts import K_STEP, arrange_stem
@@ -21,7 +22,7 @@ from int4core.errors import EngineError
 
 _FIELDS = "h w p q pad_h pad_w pooled_h pooled_w pool_pad pitch out_channels"
 STEM_SHAPE = np.dtype([(name, "<i4") for name in _FIELDS.split()])
-"""`StemShape` in stem_mma.cu."""
+"""`StemShape` in stem_mma.cu: image, output of the convolution, maxima, and words of an input row in shared memory."""
 
 CAPABILITY = (7, 5)
 """The first chips with 8-bit tensor cores."""
@@ -115,7 +116,7 @@ class StemConv:
             "POOL_ROWS": self.config.pool_rows, "TILE_N": self.tile_n, "WARPS": self.config.warps,
             "WIDE": int(self.wide),
         }  # fmt: skip
-        return KernelSource.of("stem_mma.cu", "stem_mma", constants)
+        return KernelSource.of("stem_mma.cu", "stem_mma", constants, {"StemShape": STEM_SHAPE})
 
     @property
     def layout(self) -> str:
@@ -135,19 +136,11 @@ class StemConv:
         return f"{self.config}{', 64-bit requantisation' if self.wide else ''}"
 
 
-def default_config(op: StemOp, chip: Chip) -> int:
+def default(op: StemOp, chip: Chip) -> StemConv:
     """The most rows a block that still leave every multiprocessor two. Raises EngineError when none fits."""
-    fitting: list[StemConv] = []
-    reasons = []
-    for number in range(FIRST_NUMBER, FIRST_NUMBER + len(CONFIGS)):
-        try:
-            fitting.append(StemConv(op, number, chip))
-        except EngineError as error:
-            reasons.append(str(error))
-    if not fitting:
-        raise EngineError(f"{op.name}: no stem configuration takes it: {'; '.join(dict.fromkeys(reasons))}")
-    for kernel in fitting:
-        rows, images, columns = kernel.grid
-        if rows * images * columns >= 2 * chip.multiprocessors:
-            return kernel.number
-    return min(fitting, key=lambda kernel: kernel.config.pool_rows).number
+
+    def cost(kernel: StemConv) -> int:
+        return 0 if math.prod(kernel.grid) >= 2 * chip.multiprocessors else kernel.config.pool_rows
+
+    numbers = range(FIRST_NUMBER, FIRST_NUMBER + len(CONFIGS))
+    return choose(f"{op.name}: no stem configuration", numbers, lambda number: StemConv(op, number, chip), cost)

@@ -11,7 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from int4core.backends.cuda.chips import Chip
-from int4core.backends.cuda.families.conv_mma import PAIR_BYTES
+from int4core.backends.cuda.families.choose import choose
+from int4core.backends.cuda.families.conv_tile import PAIR_BYTES
 from int4core.backends.cuda.families.epilogue import narrow_constants, needs_wide, wide_constants
 from int4core.backends.cuda.families.kernel import Arguments, Grid, address
 from int4core.backends.cuda.families.layouts import arrange_operands, tile_channels
@@ -23,7 +24,7 @@ from int4core.layers import Int8Array
 
 _FIELDS = "height p q pad_h pooled_h pooled_w pool_pad strips out_channels"
 STRIP_SHAPE = np.dtype([(name, "<i4") for name in _FIELDS.split()])
-"""`StripShape` in stem_strips.cu."""
+"""`StripShape` in stem_strips.cu and stem_wgmma.cu: image, output of the convolution, maxima and their strips."""
 
 STRIP = 7
 """Maxima a row of a strip."""
@@ -135,7 +136,7 @@ class StripStem:
             "STRIDE_W": op.stride[1], "WIDTH": op.w, "LEFT": self.left, "LEAD": self.lead, "PITCH": self.pitch,
             "POOL_ROWS": config.pool_rows, "WARP_N": config.warp_n, "WARPS": config.warps, "WIDE": int(self.wide),
         }  # fmt: skip
-        return KernelSource.of("stem_strips.cu", "stem_strips", constants)
+        return KernelSource.of("stem_strips.cu", "stem_strips", constants, {"StripShape": STRIP_SHAPE})
 
     @property
     def layout(self) -> str:
@@ -178,18 +179,11 @@ def arrange_strips(weight: Int8Array, warp_n: int, lead: int) -> Int8Array:
     return arrange_operands(pixels[:, tile_channels(warp_n)], 1)
 
 
-def default_config(op: StemOp, chip: Chip) -> int:
+def default(op: StemOp, chip: Chip) -> StripStem:
     """The most rows a block that still leave every multiprocessor two blocks. Raises EngineError when none fits."""
-    fitting: list[StripStem] = []
-    reasons = []
-    for number in range(FIRST_NUMBER, FIRST_NUMBER + len(CONFIGS)):
-        try:
-            fitting.append(StripStem(op, number, chip))
-        except EngineError as error:
-            reasons.append(str(error))
-    if not fitting:
-        raise EngineError(f"{op.name}: no strip configuration takes it: {'; '.join(dict.fromkeys(reasons))}")
-    for kernel in fitting:
-        if kernel.grid[0] * kernel.grid[1] >= 2 * chip.multiprocessors:
-            return kernel.number
-    return min(fitting, key=lambda kernel: kernel.config.pool_rows).number
+
+    def cost(kernel: StripStem) -> int:
+        return 0 if math.prod(kernel.grid) >= 2 * chip.multiprocessors else kernel.config.pool_rows
+
+    numbers = range(FIRST_NUMBER, FIRST_NUMBER + len(CONFIGS))
+    return choose(f"{op.name}: no strip configuration", numbers, lambda number: StripStem(op, number, chip), cost)

@@ -9,11 +9,20 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from int4core.backends.cuda.chips import Chip
+from int4core.backends.cuda.families.choose import choose
 from int4core.backends.cuda.families.conv_wgmma import check_chip
 from int4core.backends.cuda.families.epilogue import narrow_constants
 from int4core.backends.cuda.families.kernel import Grid
 from int4core.backends.cuda.families.layouts import K_STEP, tile_channels
-from int4core.backends.cuda.families.stem_strips import STEP_PIXELS, STRIP, StripConfig, StripStem, strip_pixels
+from int4core.backends.cuda.families.stem_strips import (
+    STEP_PIXELS,
+    STRIP,
+    STRIP_SHAPE,
+    StripConfig,
+    StripStem,
+    strip_pixels,
+)
 from int4core.backends.cuda.jit.source import KernelSource
 from int4core.backends.cuda.plan.ops import StemOp
 from int4core.errors import EngineError
@@ -70,7 +79,7 @@ class WgmmaStem(StripStem):
             "STRIDE_W": op.stride[1], "WIDTH": op.w, "LEFT": self.left, "LEAD": self.lead, "PITCH": self.pitch,
             "POOL_ROWS": self.config.pool_rows,
         }  # fmt: skip
-        return KernelSource.of("stem_wgmma.cu", "stem_wgmma", constants)
+        return KernelSource.of("stem_wgmma.cu", "stem_wgmma", constants, {"StripShape": STRIP_SHAPE})
 
     @property
     def layout(self) -> str:
@@ -90,10 +99,14 @@ def arrange_strips_wgmma(weight: Int8Array, lead: int) -> Int8Array:
     return np.ascontiguousarray(places.transpose(0, 2, 3, 1, 4))
 
 
-def default_number(op: StemOp, chip: Any) -> int:
-    """Few rows a block where there are few images. Raises EngineError when none fits."""
-    for number in range(FIRST_NUMBER, FIRST_NUMBER + len(CONFIGS)):
+def default(op: StemOp, chip: Chip) -> WgmmaStem:
+    """Few rows a block where there are few images. Raises EngineError when none fits, or there are too few."""
+
+    def make(number: int) -> WgmmaStem:
         kernel = WgmmaStem(op, number, chip)
-        if math.prod(kernel.grid) >= 3 * chip.multiprocessors:
-            return number
-    raise EngineError(f"{op.name}: too few images for strips on wgmma")
+        if math.prod(kernel.grid) < 3 * chip.multiprocessors:
+            raise EngineError("too few images for strips on wgmma")
+        return kernel
+
+    numbers = range(FIRST_NUMBER, FIRST_NUMBER + len(CONFIGS))
+    return choose(f"{op.name}: no wgmma strip", numbers, make, lambda _: 0)

@@ -28,7 +28,7 @@ class Family:
     Attributes:
         name: for people.
         make: (op, number, chip) -> the kernel; EngineError when they do not fit.
-        default: (op, chip) -> the number that should do well untuned; EngineError when none fits.
+        default: (op, chip) -> the kernel that should do well untuned; EngineError when none fits.
         describe: number -> its configuration, in words.
     """
 
@@ -36,7 +36,7 @@ class Family:
     first: int
     count: int
     make: Callable[..., Kernel]
-    default: Callable[..., int]
+    default: Callable[..., Kernel]
     describe: Callable[[int], str]
 
     @property
@@ -45,7 +45,7 @@ class Family:
 
 
 MMA = Family(
-    "mma.sync u8.s8", 0, len(conv_mma.CONFIGS), conv_mma.MmaConv, conv_mma.default_config,
+    "mma.sync u8.s8", 0, len(conv_mma.CONFIGS), conv_mma.MmaConv, conv_mma.default,
     lambda n: str(conv_mma.CONFIGS[n]),
 )  # fmt: skip
 
@@ -58,32 +58,31 @@ def _native_mma4(op: ConvOp, number: int, chip: Chip) -> conv_mma4.Mma4Conv:
 
 
 MMA4 = Family(
-    "mma.sync u4.s4", conv_mma4.FIRST_NUMBER, len(conv_mma4.CONFIGS), _native_mma4, conv_mma4.default_config,
+    "mma.sync u4.s4", conv_mma4.FIRST_NUMBER, len(conv_mma4.CONFIGS), _native_mma4, conv_mma4.default,
     lambda n: str(conv_mma4.CONFIGS[n - conv_mma4.FIRST_NUMBER]),
 )  # fmt: skip
 WGMMA = Family(
-    "wgmma u8.s8", conv_wgmma.FIRST_NUMBER, len(conv_wgmma.CONFIGS), conv_wgmma.WgmmaConv, rows_wgmma.default_number,
+    "wgmma u8.s8", conv_wgmma.FIRST_NUMBER, len(conv_wgmma.CONFIGS), conv_wgmma.WgmmaConv, conv_wgmma.default,
     lambda n: str(conv_wgmma.CONFIGS[n - conv_wgmma.FIRST_NUMBER]),
 )  # fmt: skip
 ROWS = Family(
-    "wgmma u8.s8, 3x3", rows_wgmma.FIRST_NUMBER, len(rows_wgmma.CONFIGS), rows_wgmma.WgmmaRows,
-    rows_wgmma.default_number,
+    "wgmma u8.s8, 3x3", rows_wgmma.FIRST_NUMBER, len(rows_wgmma.CONFIGS), rows_wgmma.WgmmaRows, rows_wgmma.default,
     lambda n: "{} teams x {} rows".format(*reversed(rows_wgmma.CONFIGS[n - rows_wgmma.FIRST_NUMBER])),
 )  # fmt: skip
 STEM = Family(
-    "stem", stem_mma.FIRST_NUMBER, len(stem_mma.CONFIGS), stem_mma.StemConv, stem_mma.default_config,
+    "stem", stem_mma.FIRST_NUMBER, len(stem_mma.CONFIGS), stem_mma.StemConv, stem_mma.default,
     lambda n: str(stem_mma.CONFIGS[n - stem_mma.FIRST_NUMBER]),
 )  # fmt: skip
 STRIPS = Family(
     "stem, in strips", stem_strips.FIRST_NUMBER, len(stem_strips.CONFIGS), stem_strips.StripStem,
-    stem_strips.default_config, lambda n: str(stem_strips.CONFIGS[n - stem_strips.FIRST_NUMBER]),
+    stem_strips.default, lambda n: str(stem_strips.CONFIGS[n - stem_strips.FIRST_NUMBER]),
 )  # fmt: skip
 WGMMA_STEM = Family(
-    "stem, wgmma", stem_wgmma.FIRST_NUMBER, len(stem_wgmma.CONFIGS), stem_wgmma.WgmmaStem,
-    stem_wgmma.default_number, lambda n: str(stem_wgmma.CONFIGS[n - stem_wgmma.FIRST_NUMBER]),
+    "stem, wgmma", stem_wgmma.FIRST_NUMBER, len(stem_wgmma.CONFIGS), stem_wgmma.WgmmaStem, stem_wgmma.default,
+    lambda n: str(stem_wgmma.CONFIGS[n - stem_wgmma.FIRST_NUMBER]),
 )  # fmt: skip
 
-CONVOLUTIONS: tuple[Family, ...] = (WGMMA, ROWS, MMA4, MMA)
+CONVOLUTIONS: tuple[Family, ...] = (ROWS, WGMMA, MMA4, MMA)
 """Families that compute a ConvOp, the ones to prefer first."""
 
 STEMS: tuple[Family, ...] = (WGMMA_STEM, STRIPS, STEM)
@@ -124,7 +123,7 @@ def default_kernel(op: Op, chip: Chip) -> Kernel:
     reasons = []
     for family in families_of(op):
         try:
-            return make_kernel(op, chip, family.default(op, chip))
+            return family.default(op, chip)
         except EngineError as error:
             reasons.append(f"{family.name}: {error}")
     raise EngineError(f"{chip.name}: nothing computes {op.name}: {'; '.join(dict.fromkeys(reasons))}")

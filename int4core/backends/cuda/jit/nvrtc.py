@@ -116,8 +116,3 @@ def compile_source(library: Path, source: KernelSource, arch: str, *, fresh: boo
     nvrtc.nvrtcGetCUBIN(program, cubin)
     nvrtc.nvrtcDestroyProgram(ctypes.byref(program))
     return Report(cubin.raw, log.value.decode())
-
-
-def compile_kernel(library: Path, name: str, defines: dict[str, int], arch: str) -> Report:
-    """`compile_source`, fresh, of int4core/kernels/`name` with its constants."""
-    return compile_source(library, KernelSource.of(name, Path(name).stem, defines), arch, fresh=True)
