@@ -1,6 +1,7 @@
 """`python -m int4core.tune --gpu h200 --batch 1024`: time every kernel on every layer, keep the fastest.
 
-The choice is written to autoconfig/.
+The choice is written to the user's folder, ~/.config/int4core/autoconfig, where it takes the place of the one that
+comes with the package.
 
 Each candidate must write the same bytes as the first one; that those are right is the tests' business. Layers of
 one shape are timed once. Buffers rotate over several times the L2, unless the whole batch's tensors fit it: then
@@ -18,7 +19,7 @@ from pathlib import Path
 
 from int4core.backends.cuda.chips import CHIPS
 from int4core.backends.cuda.families.kernel import Kernel
-from int4core.backends.cuda.families.table import KNOWN_NUMBERS, candidates
+from int4core.backends.cuda.families.table import KNOWN_NUMBERS, candidates, digest
 from int4core.backends.cuda.network import DeviceNetwork
 from int4core.backends.cuda.plan.ops import ConvOp, Op, StemOp
 from int4core.errors import EngineError, Int4CoreError, printable, printed, shown
@@ -27,7 +28,7 @@ from int4core.options import CudaOptions
 from int4core.streams import run_command
 from int4core.tuning import autoconfig
 from int4core.tuning.autoconfig import Autoconfig
-from int4core.tuning.files import FOLDER, file_of
+from int4core.tuning.files import TABLE, file_of, user_folder
 from int4core.tuning.measure import Site, microseconds, result, tensor_bytes
 
 MAIN_BATCH = 1024
@@ -103,7 +104,10 @@ def to_autoconfig(network: DeviceNetwork, n: int, choices: Sequence[Choice]) -> 
         for op in choice.ops:
             names = [op.name] + ([op.branch.name] if isinstance(op, ConvOp) and op.branch else [])
             numbers |= {key: number for name in names if (key := autoconfig.key_of(name)) is not None}
-    metadata = {"engine": "int4core", "gpu": network.chip.name, "origin": "measured", "batch": str(n)}
+    metadata = {
+        "engine": "int4core", "gpu": network.chip.name, "origin": "measured", "batch": str(n),
+        TABLE: digest(numbers.values()),
+    }  # fmt: skip
     return Autoconfig(dict(sorted(numbers.items())), metadata)
 
 
@@ -126,7 +130,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--batch", type=int, nargs="+", default=[MAIN_BATCH])
     parser.add_argument("--model", type=Path, default=Path(__file__).resolve().parents[1] / "model")
     parser.add_argument("--numbers", type=parse_numbers, default=KNOWN_NUMBERS, help="try only these, as 100-113,200")
-    parser.add_argument("--out", type=Path, default=FOLDER, help="folder of the file; %(default)s")
+    parser.add_argument("--out", type=Path, default=user_folder(), help="folder of the file; %(default)s")
     parser.add_argument("--verbose", action="store_true", help="print every candidate, not only the three fastest")
     options = parser.parse_args(argv)
     try:

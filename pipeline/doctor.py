@@ -15,7 +15,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal
 
-from int4core.backends.cuda.families.table import KNOWN_NUMBERS
 from int4core.backends.cuda.jit.cache import CACHE_DIR
 from int4core.cores import whole_cores
 from int4core.errors import printable
@@ -23,7 +22,7 @@ from int4core.install import install_argument
 from int4core.streams import run_command
 from int4core.tuning import autoconfig
 from int4core.tuning.autoconfig import AutoconfigError
-from int4core.tuning.files import file_of
+from int4core.tuning.files import check_numbers, find_files
 from pipeline.loadgen.installed import find_loadgen
 from pipeline.machine.gpus import GPU_CHOICES
 from pipeline.machine.probe import BATCH, Driver, Facts, GpuFacts, gather
@@ -128,16 +127,15 @@ def check_memory(facts: Facts, gpu: GpuFacts) -> Finding:
 
 
 def check_tuning(facts: Facts, gpu: GpuFacts) -> Finding:
-    key, folder = gpu.key or "unknown", facts.autoconfig_folder
-    main, mend = file_of(key, folder=folder), f"python -m int4core.tune --gpu {key}"
-    files = [file for file in (main, *sorted(folder.glob(f"{key}.batch*"))) if file.is_file()]
+    key = gpu.key or "unknown"
+    files, mend = find_files(key, facts.autoconfig_folders), f"python -m int4core.tune --gpu {key}"
     if not files:
         return Finding("tuned file", "warning", f"none for {key}: kernels are chosen by rule", mend)
     said = []
     for file in files:
         try:
             config = autoconfig.read(file)
-            config.validate(KNOWN_NUMBERS)
+            check_numbers(config)
         except AutoconfigError as error:
             return Finding("tuned file", "fail", str(error), mend)
         made_for = config.metadata.get("gpu")

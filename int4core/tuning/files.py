@@ -1,18 +1,19 @@
 """Which tuned file a GPU has, and which of its numbers a batch size takes.
 
-`autoconfig/h200` is for the batch size that its `# batch:` line names; `autoconfig/h200.batch1` and the like are
-for others.
+`h200` is for the batch size that its `# batch:` line names; `h200.batch1` and the like are for others. A file in the
+user's folder is taken in place of the one of that name that comes with the package.
 """
 
 from __future__ import annotations
 
 import math
+import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from int4core.backends.cuda.families.table import KNOWN_NUMBERS
+from int4core.backends.cuda.families.table import KNOWN_NUMBERS, digest
 from int4core.backends.cuda.plan.planner import NetworkPlan
 from int4core.errors import shown
 from int4core.layers import ResNet, walk
@@ -20,6 +21,16 @@ from int4core.tuning import autoconfig
 from int4core.tuning.autoconfig import Autoconfig, AutoconfigError
 
 FOLDER = Path(__file__).resolve().parents[2] / "autoconfig"
+"""The files that come with the package."""
+
+
+def user_folder() -> Path:
+    """The files of this user, which `int4core.tune` writes: below XDG_CONFIG_HOME, or ~/.config."""
+    return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "int4core" / "autoconfig"
+
+
+TABLE = "table"
+"""The comment of a file that says what its numbers mean: `table.digest` of them."""
 
 NEAR = 2.0
 """A tuned file serves batches within this many doublings of its own."""
@@ -79,16 +90,28 @@ def file_of(gpu: str, batch: int | None = None, folder: Path = FOLDER) -> Path:
     return folder / (gpu if batch is None else f"{gpu}.batch{batch}")
 
 
-def load_tuning(gpu: str, net: ResNet, chosen: Autoconfig | None = None, folder: Path = FOLDER) -> Tuning:
-    """The tuning of a chip: `chosen` alone if given, else the files that come with the package.
+def find_files(gpu: str, folders: Sequence[Path]) -> list[Path]:
+    """The tuned files of a chip, the main one first; of files of one name that of the first folder that has it."""
+    found: dict[str, Path] = {}
+    for folder in folders:
+        for path in (file_of(gpu, None, folder), *folder.glob(f"{gpu}.batch*")):
+            if path.is_file():
+                found.setdefault(path.name, path)
+    return [found[name] for name in sorted(found)]
+
+
+def load_tuning(
+    gpu: str, net: ResNet, chosen: Autoconfig | None = None, folders: Sequence[Path] | None = None
+) -> Tuning:
+    """The tuning of a chip: `chosen` alone if given, else the files of `folders`: the user's and the package's.
 
     Raises:
-        AutoconfigError: `chosen` is for another chip or names a layer or number that does not exist; or a file
-            that comes with the package is broken.
+        AutoconfigError: `chosen` is for another chip or names a layer or number that does not exist; or a file is
+            broken, or its numbers meant other kernels when it was written.
     """
     if chosen is not None:
         return _chosen(gpu, net, chosen)
-    files = [path for path in (file_of(gpu, None, folder), *sorted(folder.glob(f"{gpu}.batch*"))) if path.is_file()]
+    files = find_files(gpu, (user_folder(), FOLDER) if folders is None else folders)
     if not files:
         return Tuning(notice=f"kernels chosen by rule: there is no tuned file for {gpu}")
     configs = [autoconfig.read(path) for path in files]
@@ -96,7 +119,9 @@ def load_tuning(gpu: str, net: ResNet, chosen: Autoconfig | None = None, folder:
         _check(gpu, config)
     sizes = ", ".join(map(str, sorted(map(_batch, configs))))
     origin = configs[0].metadata.get("origin", "unknown")
-    return Tuning.of(configs, f"kernels tuned for batch {sizes} ({origin})")
+    own = sum(path.parent == user_folder() for path in files)
+    whose = f", {own} of {len(files)} files from {user_folder()}" if own else ""
+    return Tuning.of(configs, f"kernels tuned for batch {sizes} ({origin}{whose})")
 
 
 def _chosen(gpu: str, net: ResNet, config: Autoconfig) -> Tuning:
@@ -113,7 +138,20 @@ def _check(gpu: str, config: Autoconfig) -> None:
         raise AutoconfigError(
             config.file, 0, f"was made for {shown(wanted)}, and this GPU is {gpu}: tune it with python -m int4core.tune"
         )
+    check_numbers(config)
+
+
+def check_numbers(config: Autoconfig) -> None:
+    """Raises AutoconfigError when a number is of no kernel, or was written for another kernel than it means here."""
     config.validate(KNOWN_NUMBERS)
+    written, here = config.metadata.get(TABLE), digest(config.kernels.values())
+    if written not in (None, here):
+        raise AutoconfigError(
+            config.file,
+            0,
+            f"its numbers are of another kernel table (`# {TABLE}: {shown(str(written))[1:-1]}`, {here} here): tune "
+            "again with python -m int4core.tune, or remove that line if the numbers are meant as they stand",
+        )
 
 
 def _batch(config: Autoconfig) -> int:

@@ -22,7 +22,7 @@ from int4core.backends.cuda.plan.planner import make_plan
 from int4core.cores import cpu_quota, scheduled_cores
 from int4core.errors import EngineError, Int4CoreError
 from int4core.model import Model
-from int4core.tuning.files import FOLDER
+from int4core.tuning.files import FOLDER, user_folder
 from pipeline.defaults import default_model
 from pipeline.errors import PipelineError
 from pipeline.machine.profilers import NCU, NSYS, find_profiler
@@ -97,7 +97,7 @@ class Facts:
     cores_visible: int
     cgroup: Cgroup
     memory_available_bytes: int
-    autoconfig_folder: Path
+    autoconfig_folders: tuple[Path, ...]
     plan_bytes: Callable[[str], int | str]
     cache_folder: Path
     cache_error: str
@@ -121,7 +121,7 @@ def gather(loadgen: Library) -> Facts:
         cores_visible=scheduled_cores(),
         cgroup=read_cgroup(),
         memory_available_bytes=psutil.virtual_memory().available,
-        autoconfig_folder=FOLDER,
+        autoconfig_folders=(user_folder(), FOLDER),
         plan_bytes=plan_bytes,
         cache_folder=cache,
         cache_error=why_no_cache(cache),

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import re
+from contextlib import nullcontext
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from int4core import tune
 from int4core.backends.cuda.chips import CHIPS
-from int4core.backends.cuda.families.table import KNOWN_NUMBERS
+from int4core.backends.cuda.families import conv_wgmma
+from int4core.backends.cuda.families.table import KNOWN_NUMBERS, digest
 from int4core.backends.cuda.plan.planner import make_plan
 from int4core.layers import ResNet
 from int4core.model import Model
 from int4core.tuning import autoconfig
 from int4core.tuning.autoconfig import AutoconfigError
-from int4core.tuning.files import FOLDER, Tuning, file_of, load_tuning
+from int4core.tuning.files import FOLDER, Tuning, file_of, load_tuning, user_folder
 from tests.int4core.networks import random_network
 from tests.paths import ROOT
 
@@ -41,7 +45,7 @@ def conv1(tuning: Tuning, n: int) -> int | None:
 def test_the_nearest_batch_size_serves(tmp_path: Path) -> None:
     for name, number, batch in (("h200", 200, "1024"), ("h200.batch8", 201, "8"), ("h200.batch1", 202, "1")):
         write(tmp_path, name, number, batch=batch)
-    tuning = load_tuning("h200", NET, folder=tmp_path)
+    tuning = load_tuning("h200", NET, folders=(tmp_path,))
     assert tuning.batch == 1024
     assert tuning.notice == "kernels tuned for batch 1, 8, 1024 (measured)"
     assert {n: conv1(tuning, n) for n in (1, 2, 4, 8, 32, 256, 1024, 2048, 4096)} == {
@@ -54,8 +58,8 @@ def test_files_of_other_chips_are_left_alone(tmp_path: Path) -> None:
     write(tmp_path, "h200", 200)
     write(tmp_path, "l40s", 210, gpu="l40s")
     write(tmp_path, "l40s.batch1", 211, gpu="l40s", batch="1")
-    assert load_tuning("h200", NET, folder=tmp_path).by_batch == {1024: {"conv1": 200}}
-    missing = load_tuning("l4", NET, folder=tmp_path)
+    assert load_tuning("h200", NET, folders=(tmp_path,)).by_batch == {1024: {"conv1": 200}}
+    missing = load_tuning("l4", NET, folders=(tmp_path,))
     assert missing.notice == "kernels chosen by rule: there is no tuned file for l4"
     assert missing.by_batch == {}
     assert missing.numbers_for(1024) == {}
@@ -64,7 +68,7 @@ def test_files_of_other_chips_are_left_alone(tmp_path: Path) -> None:
 def test_a_file_for_another_gpu_is_an_error(tmp_path: Path) -> None:
     path = write(tmp_path, "h200", 200, gpu="a100")
     with pytest.raises(AutoconfigError, match=rf"{re.escape(str(path))}: was made for 'a100', .* h200: tune it"):
-        load_tuning("h200", NET, folder=tmp_path)
+        load_tuning("h200", NET, folders=(tmp_path,))
     with pytest.raises(AutoconfigError, match="was made for 'a100'"):
         load_tuning("h200", NET, autoconfig.read(path))
 
@@ -74,7 +78,7 @@ def test_an_unknown_number_names_its_line(tmp_path: Path) -> None:
     path = write(tmp_path, "h200", 200, more=f"layer1_residual1_conv2=3\nlayer1_residual1_conv1={unknown}\n")
     said = rf"{re.escape(str(path))}:7: layer1_residual1_conv1={unknown}: no such kernel here; known: 0-"
     with pytest.raises(AutoconfigError, match=said):
-        load_tuning("h200", NET, folder=tmp_path)
+        load_tuning("h200", NET, folders=(tmp_path,))
     with pytest.raises(AutoconfigError, match=said):
         load_tuning("h200", NET, autoconfig.read(path))
 
@@ -92,7 +96,7 @@ def test_an_unknown_layer_names_its_line(tmp_path: Path) -> None:
 def test_a_batch_that_is_none_is_an_error(tmp_path: Path, batch: str) -> None:
     write(tmp_path, "h200", 200, batch=batch)
     with pytest.raises(AutoconfigError, match="is no batch size") as caught:
-        load_tuning("h200", NET, folder=tmp_path)
+        load_tuning("h200", NET, folders=(tmp_path,))
     assert len(caught.value.why) < 150
 
 
@@ -106,7 +110,7 @@ def test_the_gpu_of_a_hostile_file_is_quoted_in_part(tmp_path: Path) -> None:
 def test_a_chosen_file_serves_every_batch_and_alone(tmp_path: Path) -> None:
     write(tmp_path, "h200.batch1", 202, batch="1")
     path = write(tmp_path, "mine", 203, batch="64")
-    tuning = load_tuning("h200", NET, autoconfig.read(path), tmp_path)
+    tuning = load_tuning("h200", NET, autoconfig.read(path), (tmp_path,))
     assert [conv1(tuning, n) for n in (1, 64, 100_000)] == [203] * 3
     assert tuning.notice == f"kernels of {path}"
 
@@ -149,3 +153,54 @@ def test_shipped_files_fit_the_default_network(gpu: str) -> None:
 def test_shipped_files_name_layers_of_the_default_network() -> None:
     for path in (path for gpu in SHIPPED for path in FOLDER.glob(f"{gpu}*")):
         load_tuning(path.name.partition(".")[0], default_network(), autoconfig.read(path))
+
+
+def test_a_user_s_file_wins_over_the_one_of_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    shipped, own = tmp_path / "package", user_folder()
+    assert own == tmp_path / "int4core" / "autoconfig"
+    shipped.mkdir()
+    own.mkdir(parents=True)
+    write(shipped, "h200", 200)
+    write(shipped, "h200.batch8", 201, batch="8")
+    write(own, "h200.batch8", 202, batch="8")
+    tuning = load_tuning("h200", NET, folders=(own, shipped))
+    assert (conv1(tuning, 1024), conv1(tuning, 8)) == (200, 202)
+    assert tuning.notice == f"kernels tuned for batch 8, 1024 (measured, 1 of 2 files from {own})"
+
+
+def test_tuning_writes_to_the_user_s_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    monkeypatch.setattr(tune, "DeviceNetwork", lambda *_: SimpleNamespace(device=nullcontext()))
+    written = []
+    monkeypatch.setattr(tune, "_tune_batch", lambda _network, n, options: written.append((n, options.out)))
+    assert tune.main(["--model", str(ROOT / "model"), "--batch", "8"]) == 0
+    assert written == [(8, tmp_path / "int4core" / "autoconfig")]
+
+
+def test_numbers_that_meant_other_kernels_are_refused(tmp_path: Path) -> None:
+    path = write(tmp_path, "h200", 200)
+    head = path.read_text(encoding="utf-8")
+    path.write_text(f"# table: {digest([200])}\n{head}", encoding="utf-8")
+    assert conv1(load_tuning("h200", NET, folders=(tmp_path,)), 1024) == 200
+    path.write_text(f"# table: {digest([201])}\n{head}", encoding="utf-8")
+    said = rf"{re.escape(str(path))}: its numbers are of another kernel table \(`# table: {digest([201])}`, "
+    for chosen in (None, autoconfig.read(path)):
+        with pytest.raises(AutoconfigError, match=said):
+            load_tuning("h200", NET, chosen, (tmp_path,))
+
+
+def test_a_digest_is_of_the_entries_that_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = digest([0, 102])
+    assert digest([102, 0, 0]) == before != digest([0, 103])
+    monkeypatch.setattr(conv_wgmma, "CONFIGS", (*conv_wgmma.CONFIGS[:3], *conv_wgmma.CONFIGS[:-3]))
+    assert digest([0, 102]) == before
+    assert digest([103]) == digest([103])
+    monkeypatch.setattr(conv_wgmma, "CONFIGS", conv_wgmma.CONFIGS[::-1])
+    assert digest([0, 102]) != before
+
+
+@pytest.mark.parametrize("path", sorted(FOLDER.glob("[a-z]*")), ids=lambda path: path.name)
+def test_the_package_s_files_say_what_their_numbers_mean(path: Path) -> None:
+    config = autoconfig.read(path)
+    assert config.metadata["table"] == digest(config.kernels.values())

@@ -38,7 +38,7 @@ def healthy(tmp_path: Path) -> Facts:
         cores_visible=16,
         cgroup=Cgroup(),
         memory_available_bytes=100 * GIB,
-        autoconfig_folder=tmp_path,
+        autoconfig_folders=(tmp_path,),
         plan_bytes=lambda gpu: GIB,
         cache_folder=Path("cache"),
         cache_error="",
@@ -195,7 +195,7 @@ def test_what_is_wrong_is_said_with_its_mend(
     ],
 )
 def test_the_tuned_file_has_to_be_for_this_chip(healthy: Facts, text: str | None, status: str, said: str) -> None:
-    file = healthy.autoconfig_folder / "h200"
+    file = healthy.autoconfig_folders[0] / "h200"
     if text is None:
         file.unlink()
     else:
@@ -207,7 +207,8 @@ def test_the_tuned_file_has_to_be_for_this_chip(healthy: Facts, text: str | None
 
 
 def test_a_broken_file_for_another_batch_is_found(healthy: Facts) -> None:
-    (healthy.autoconfig_folder / "h200.batch1").write_text("# engine: int4core\n# gpu: t4\nlayer1_residual1_conv2=1\n")
+    file = healthy.autoconfig_folders[0] / "h200.batch1"
+    file.write_text("# engine: int4core\n# gpu: t4\nlayer1_residual1_conv2=1\n")
     finding = of(examine(healthy), "tuned file")
     assert finding.status == "fail"
     assert "h200.batch1: was made for t4" in finding.said

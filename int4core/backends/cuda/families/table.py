@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import hashlib
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from int4core.backends.cuda.chips import Chip
@@ -137,6 +138,18 @@ def candidates(op: Op, chip: Chip) -> Iterator[Kernel]:
                 yield family.make(op, number, chip)
             except EngineError:
                 continue
+
+
+def digest(numbers: Iterable[int]) -> str:
+    """12 hex digits of what these entries are: other ones where a number means another kernel, or none."""
+    lines = dict(zip(_ordered(), describe(), strict=True))
+    text = "\n".join(lines.get(number, f"{number}") for number in sorted(set(numbers)))
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _ordered() -> Iterator[int]:
+    for family in sorted(FAMILIES, key=lambda family: family.first):
+        yield from family.numbers
 
 
 def describe() -> Iterator[str]:

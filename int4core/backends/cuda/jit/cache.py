@@ -8,10 +8,11 @@ any number of processes may share the folder.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import os
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +25,9 @@ CACHE_DIR = "INT4CORE_CACHE_DIR"
 
 HEX_DIGITS = 32
 """Of a key, and of a digest in a file's name."""
+
+LOCK = "lock"
+"""File of the folder that whoever compiles holds."""
 
 MAX_BYTES = 64 << 20
 """Most bytes of a binary; the network's have tens of kilobytes."""
@@ -106,6 +110,25 @@ class KernelCache:
         except OSError as error:
             raise EngineError(f"{printable(str(file))}: cannot be written: {error.strerror}; {_MEND}") from error
         return file
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Inside, no other process is: so that each kernel is compiled by one of them, and the others find it.
+
+        Raises EngineError: the folder is another user's, could be changed by one, or cannot be written.
+        """
+        file = self.folder / LOCK
+        try:
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._expect_trusted(self.folder)
+            descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise EngineError(f"{printable(str(file))}: cannot be written: {error.strerror}; {_MEND}") from error
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)
 
     @staticmethod
     def _expect_trusted(path: Path) -> None:

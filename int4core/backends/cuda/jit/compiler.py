@@ -1,4 +1,4 @@
-"""Kernels compiled once a machine: what is not in the cache is compiled side by side, and kept there.
+"""Kernels compiled once a machine: what is not in the cache is compiled side by side, by one process, and kept there.
 
 The key is a hash of the flattened source with its constants, the target, NVRTC's options and version.
 """
@@ -74,6 +74,12 @@ def compile_all(sources: Iterable[KernelSource], arch: str) -> Compiled:
     def compile_one(source: KernelSource) -> Path:
         return cache.keep(keys[source], nvrtc.compile_source(library, source, arch).cubin)
 
-    with ThreadPoolExecutor(usable_cores()) as pool:
-        files |= zip(missing, pool.map(compile_one, missing), strict=True)
+    if missing:
+        with cache.locked():
+            # What another process compiled while this one waited is there.
+            late = cache.find({keys[source] for source in missing})
+            files |= {source: late.files[keys[source]] for source in missing if keys[source] in late.files}
+            missing = [source for source in missing if source not in files]
+            with ThreadPoolExecutor(usable_cores()) as pool:
+                files |= zip(missing, pool.map(compile_one, missing), strict=True)
     return Compiled(files, len(missing), time.perf_counter() - began, found.damaged)
