@@ -153,6 +153,7 @@ class SettingsSpec:
         output_dir: where the logs go, unless `log_settings` has an `outdir`.
         scenario: a name of LoadGen's TestScenario.
         defaults: fields by name, below the files and `test_settings`.
+        rules: whether the embedded rules apply where neither file is given.
     """
 
     mlperf_conf: Path | None
@@ -163,14 +164,15 @@ class SettingsSpec:
     output_dir: Path
     scenario: str = "Offline"
     defaults: Mapping[str, Scalar] = field(default_factory=dict)
+    rules: bool = False
 
 
 def make_settings(lg: Any, spec: SettingsSpec) -> tuple[Any, Any]:
     """(TestSettings, LogSettings) for a test of `spec.scenario`.
 
     LoadGen's embedded MLPerf rules apply as soon as a user.conf is given without an mlperf.conf; with
-    neither, its own defaults do (10 s). Raises PipelineError for a file it cannot use, a value that does not
-    fit, and one that no test can run with.
+    neither, its own defaults do (10 s), unless `spec.rules`. Raises PipelineError for a file it cannot use, a
+    value that does not fit, and one that no test can run with.
     """
     test = lg.TestSettings()
     test.scenario = lg.TestScenario.__members__[spec.scenario]
@@ -181,6 +183,8 @@ def make_settings(lg: Any, spec: SettingsSpec) -> tuple[Any, Any]:
     if spec.user_conf is not None:
         kind = _EMBEDDED_THEN_FILE if spec.mlperf_conf is None else _FILE
         _apply_config(test, spec.user_conf, spec.scenario, kind)
+    elif spec.rules and spec.mlperf_conf is None and test.FromConfig("", MODEL, spec.scenario, _EMBEDDED):
+        raise PipelineError("this LoadGen cannot read the rules built into it: install another mlcommons-loadgen")
     log = lg.LogSettings()
     output = log.log_output
     output.outdir = str(spec.output_dir)

@@ -14,6 +14,7 @@ from typing import Any
 from rich.console import Console
 
 from int4core.errors import Int4CoreError, printable, printed
+from int4core.model import Model
 from int4core.streams import Stream
 from pipeline.commands.report import write_report
 from pipeline.commands.setup import set_up
@@ -36,15 +37,18 @@ from pipeline.loadgen.options import Options, parse
 from pipeline.loadgen.outputs import Outputs
 from pipeline.loadgen.page import finish
 from pipeline.loadgen.results import NOT_PREDICTED, LoadGenResult, read_result
+from pipeline.loadgen.rounds import PERFORMANCE_SAMPLES, check_official, round_of
 from pipeline.loadgen.run import LoadGenRun, Prepared
 from pipeline.loadgen.sample_list import write_sample_list
 from pipeline.loadgen.samples import BadFile, BadFiles
 from pipeline.loadgen.scenarios import batch_plan, expectations, samples_per_query
 from pipeline.loadgen.summary import summarise, write_summary
+from pipeline.loadgen.user_conf import read_user_conf, user_conf_of, write_user_conf
 from pipeline.machine.hardware import default_loaders
 from pipeline.machine.room import slots_that_fit
 from pipeline.memory.arena import ArenaSpec, sweep_stale
 from pipeline.report.accuracy import Accuracy, accuracy
+from pipeline.report.commit import commit
 from pipeline.report.dashboard import Dashboard, choose_mode
 from pipeline.report.history import History
 from pipeline.report.page import Reporter
@@ -59,9 +63,6 @@ from pipeline.stages.infer import engine_notes
 from pipeline.stages.load import Preparation
 from pipeline.stages.spec import CPU_IN_FLIGHT
 from pipeline.telemetry.trace import write_trace
-
-# MLPerf's rules ask for at least this many different samples in a performance run.
-PERFORMANCE_SAMPLES = 1024
 
 
 class BadImages(PipelineError):
@@ -131,6 +132,7 @@ class OfflineCommand:
         self._stdout = sys.stdout
         self._bad: tuple[BadFile, ...] = ()
         self._kept: Any = None
+        self._user_conf: bytes | None = None
         self._loaded_s: float | None = None
         self._decoded_before = 0
         self._dashboard: Dashboard | None = None
@@ -145,6 +147,10 @@ class OfflineCommand:
             self._options = replace(options, output_dir=self._outputs.folder)
             spec = options.settings_spec(self._outputs.folder)
             self._test_settings, self._log_settings = self._supervisor.watch(lambda: make_settings(lg, spec))
+            if (given := options.user_conf) is not None:
+                self._user_conf = self._supervisor.watch(lambda: read_user_conf(given))
+            if options.round is not None:
+                check_official(options.round, plain_fields(self._test_settings))
             self._run(lg)
 
     def _run(self, lg: Any) -> None:
@@ -268,6 +274,10 @@ class OfflineCommand:
             self._check_stdout()
             self._outputs.clear()
             write_sample_list(self._outputs.sample_list, prepared.library.subset(self._kept))
+            if self._options.round is not None and self._user_conf is None:
+                self._user_conf = user_conf_of(plain_fields(self._test_settings))
+            if self._user_conf is not None:
+                write_user_conf(self._outputs.user_conf, self._user_conf)
             session.run(self._test_settings, self._log_settings)
         run.progress.enter("done")
 
@@ -303,7 +313,7 @@ class OfflineCommand:
     def _report(self, run: LoadGenRun, prepared: Prepared, title: str, history: History) -> None:
         log = self._log_settings.log_output
         result = read_result(Path(log.outdir), log.prefix, log.suffix)
-        for line in result.verdict().splitlines():
+        for line in result.verdict(self._options.round).splitlines():
             self._say(line)
         top1 = self._accuracy(run, prepared.library)
         if top1 is not None:
@@ -339,6 +349,11 @@ class OfflineCommand:
                 "notices": run.session.batches.infer.notices,
                 "verdict": None if verdict is None else verdict.as_dict(),
                 "clock_warning": warning,
+                "identity": {
+                    "model": Model(prepared.setup.network).digest,
+                    "commit": commit(),
+                    "round_of_seeds": round_of(result.settings),
+                },
             },
         )
         write_summary(self._outputs.folder, summary)

@@ -24,6 +24,7 @@ from pipeline.loadgen.binding import (
     plain,
 )
 from pipeline.loadgen.limits import check_field
+from pipeline.loadgen.rounds import ROUNDS
 from pipeline.loadgen.scenarios import SCENARIOS, Scenario, settings_defaults
 from pipeline.samples.images import ImageRules
 
@@ -38,6 +39,7 @@ class Options:
     """A parsed command line. None means: not given, the run chooses.
 
     Attributes:
+        round: of MLPerf, whose settings and seeds hold.
         images, tensors: a folder of images, or of .npy tensors; at most one of them.
         map_path: lines of `file label` naming the samples and their order.
         gpus: the driver's numbers of the GPUs to compute on, one engine process each.
@@ -57,6 +59,7 @@ class Options:
     """
 
     scenario: Scenario
+    round: str | None
     gpu: str
     gpus: tuple[int, ...] | None
     engines: int
@@ -120,6 +123,7 @@ class Options:
             output_dir=output_dir,
             scenario=self.scenario,
             defaults=settings_defaults(self.scenario),
+            rules=self.round is not None,
         )
 
     def as_dict(self) -> dict[str, Any]:
@@ -160,6 +164,9 @@ def build_parser(loadgen_module: Any) -> argparse.ArgumentParser:
     _add_output(shown)
     add_showing(shown)
     loadgen = parser.add_argument_group("LoadGen")
+    loadgen.add_argument(
+        "--round", choices=list(ROUNDS), help="the official settings and seeds of this round of MLPerf, or an error"
+    )
     loadgen.add_argument("--test-mode", choices=TEST_MODES, help=f"what LoadGen measures (default: {DEFAULT_MODE})")
     loadgen.add_argument(
         "--mlperf_conf_path", type=values.text_path, metavar="FILE", help="an mlperf.conf instead of the built-in rules"
@@ -315,6 +322,13 @@ def _check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Options
     scenario = scenario or args.scenario or DEFAULT_SCENARIO
     if scenario != "Server" and (args.max_batch is not None or args.batch_timeout_us is not None):
         wrong(f"--max-batch and --batch-timeout-us are about the Server scenario, and this one is {scenario}")
+    if args.round is not None:
+        against = {"--mlperf_conf_path": args.mlperf_conf_path, "--count": args.count}
+        for option, given in {**against, "--skip-bad-images": args.skip_bad_images or None}.items():
+            if given is not None:
+                wrong(
+                    f"--round {args.round} and {option} contradict each other: the round's rules hold, for all samples"
+                )
     contradictory = contradiction(args)
     if contradictory is not None:
         wrong(contradictory)
@@ -335,6 +349,7 @@ def _check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Options
         wrong(f"--trace {args.trace} and --report {args.report} are one file; give one of them another name")
     return Options(
         scenario=cast("Scenario", scenario),
+        round=args.round,
         gpu=args.gpu,
         gpus=args.gpus,
         engines=args.engines,

@@ -65,6 +65,11 @@ class Outputs:
         """The list of samples that belongs to LoadGen's logs."""
         return self._logs / sample_list_name(self._prefix, self._suffix)
 
+    @property
+    def user_conf(self) -> Path:
+        """The copy of the user.conf that LoadGen's logs come from."""
+        return self._logs / f"{self._prefix}user{self._suffix}.conf"
+
     def clear(self) -> None:
         """Remove what an earlier run left, so that nothing of it is taken for this one's. Raises PipelineError."""
         for file in self._earlier():
@@ -83,7 +88,7 @@ class Outputs:
 
     def _earlier(self) -> list[Path]:
         """The files of a run in these folders."""
-        names = ("summary.txt", "detail.txt", "accuracy.json", "trace.json", "samples.tsv")
+        names = ("summary.txt", "detail.txt", "accuracy.json", "trace.json", "samples.tsv", "user.conf")
         logs = [file for name in names for file in find_logs(self._logs, name, self._prefix, self._suffix)]
         summary = self.folder / FILE_NAME
         return [*logs, summary] if os.path.lexists(summary) else logs

@@ -35,6 +35,10 @@ _EXPECTED_LATENCY = {
     "SingleStream": "--lgts_single_stream_expected_latency_ns",
     "MultiStream": "--lgts_multi_stream_expected_latency_ns",
 }
+# The official figure of scenarios that are judged by latency.
+_ESTIMATES = {"SingleStream": "early_stopping_latency_ss", "MultiStream": "early_stopping_latency_ms"}
+_MORE_QUERIES = re.compile(r"at least (\d+) more queries")
+_ALL_QUERIES = re.compile(r"Only processed (\d+) queries.*?process at least (\d+) queries")
 _RAN_OUT = "Ran out of generated queries"
 _CLASS = re.compile(r"[0-9A-Fa-f]{8}")
 
@@ -55,6 +59,9 @@ class LoadGenResult:
         valid: its verdict; None where it gives none (accuracy runs have none).
         samples_per_second: Offline's metric, and what the other scenarios answered; None in accuracy runs.
         reasons: why the result is INVALID; empty when it is VALID.
+        estimate_ns: of SingleStream and MultiStream, the official figure: the latency that early stopping gives for the
+            90th or 99th percentile; None where there were too few queries, and in other scenarios.
+        more_queries: how many more queries early stopping asks for; None where it is met.
         latency_ns: `min`, `max`, `mean` and percentiles (`99.00`), from a sample's issue to its answer.
         settings: the effective settings, by LoadGen's names.
     """
@@ -69,17 +76,20 @@ class LoadGenResult:
     latency_ns: dict[str, float]
     settings: dict[str, Any]
     version: str
+    estimate_ns: float | None = None
+    more_queries: int | None = None
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 
-    def verdict(self) -> str:
-        """The outcome for the user: one line, and one more for each reason."""
+    def verdict(self, round: str | None = None) -> str:
+        """The outcome for the user, a line and more for reasons; `round` is whose rules the run was under."""
         if self.valid is None and not self.errors:
             return f"LoadGen: {self.mode} ended; this mode has no VALID or INVALID"
         lines = [f"LoadGen: {'VALID' if self.valid else 'INVALID'}{self._metric()}"]
         lines += [f"  {reason.what}; {reason.mend}" for reason in self.reasons]
         if self.valid:
+            lines.append("  not under MLPerf's rules, which --round gives" if round is None else f"  rules of {round}")
             lines += [f"  LoadGen logged an error all the same: {error}" for error in self.errors]
         return "\n".join(lines)
 
@@ -90,7 +100,12 @@ class LoadGenResult:
         if percentile is None or percentile not in self.latency_ns:
             return rate
         latency = f"{float(percentile):g} % of queries within {self.latency_ns[percentile] / 1e6:,.3f} ms"
-        return f"{rate}, {latency}" if self.scenario == "Server" else f", {latency}"
+        if self.scenario == "Server":
+            return f"{rate}, {latency}"
+        estimate = (
+            "" if self.estimate_ns is None else f", {self.estimate_ns / 1e6:,.3f} ms by early stopping (official)"
+        )
+        return f"{estimate}, {latency}"
 
 
 @dataclass(frozen=True)
@@ -175,6 +190,7 @@ def read_result(folder: Path, prefix: str = "mlperf_log_", suffix: str = "") -> 
         if match := re.fullmatch(r"result_(.+?)(_percentile)?_latency_ns", key):
             latencies[match[1]] = float(value)
     rate = _rate(values) or summary.samples_per_second
+    estimate = float(values.get(_ESTIMATES.get(str(values.get("effective_scenario")), ""), 0))
     return LoadGenResult(
         scenario=str(values.get("effective_scenario", values.get("requested_scenario", ""))),
         mode=str(values.get("effective_test_mode", values.get("requested_test_mode", ""))),
@@ -186,6 +202,8 @@ def read_result(folder: Path, prefix: str = "mlperf_log_", suffix: str = "") -> 
         latency_ns=latencies,
         settings={k[len("effective_") :]: v for k, v in values.items() if k.startswith("effective_")},
         version=str(values.get("loadgen_version", "")),
+        estimate_ns=estimate or None,
+        more_queries=None if values.get("early_stopping_met") is not False else _more_queries(values),
     )
 
 
@@ -227,9 +245,7 @@ def _reasons(values: dict[str, Any], errors: list[str], summary: TextSummary) ->
     if values.get("result_perf_constraints_met") is False:
         reasons.append(_too_late(values))
     if values.get("early_stopping_met") is False:
-        reasons.append(
-            Reason("too few queries for LoadGen's statistics", "raise --lgts_min_query_count or the duration")
-        )
+        reasons.append(_too_few(values))
     explained = bool(reasons)
     reasons += [_from_error(error) for error in errors if not (explained and _RAN_OUT in error)]
     if not reasons:
@@ -277,6 +293,28 @@ def _too_late(values: dict[str, Any]) -> Reason:
         f"ask for fewer than {asked:,.0f} samples/s (--lgts_server_target_qps), or try another --max-batch or "
         "--batch-timeout-us",
     )
+
+
+def _too_few(values: dict[str, Any]) -> Reason:
+    more, asked = _more_queries(values), int(values.get("result_query_count", 0))
+    if more is None:
+        return Reason("too few queries for LoadGen's statistics", "raise --lgts_min_query_count or the duration")
+    if values.get("effective_scenario") == "Server":
+        return Reason(
+            f"early stopping needs {more:,} more queries, all of them in time",
+            f"raise --lgts_min_query_count to {asked + more}, or ask for fewer samples/s (--lgts_server_target_qps)",
+        )
+    return Reason(f"early stopping needs {more:,} more queries", f"raise --lgts_min_query_count to {asked + more}")
+
+
+def _more_queries(values: dict[str, Any]) -> int | None:
+    """What LoadGen's sentence on early stopping asks for; None where it does not say."""
+    said = str(values.get("early_stopping_result", ""))
+    if match := _MORE_QUERIES.search(said):
+        return int(match[1])
+    if match := _ALL_QUERIES.search(said):
+        return int(match[2]) - int(match[1])
+    return None
 
 
 def _from_error(error: str) -> Reason:

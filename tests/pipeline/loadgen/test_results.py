@@ -295,3 +295,61 @@ def test_a_summary_that_cannot_be_written_leaves_the_old_one(tmp_path: Path) -> 
         write_summary(path, {"a": 1})
     assert path.read_text() == before
     assert [p.name for p in tmp_path.iterdir()] == ["summary.json"]
+
+
+def test_the_early_stopping_estimate_is_the_official_figure(tmp_path: Path) -> None:
+    folder = detail(
+        tmp_path,
+        ("effective_test_mode", "PerformanceOnly"),
+        ("effective_scenario", "SingleStream"),
+        ("result_validity", "VALID"),
+        ("early_stopping_met", True),
+        ("early_stopping_latency_ss", 373_800_000),
+        ("early_stopping_latency_ms", 391_000_000),
+        ("result_90.00_percentile_latency_ns", 269_000_000),
+    )
+    result = read_result(folder)
+    assert result.estimate_ns == 373_800_000
+    assert result.more_queries is None
+    assert result.verdict().splitlines() == [
+        "LoadGen: VALID, 373.800 ms by early stopping (official), 90 % of queries within 269.000 ms",
+        "  not under MLPerf's rules, which --round gives",
+    ]
+    assert result.verdict("v6.1").splitlines()[1] == "  rules of v6.1"
+
+
+@pytest.mark.parametrize(
+    ("scenario", "said", "more", "mend"),
+    [
+        (
+            "Server",
+            " * Run unsuccessful.  * Processed 1000 queries.  * Would need to run at least 12471 more queries,  with ",
+            12471,
+            "raise --lgts_min_query_count to 13471, or ask for fewer samples/s (--lgts_server_target_qps)",
+        ),
+        (
+            "MultiStream",
+            " * Only processed 60 queries.  * Need to process at least 662 queries for early stopping.",
+            602,
+            "raise --lgts_min_query_count to 1602",
+        ),
+    ],
+)
+def test_early_stopping_says_how_many_more_queries(
+    tmp_path: Path, scenario: str, said: str, more: int, mend: str
+) -> None:
+    folder = detail(
+        tmp_path,
+        ("effective_test_mode", "PerformanceOnly"),
+        ("effective_scenario", scenario),
+        ("result_validity", "INVALID"),
+        ("result_query_count", 1000),
+        ("early_stopping_met", False),
+        ("early_stopping_latency_ms", 0),
+        ("early_stopping_result", said),
+    )
+    result = read_result(folder)
+    assert result.more_queries == more
+    assert result.estimate_ns is None
+    assert f"early stopping needs {more:,} more queries" in result.reasons[0].what
+    assert result.reasons[0].mend == mend
