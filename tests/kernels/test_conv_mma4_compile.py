@@ -15,7 +15,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from benchmarks.sass import Listing, disassemble, find_nvdisasm
 from int4core.backends.cuda.chips import CHIPS, Chip
 from int4core.backends.cuda.families.conv_mma4 import CONFIGS, FIRST_NUMBER, Mma4Conv, is_native
 from int4core.backends.cuda.families.head import Linear, Mean, Top1
@@ -29,6 +28,7 @@ from int4core.backends.cuda.plan.fuse import fuse
 from int4core.backends.cuda.plan.ops import ConvOp, LinearOp, Op, PoolOp, StemOp, TopOp
 from int4core.errors import EngineError
 from int4core.random_model import random_model
+from int4core.tuning.static.sass import Listing, disassemble, find_nvdisasm
 from tests.kernels.problems import Problem
 
 NVRTC = find_nvrtc()

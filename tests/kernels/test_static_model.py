@@ -6,19 +6,20 @@ from dataclasses import replace
 
 import pytest
 
-from benchmarks import static_model
-from benchmarks.chip_rates import RATES, clock
-from benchmarks.kernel_work import RESOURCES, Counts, Phase, Work, cut, resident_blocks
-from benchmarks.modelled_kernels import Estimate, compiled, estimate
-from benchmarks.sass import Listing, Loop, find_nvdisasm
 from int4core.backends.cuda.chips import CHIPS
 from int4core.backends.cuda.families.conv_mma4 import FIRST_NUMBER, Mma4Conv, is_native
+from int4core.backends.cuda.families.table import digest
 from int4core.backends.cuda.jit.nvrtc import find_nvrtc
 from int4core.backends.cuda.plan.fuse import fuse
 from int4core.backends.cuda.plan.ops import ConvOp, with_batch
 from int4core.model import Model
 from int4core.tuning import autoconfig
 from int4core.tuning.files import FOLDER
+from int4core.tuning.static import model as static_model
+from int4core.tuning.static.kernels import Estimate, compiled, estimate
+from int4core.tuning.static.rates import RATES, clock
+from int4core.tuning.static.sass import Listing, Loop, find_nvdisasm
+from int4core.tuning.static.work import RESOURCES, Counts, Phase, Work, cut, resident_blocks
 
 needs_compiler = pytest.mark.skipif(
     find_nvrtc() is None or find_nvdisasm() is None, reason="needs the nvidia-cuda-nvrtc and -nvdisasm wheels"
@@ -131,6 +132,7 @@ def test_the_choice_goes_to_every_layer_and_its_downsample(convolutions: dict[st
         "layer1_residual1_conv3": 301, "layer1_residual1_ds_conv": 301, "layer1_residual2_conv3": 303,
     }  # fmt: skip
     assert chosen.metadata["origin"] == "static model"
+    assert chosen.metadata["table"] == digest([301, 303])
 
 
 @pytest.mark.parametrize("name", static_model.GPUS)
@@ -138,6 +140,7 @@ def test_files_of_the_package_fit_their_chips(name: str, convolutions: dict[str,
     config = autoconfig.read(FOLDER / name)
     assert dict(config.metadata) | {"batch": ""} == {
         "engine": "int4core", "gpu": name, "origin": "static model", "batch": "",
+        "table": digest(config.kernels.values()),
     }  # fmt: skip
     numbers = config.by_layer()
     batch = int(config.metadata["batch"])

@@ -13,13 +13,13 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.sass import Instruction, disassemble, find_nvdisasm
 from int4core.backends.cuda.chips import CHIPS
 from int4core.backends.cuda.families.table import candidates
 from int4core.backends.cuda.jit.nvrtc import compile_source, find_nvrtc
 from int4core.backends.cuda.jit.source import KernelSource
 from int4core.backends.cuda.plan.fuse import fuse
 from int4core.model import Model
+from int4core.tuning.static.sass import Instruction, disassemble, find_nvdisasm
 from tests.paths import ROOT
 
 NVRTC = find_nvrtc()

@@ -1,14 +1,14 @@
-"""What the 4-bit kernels should do on chips that are not at hand: `python -m benchmarks.static_model --gpu t4`.
+"""What the 4-bit kernels should do on chips that are not at hand: `python -m int4core.tuning.static --gpu t4`.
 
 Each kernel is compiled for its chip and its machine code counted: instructions of each class in a pass of the main loop
-(a block of K), before and after it. With the chip's published rates (chip_rates.py) this gives the clocks that a block
+(a block of K), before and after it. With the chip's published rates (rates.py) this gives the clocks that a block
 of threads asks of each resource. Blocks that run side by side hide one another's phases: with R of them, the time is
 that of the busiest resource, plus an R-th of what one block by itself would take longer. A layer takes this, or the
 time of its bytes from device memory or L2 if that is more. Constants that no vendor publishes are marked as assumed
 there; none is fitted to a measurement.
 
 `--check` applies the same model to the Hopper kernels, and compares with what docs/performance.md measured on an H200.
-`--write` writes autoconfig/GPU: the fastest configuration of each layer by the model.
+`--write autoconfig` writes autoconfig/GPU: the fastest configuration of each layer by the model.
 """
 
 from __future__ import annotations
@@ -20,26 +20,26 @@ from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.chip_rates import LAUNCH_US, clock
-from benchmarks.kernel_work import Counts, cut
-from benchmarks.modelled_kernels import Estimate, compiled, estimate
 from int4core.backends.cuda.chips import CHIPS, Chip
 from int4core.backends.cuda.families import conv_mma4, stem_mma
 from int4core.backends.cuda.families.conv_mma4 import Mma4Conv
 from int4core.backends.cuda.families.conv_wgmma import FIRST_NUMBER as FIRST_WGMMA
 from int4core.backends.cuda.families.conv_wgmma import WgmmaConv
 from int4core.backends.cuda.families.stem_mma import StemConv
+from int4core.backends.cuda.families.table import digest
 from int4core.backends.cuda.plan.fuse import fuse
 from int4core.backends.cuda.plan.ops import ConvOp, LinearOp, Op, StemOp
 from int4core.errors import EngineError, Int4CoreError, printed
 from int4core.layers import ResNet
 from int4core.model import Model
-from int4core.streams import run_command
 from int4core.tuning import autoconfig
 from int4core.tuning.autoconfig import Autoconfig
-from int4core.tuning.files import FOLDER, file_of
+from int4core.tuning.files import TABLE, file_of
+from int4core.tuning.static.kernels import Estimate, compiled, estimate
+from int4core.tuning.static.rates import LAUNCH_US, clock
+from int4core.tuning.static.work import Counts, cut
 
-MODEL = Path(__file__).resolve().parents[1] / "model"
+MODEL = Path(__file__).resolve().parents[3] / "model"
 
 BATCH = 256
 
@@ -185,19 +185,26 @@ def choice(layers: Sequence[Layer], chip: Chip, batch: int, images: float) -> Au
     }
     keys = {autoconfig.key_of(name): number for name, number in numbers.items()}
     kernels = {key: keys[key] for key in sorted(filter(None, keys))}
-    header = {"engine": "int4core", "gpu": chip.name, "origin": "static model", "batch": str(batch)}
-    note = f"not measured: python -m benchmarks.static_model predicts {images:,.0f} images/s at the boost clock"
+    header = {
+        "engine": "int4core", "gpu": chip.name, "origin": "static model", "batch": str(batch),
+        TABLE: digest(kernels.values()),
+    }  # fmt: skip
+    note = f"not measured: python -m int4core.tuning.static predicts {images:,.0f} images/s at the boost clock"
     return Autoconfig(kernels, header, (note,))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m int4core.tuning.static",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--gpu", choices=GPUS, action="append", help="chips to model; all of them without this")
     parser.add_argument("--model", type=Path, default=MODEL, help="model folder (default: %(default)s)")
     parser.add_argument("--batch", type=int, default=BATCH, help="images a batch (default: %(default)s)")
     parser.add_argument("--counts", action="store_true", help="print instructions of the chosen kernels as well")
     parser.add_argument("--check", action="store_true", help="compare the model with the H200 measurements instead")
-    parser.add_argument("--write", action="store_true", help="write autoconfig/GPU")
+    parser.add_argument("--write", type=Path, metavar="FOLDER", help="write the choice to FOLDER/GPU")
     options = parser.parse_args(arguments)
     try:
         net = Model.load(options.model).network
@@ -210,14 +217,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if options.counts:
                 print_counts(layers, chip)
             if options.write:
-                path = file_of(name, None, FOLDER)
+                path = file_of(name, None, options.write)
                 autoconfig.write(path, choice(layers, chip, options.batch, images))
                 print(f"wrote {path}\n")
     except Int4CoreError as error:
-        print(f"static_model: {printed(error)}", file=sys.stderr)
+        print(f"error: {printed(error)}", file=sys.stderr)
         return 1
     return 0
 
-
-if __name__ == "__main__":
-    sys.exit(run_command(main))

@@ -6,9 +6,6 @@ import math
 from dataclasses import dataclass
 from functools import cache
 
-from benchmarks.chip_rates import LATENCY, LAUNCH_US, SYNC, clock, rates_of
-from benchmarks.kernel_work import Counts, Phase, Work, cut, resident_blocks
-from benchmarks.sass import Listing, Loop, disassemble
 from int4core.backends.cuda.chips import Chip
 from int4core.backends.cuda.families.conv_mma4 import Mma4Conv
 from int4core.backends.cuda.families.conv_tile import conv_shape
@@ -19,6 +16,9 @@ from int4core.backends.cuda.jit.source import KernelSource
 from int4core.backends.cuda.plan.convolution import Residual
 from int4core.backends.cuda.plan.ops import Op
 from int4core.errors import EngineError
+from int4core.tuning.static.rates import LATENCY, LAUNCH_US, SYNC, clock, rates_of
+from int4core.tuning.static.sass import Listing, Loop, disassemble
+from int4core.tuning.static.work import Counts, Phase, Work, cut, resident_blocks
 
 
 @dataclass(frozen=True)

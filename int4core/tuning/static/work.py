@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from benchmarks.chip_rates import (
+from int4core.tuning.static.rates import (
     CONVERSION_LANES,
     INT_LANES,
     L2_PORT_BYTES,
@@ -16,7 +16,7 @@ from benchmarks.chip_rates import (
     SPECIAL_LANES,
     Rates,
 )
-from benchmarks.sass import Instruction, Listing, Loop
+from int4core.tuning.static.sass import Instruction, Listing, Loop
 
 RESOURCES = ("tensor", "issue", "float", "integer", "special", "shared", "l2 port")
 
