@@ -1,7 +1,7 @@
 // Huffman decoding: LANES threads an image. Every lane owns an equal range of the scan's bits, and the blocks that begin
 // in it.
 //
-// Where a block begins is not known but at the scan's start. A lane therefore begins a lead before its range, with a
+// Where a block begins is not known but at the scan's start. A lane therefore begins LEAD bits before its range, with a
 // guess, and throws away what it decodes there: Huffman codes find their step again. It enters its range at what it takes
 // for the first block. Then it is checked, not hoped: a lane whose entry is not its neighbour's exit decodes again from
 // there, until all agree; as lane 0 is right, so are all then.
@@ -15,9 +15,7 @@
 #include "huffman.cuh"
 #include "ring.cuh"
 
-constexpr u32 SHORT_LEAD = 4096;   // of MCUs of up to three blocks, whose turn is soon found
-constexpr u32 LEAD = 10240;        // of others
-constexpr u32 SHARE = LANES == 32 ? 2 : 3;  // of its range, that a lane's lead is at most: with more lanes it weighs more
+constexpr u32 LEAD = 8192;
 constexpr u32 NEVER = 0xFFFFFFFFu;
 constexpr u32 EVERYONE = 0xFFFFFFFFu;
 constexpr u32 BLOCK_BYTES = 64 * 2 + 8 + 2 * 4;  // the most that one more block takes of a lane's part
@@ -204,7 +202,7 @@ jpeg_entropy(const Image* __restrict__ images, const u32* __restrict__ order, co
     range.end = 0;
     decode<true>(tables, ring, range, true, part, done);
   } else {
-    const u32 lead = min(range.blocks_per_mcu <= 3 ? SHORT_LEAD : LEAD, image.lane_bits / SHARE);
+    const u32 lead = min(LEAD, image.lane_bits / 3);
     range.entry = lane == 0 ? 0 : (begin - lead) << 3;
     range.end = begin;
     decode<false>(tables, ring, range, active && lane, part, done);
