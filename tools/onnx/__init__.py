@@ -1,0 +1,1 @@
+"""`python -m tools.onnx`: a model folder to ONNX and back."""
