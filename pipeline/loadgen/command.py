@@ -172,6 +172,7 @@ class OfflineCommand:
                 mode=choose_mode(json_lines=self._options.json, dashboard=self._options.dashboard),
                 gpus=tuple(sorted({gpu.index for gpu in prepared.setup.target.gpus})),
                 observe=None if self._reporter is None else self._reporter.observe,
+                awaited="LoadGen's first query",
             )
             with dashboard:
                 self._supervisor.watch(lambda: self._job(lg, completions, run, prepared))
@@ -212,6 +213,7 @@ class OfflineCommand:
             bus_ids=setup.target.bus_ids,
             hold_s=plan.hold_s,
             traced=options.trace is not None,
+            memory_remedy="load fewer samples at a time (--lgts_performance_sample_count_override)",
         )
         self._say(f"{len(library)} {library.kind}, batch {batch}, {spec.loaders} loaders, model {setup.model}")
         return Prepared(setup, library, spec, at_a_time, ahead=self._needs_all)

@@ -56,13 +56,19 @@ class Arena:
         self._samples = raw[:, : spec.sample_bytes]
 
     @classmethod
-    def create(cls, slots: int, sample_shape: tuple[int, int, int], folder: Path | None = None) -> Arena:
+    def create(
+        cls,
+        slots: int,
+        sample_shape: tuple[int, int, int],
+        folder: Path | None = None,
+        *,
+        mend: str = "hold fewer samples at a time",
+    ) -> Arena:
         """Make a segment of `slots` samples of int8 `sample_shape` (3, H, W).
 
-        Raises PipelineError when the folder has no room for it.
+        Raises PipelineError, ending in `mend`, when the folder has no room for it.
         """
         shape = ArenaSpec("", slots, sample_shape)
-        mend = "load fewer samples at a time (--lgts_performance_sample_count_override)"
         segment = Segment.create(shape.total_bytes, f"{slots} samples", mend, folder)
         return cls(ArenaSpec(segment.path, slots, sample_shape), segment)
 

@@ -76,12 +76,14 @@ def _progress(view: View, width: int) -> list[Line]:
     progress = view.progress
     if progress is None:
         return [[Segment(text, DIM)] for text in wrap(view.waiting, width)]
+    if not progress.expected:
+        return [fit([[Segment(progress.counts, STRONG)], [Segment("not counted yet", DIM)]], width)]
     eta = "" if progress.ended else f"ETA {'--:--' if progress.eta_s is None else clock(progress.eta_s)}"
     tail = fit(
         [
             [Segment(percent(progress.done, progress.expected), STRONG)],
             [Segment(eta, STRONG)],
-            [Segment(f"{progress.done:,} / {progress.expected:,}{progress.what}")],
+            [Segment(progress.counts)],
         ],
         max(8, width - 10),
         gap=2,
@@ -93,7 +95,7 @@ def _progress(view: View, width: int) -> list[Line]:
 
 def _rates(view: View, width: int) -> Line:
     snapshot = view.snapshot
-    if not view.expected:
+    if not (view.expected or snapshot.completed):
         return []
     return fit(
         [

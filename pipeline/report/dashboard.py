@@ -62,6 +62,7 @@ class Dashboard:
         stream: TextIO | None = None,
         gpus: tuple[int, ...] | None = None,
         observe: Callable[[float, Snapshot, Load | None], None] | None = None,
+        awaited: str = View.awaited,
     ) -> None:
         """
         Args:
@@ -71,6 +72,7 @@ class Dashboard:
             stream: default: stderr; stdout for JSON.
             gpus: driver indices of the GPUs to show; None shows all.
             observe: told each snapshot with its monotonic time, in seconds, and the machine's load, from this thread.
+            awaited: what the run waits for once it is set up.
         """
         self._snapshot = snapshot
         self._title = title
@@ -80,6 +82,7 @@ class Dashboard:
         self._stream = stream or (sys.stdout if mode == "json" else sys.stderr)
         self._gpus = gpus
         self._observe = observe
+        self._awaited = awaited
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="dashboard", daemon=True)
         self._live: Live | None = None
@@ -171,10 +174,11 @@ class Dashboard:
             title=self._title,
             snapshot=snapshot,
             expected=expected,
-            eta_s=(expected - snapshot.completed) / pace if pace else None,
+            eta_s=(expected - snapshot.completed) / pace if pace and expected else None,
             columns=tuple(self.history.columns),
             peak=self.history.peak,
             load=self._load,
+            awaited=self._awaited,
         )
 
 
@@ -184,8 +188,11 @@ def plain_line(view: View) -> str:
     parts = [f"{snapshot.phase} {clock(snapshot.elapsed_s)}"]
     if progress is None:
         return "  ".join([*parts, view.waiting])
-    parts.append(percent(progress.done, progress.expected))
-    parts.append(f"{progress.done:,}/{progress.expected:,}{progress.what}")
+    if progress.expected:
+        parts.append(percent(progress.done, progress.expected))
+        parts.append(f"{progress.done:,}/{progress.expected:,}{progress.what}")
+    else:
+        parts.append(progress.counts)
     parts.append(f"{rate(snapshot.rate_now)} img/s now")
     parts.append(f"{rate(snapshot.rate_mean)} mean")
     if progress.eta_s is not None and not progress.ended:

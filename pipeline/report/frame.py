@@ -92,7 +92,9 @@ def _progress(view: View, inner: int) -> list[Line]:
     progress = view.progress
     if progress is None:
         return [[Segment(text, DIM)] for text in wrap(view.waiting, inner)]
-    counts = f"   {progress.done:,} / {progress.expected:,}{progress.what}"
+    if not progress.expected:
+        return [[Segment(progress.counts, STRONG), Segment("   not counted yet", DIM)]]
+    counts = f"   {progress.counts}"
     eta = "" if progress.ended else f"   ETA {'--:--' if progress.eta_s is None else clock(progress.eta_s)}"
     share = f"  {percent(progress.done, progress.expected):>7}"
     tail = [Segment(share, STRONG), Segment(counts), Segment(eta, STRONG)]

@@ -58,7 +58,7 @@ class History:
         self._time = now
         for stage in snapshot.stages:
             self._account(stage, span)
-        if not snapshot.expected:
+        if not (snapshot.expected or snapshot.completed):
             return
         if self._column_begin is None:
             self._column_begin = (snapshot.counted_s, snapshot.counted)

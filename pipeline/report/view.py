@@ -14,6 +14,7 @@ class Progress:
     """How far something is that has an end.
 
     Attributes:
+        expected: 0 while nobody knows.
         what: what is counted, as it follows the figures: empty for samples answered, ` images loaded`.
         eta_s: seconds to the end, None while nothing is known.
         ended: whether the end is there.
@@ -25,6 +26,11 @@ class Progress:
     eta_s: float | None
     ended: bool
 
+    @property
+    def counts(self) -> str:
+        """`5,200 / 11,000`, `5,200 so far`."""
+        return f"{self.done:,} / {self.expected:,}{self.what}" if self.expected else f"{self.done:,}{self.what} so far"
+
 
 @dataclass(frozen=True)
 class View:
@@ -35,6 +41,7 @@ class View:
         eta_s: seconds to the last of them, None while nothing is known.
         columns: samples/s of each second so far, newest last.
         load: the machine, None before its first reading.
+        awaited: what the run waits for once it is set up.
     """
 
     title: str
@@ -44,6 +51,7 @@ class View:
     columns: Sequence[float]
     peak: float
     load: Load | None
+    awaited: str = "the first query"
 
     @property
     def progress(self) -> Progress | None:
@@ -52,16 +60,16 @@ class View:
         if now.phase == "loading" and now.to_load:
             left, pace = now.to_load - now.loaded, next((s.rate for s in now.stages if s.name == "decode"), 0.0)
             return Progress(now.loaded, now.to_load, " loaded", left / pace if pace else None, left == 0)
-        if now.phase in ("starting", "loading") or not self.expected:
+        if now.phase in ("starting", "loading") or not (self.expected or now.completed):
             return None
-        ended = now.phase in ("finishing", "done") or now.completed >= self.expected
+        ended = now.phase in ("finishing", "done") or 0 < self.expected <= now.completed
         return Progress(now.completed, self.expected, "", self.eta_s, ended)
 
     @property
     def waiting(self) -> str:
         """What the run waits for while there is no progress to show."""
         if self.snapshot.phase != "starting":
-            return "waiting for LoadGen's first query"
+            return f"waiting for {self.awaited}"
         return "; ".join(
             f"{stage.up} of {stage.workers} {does}"
             for name, does in _SETS_UP.items()

@@ -15,7 +15,7 @@ class Progress:
 
     Attributes:
         completed: sources that are answered, those of earlier runs included.
-        expected: sources there are, as far as that is known.
+        expected: sources there are; None while nobody has counted them.
         answered: of `completed`, those of this run.
         began_s: when the first source could be read (monotonic), None before.
         last_s: when the last answer came (monotonic).
@@ -23,7 +23,7 @@ class Progress:
 
     session: Session
     completed: int = 0
-    expected: int = 0
+    expected: int | None = None
     answered: int = 0
     began_s: float | None = None
     last_s: float = 0.0
@@ -55,7 +55,7 @@ class Progress:
             phase=self._phase,
             elapsed_s=time.monotonic() - self._phase_began,
             completed=self.completed,
-            expected=max(self.expected, self.completed),
+            expected=0 if self.expected is None else max(self.expected, self.completed),
             rate_now=infer.rate,
             rate_mean=self.rate,
             stages=stages,

@@ -93,7 +93,8 @@ class Session:
             raise
 
     def _build(self, spec: SessionSpec) -> None:
-        arena = self._held.enter_context(Arena.create(spec.slots or spec.slots_for_streaming, spec.input_shape))
+        slots = spec.slots or spec.slots_for_streaming
+        arena = self._held.enter_context(Arena.create(slots, spec.input_shape, mend=spec.memory_remedy))
         records = records_for(spec.engines, spec.inflight)
         exchange = self._held.enter_context(Exchange.create(records, spec.sizes.largest, top=spec.top))
         self.batches = Batches(

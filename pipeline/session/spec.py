@@ -29,6 +29,7 @@ class SessionSpec:
         stage_timeout_s: silence after which a worker counts as hung.
         image_timeout_s: the most that one image may take; None sets no limit.
         traced: whether every process keeps its spans for a trace.
+        memory_remedy: what whoever asked for this session can do where there is no memory for it.
     """
 
     model: Path
@@ -49,6 +50,7 @@ class SessionSpec:
     hold_s: float = 0.1
     top: int = 0
     traced: bool = False
+    memory_remedy: str = "ask for smaller batches or fewer loaders (--batch_size, --loaders)"
 
     @property
     def batching(self) -> Batching:

@@ -47,8 +47,8 @@ class Snapshot:
         phase: `starting`, `loading`, `running`, `finishing` or `done`.
         elapsed_s: seconds since this phase began.
         loaded, to_load: samples of what is being loaded that are there, and all of it; 0 before anything is loaded.
-        completed: samples answered to LoadGen so far.
-        expected: samples LoadGen has issued so far (0: none yet).
+        completed: samples answered so far.
+        expected: samples that have been asked for so far, or that there are; 0 while that is not known.
         rate_now: samples/s of the engines in the last seconds, over whole batches.
         rate_mean: samples/s from the first sample issued to the last one answered.
         stages: in the order data flows.

@@ -396,3 +396,31 @@ def test_a_terminal_that_takes_nothing_does_not_hold_the_end_of_the_run(monkeypa
         assert stream.waiting.wait(20)
     assert not stream.released.is_set()
     stream.released.set()
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 120])
+def test_a_count_that_is_not_known_is_not_made_up(width: int) -> None:
+    """What has been listed so far is no total: no share, and no time that is left."""
+    shown = replace(view(snapshot(completed=5200, expected=0)), eta_s=None)
+    text = text_of(shown, width)
+    assert "5,200 so far" in text
+    assert "80.5 img/s now" in text
+    for line in (text, plain_line(shown)):
+        assert "ETA" not in line
+        assert "5,200 /" not in line
+    assert plain_line(shown).startswith("running 00:12  5,200 so far  80.5 img/s now")
+    history = History()
+    for second in range(4):
+        history.add(second, replace(shown.snapshot, counted=100.0 * second, counted_s=float(second)))
+    assert history.recent == 100.0
+
+
+def test_what_a_run_waits_for_is_its_front_ends_to_say() -> None:
+    idle = replace(view(snapshot(completed=0, expected=0)), eta_s=None)
+    assert "waiting for the first query" in plain_line(idle)
+    assert "waiting for the first answer" in plain_line(replace(idle, awaited="the first answer"))
+    shown = io.StringIO()
+    waiting = snapshot(completed=0, expected=0)
+    with Dashboard(lambda: waiting, "t", mode="plain", stream=shown, awaited="a train"):
+        pass
+    assert "waiting for a train" in shown.getvalue()
