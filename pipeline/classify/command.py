@@ -10,7 +10,7 @@ from itertools import islice
 from int4core.errors import printable
 from pipeline.classify.evaluation import Evaluation
 from pipeline.classify.intake import Intake
-from pipeline.classify.options import NOWHERE, STDOUT, Options, parse
+from pipeline.classify.options import Options, parse
 from pipeline.classify.summary import summarise, summary_path
 from pipeline.commands.files import check_file
 from pipeline.commands.report import write_report
@@ -25,15 +25,16 @@ from pipeline.report.page import Ending, Reporter
 from pipeline.report.verdict import judge
 from pipeline.report.versions import versions
 from pipeline.samples.classes import read_classes
-from pipeline.samples.labels import Labels
+from pipeline.samples.labels import BY_SHARD, Labels
 from pipeline.samples.sources import Source
+from pipeline.session.abandon import abandon
 from pipeline.session.introduction import introductions
 from pipeline.session.progress import Progress
 from pipeline.session.session import Answer, Session
 from pipeline.session.supervisor import Supervisor
 from pipeline.sinks.answers import rows_of
 from pipeline.sinks.base import Sink
-from pipeline.sinks.opening import open_sink
+from pipeline.sinks.opening import NOWHERE, STDOUT, belongs_to, open_sink
 from pipeline.sinks.rows import Rows
 from pipeline.stages.infer import engine_notes
 from pipeline.telemetry.trace import write_trace
@@ -52,6 +53,7 @@ def command(argv: Sequence[str], supervisor: Supervisor) -> int:
     options = parse(argv)
     # Standard output is for machines when JSON goes there.
     shell = Shell(stderr=options.show.json or options.out == STDOUT)
+    supervisor.abandon = abandon
     return run(lambda: ClassifyCommand(options, supervisor, shell).run(), supervisor)
 
 
@@ -65,54 +67,69 @@ class ClassifyCommand:
         self._say = shell.say
         self._reporter: Reporter | None = None
         self._ending: Ending | None = None
+        self._evaluation = Evaluation()
+        self._labels: Labels | None = None
 
     def run(self) -> int:
         """The exit status. Raises PipelineError or Int4CoreError; nothing is left behind on any way out."""
         options = self._options
-        if options.report is not None:
-            check_file("--report", options.report)
+        written = {"--report": options.report, "--summary": options.summary, "--trace": options.show.trace}
+        for option, file in written.items():
+            if file is not None:
+                check_file(option, file)
         for path in sweep_stale():
             self._say(f"removed {path}, left behind by a run that was killed")
         setup = set_up(options.engine, self._say)
         names = read_classes(options.classes, setup.model, setup.network.classes)
-        labels = (
-            None
-            if options.labels is None
-            else Labels.read(options.labels, options.sources, names, setup.network.classes)
-        )
+        if options.labels not in (None, BY_SHARD):
+            self._labels = Labels.read(str(options.labels), options.sources, names, setup.network.classes)
         if options.top > setup.network.classes:
             raise PipelineError(f"--top {options.top}: the model has {setup.network.classes} classes")
         if options.report is not None and not options.dry_run:
-            label_of = None if labels is None else labels.of
+            label_of = None if self._labels is None else self._labels.of
             self._reporter = Reporter(options.report, setup.network.classes, label_of)
-        self._supervisor.check()
-        with open_sink(
-            options.out,
-            identity=identity(setup, options.loaders, top=options.top, class_names=names, shard=options.shard),
-            notes={"gpu": setup.target.notice} | {k: v for k, v in versions().items() if v is not None},
-            class_names=names,
-        ) as sink:
+        # What may take long, a table of 100 million rows or a folder as large, is done where a signal ends it.
+        with self._supervisor.watch(lambda: self._open(setup, names)) as sink:
             if sink.complete:
-                self._say(f"{options.out} is complete: {sink.rows:,} rows, {sink.errors:,} of them errors")
+                self._say(
+                    f"{options.out} is complete: {sink.rows:,} rows, {sink.errors:,} of them errors; for other sources "
+                    "give --out another name"
+                )
                 if self._reporter is not None:
                     self._say(f"no page is written to {self._reporter.path}: there was nothing to do")
                 return self._status(sink)
             if sink.rows:
                 self._say(f"{options.out}: going on after {sink.rows:,} rows")
-            intake = Intake(
-                options.sources,
-                column=options.column,
-                part=options.shard,
-                done=sink.done,
-            )
             if options.dry_run:
                 sink.leave()
-                return self._dry_run(intake)
-            self._run(setup, sink, intake, labels, names)
+            intake = self._supervisor.watch(lambda: self._intake(sink, setup.network.classes))
+            if options.dry_run:
+                return self._supervisor.watch(lambda: self._dry_run(intake))
+            self._run(setup, sink, intake, names)
         self._write_page()
         where = "" if options.out in (STDOUT, NOWHERE) else f" in {options.out}"
         self._say(f"{sink.rows:,} rows{where}")
         return self._status(sink)
+
+    def _open(self, setup: Setup, names: Sequence[str] | None) -> Sink:
+        options = self._options
+        return open_sink(
+            options.out,
+            identity=identity(setup, options.loaders, top=options.top, class_names=names, shard=options.shard),
+            notes={"gpu": setup.target.notice} | {k: v for k, v in versions().items() if v is not None},
+            class_names=names,
+        )
+
+    def _intake(self, sink: Sink, classes: int) -> Intake:
+        options = self._options
+        return Intake(
+            options.sources,
+            column=options.column,
+            part=options.shard,
+            done=sink.done,
+            labels_below=classes if self._labels is None else None,
+            apart=belongs_to(options.out, summary_path(options), options.report, options.show.trace),
+        )
 
     def _dry_run(self, intake: Intake) -> int:
         """Say what would be classified; the table is left as it is."""
@@ -134,17 +151,13 @@ class ClassifyCommand:
             write_report(reporter, ending, self._supervisor)
             self._say(f"report: {reporter.path}")
 
-    def _run(
-        self, setup: Setup, sink: Sink, intake: Intake, labels: Labels | None, names: Sequence[str] | None
-    ) -> None:
+    def _run(self, setup: Setup, sink: Sink, intake: Intake, names: Sequence[str] | None) -> None:
         options = self._options
         spec = session_spec(
             setup, options.engine, options.loaders, top=options.top, traced=options.show.trace is not None
         )
-        self._evaluation = None if labels is None else Evaluation(labels.of)
-        if self._evaluation is not None or self._reporter is not None:
-            for rows in sink.earlier():
-                self._count(rows, None)
+        if self._labels is not None or self._reporter is not None:
+            self._supervisor.watch(lambda: self._count_earlier(sink))
         self._say(f"batch {spec.sizes.largest}, {spec.loaders} loaders, model {setup.model}")
         try:
             with Session(spec, on_failure=self._supervisor.fail) as session:
@@ -155,6 +168,7 @@ class ClassifyCommand:
                     mode=choose_mode(json_lines=options.show.json, dashboard=options.show.dashboard),
                     gpus=tuple(sorted({gpu.index for gpu in setup.target.gpus})),
                     observe=None if self._reporter is None else self._reporter.observe,
+                    awaited="the first answer",
                 )
                 with dashboard:
                     self._say = lambda line: dashboard.say(printable(line), self._shell.console)
@@ -182,14 +196,22 @@ class ClassifyCommand:
                     waiting += answers
                     progress.add(len(answers))
                     progress.completed = progress.answered + intake.skipped
-                    progress.expected = intake.total or intake.seen
+                    progress.expected = intake.total
                     if len(waiting) >= ROWS_AT_A_TIME or time.monotonic() >= due:
-                        self._write(sink, waiting)
-                        waiting, due = [], time.monotonic() + ROWS_WAIT_S
+                        # Taken first: what cannot be written is not to be written again at the end.
+                        rows, waiting, due = waiting, [], time.monotonic() + ROWS_WAIT_S
+                        self._write(sink, rows)
             finally:
                 # Whatever has ended the run, what is answered is answered.
                 self._write(sink, waiting)
         progress.completed = progress.answered + intake.skipped
+        progress.expected = intake.total
+        if not intake.seen and self._options.shard == (0, 1):
+            ignored = f": {intake.left_out.line()}" if intake.left_out else ""
+            raise PipelineError(f"there is no image in what was named{ignored}")
+        if self._labels is None and len(intake.kept_labels):
+            for table in sink.earlier():
+                self._evaluation.add(table, intake.kept_labels.of(table.keys))
         progress.enter("done")
 
     def _write(self, sink: Sink, answers: Sequence[Answer]) -> None:
@@ -200,10 +222,19 @@ class ClassifyCommand:
         sink.write(rows)
         self._count(rows, [answer.source for answer in answers])
 
+    def _count_earlier(self, sink: Sink) -> None:
+        for rows in sink.earlier():
+            self._count(rows, None)
+
     def _count(self, rows: Rows, sources: Sequence[Source] | None) -> None:
-        """Take rows into what is said of all of them at the end; `sources` are None for those of an earlier run."""
-        if self._evaluation is not None:
-            self._evaluation.add(rows)
+        """Take rows into what is said of all of them at the end; `sources` are None for those of an earlier run.
+
+        The labels that sources of an earlier run bring are known when they have been listed again, and counted then.
+        """
+        if self._labels is not None:
+            self._evaluation.add(rows, [self._labels.of(key) for key in rows.keys])
+        elif sources is not None:
+            self._evaluation.add(rows, [source.label for source in sources])
         if self._reporter is not None:
             self._reporter.answers.add(rows, sources)
 
@@ -225,9 +256,13 @@ class ClassifyCommand:
             self._say(f"{session.loading.stage.replaced} loaders were lost, and replaced")
         if sink.errors:
             self._say(f"{sink.errors:,} rows have an error")
-        scores = None if self._evaluation is None else self._evaluation.scores()
+        scores = self._evaluation.scores()
         for line in () if scores is None else scores.lines():
             self._say(line)
+        if scores is None and options.labels is not None:
+            self._say(f"--labels {options.labels}: no source has a label")
+        if intake.odd_labels:
+            self._say(f"{intake.odd_labels:,} labels left out: the model has {setup.network.classes:,} classes")
         verdict = judge(session.ceilings(progress.rate, decode_timed=True)) if progress.answered else None
         for sentence in () if verdict is None else verdict.sentences:
             self._say(sentence)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,22 +33,18 @@ class Scores:
 
 
 class Evaluation:
-    """Fed with every row.
+    """Fed with every row and its label, as far as there is one."""
 
-    Args:
-        label_of: a key's label, None for a source without one.
-        classes: of the model; a label beyond them is an error of the labels.
-    """
-
-    def __init__(self, label_of: Callable[[str], int | None]) -> None:
-        self._label_of = label_of
+    def __init__(self) -> None:
         self._labelled = 0
         self._top1 = 0
         self._top5 = 0
         self._has_top5 = False
 
-    def add(self, rows: Rows) -> None:
-        labels = [self._label_of(key) for key in rows.keys]
+    def add(self, rows: Rows, labels: Sequence[int | None]) -> None:
+        """Count rows (n,) whose labels (n,) these are, None where there is none."""
+        if all(label is None for label in labels):
+            return
         known = np.array([label is not None for label in labels], np.bool_)
         wanted = np.array([-1 if label is None else label for label in labels], np.int64)
         right = (rows.top_ids == wanted[:, None]) & (known & rows.answered())[:, None]

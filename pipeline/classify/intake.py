@@ -5,10 +5,13 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import islice
+from pathlib import Path
 
 from pipeline.samples.expand import expand, shard
 from pipeline.samples.keys import KeySet
+from pipeline.samples.labels import KeptLabels
 from pipeline.samples.left_out import LeftOut
 from pipeline.samples.sources import Source
 
@@ -22,9 +25,13 @@ class Intake:
 
     Args:
         done: keys that are answered already; grows by what is given out.
+        labels_below: how many classes there are, where the labels that sources bring are wanted; None: they are not.
+        apart: whether a path that is found is to be passed over: the run's own output.
 
     Attributes:
         left_out: what the listing passed over.
+        kept_labels: of sources that were answered by an earlier run.
+        odd_labels: labels that sources brought and that are no class.
         skipped: sources that were not given out: answered by an earlier run, or named twice.
         total: sources there are, None until they have been counted.
     """
@@ -36,29 +43,50 @@ class Intake:
         column: str | None,
         part: tuple[int, int],
         done: KeySet,
+        labels_below: int | None = None,
+        apart: Callable[[str], bool] = lambda path: False,
     ) -> None:
         """Looks at the arguments. Raises PipelineError when one is not there, or needs a library."""
         self.left_out = LeftOut()
+        self.kept_labels = KeptLabels()
+        self.odd_labels = 0
         self.skipped = 0
         self.total: int | None = None
         self._done = done
-        self._list: Callable[[LeftOut], Iterator[Source]] = lambda left_out: shard(
-            expand(arguments, column=column, left_out=left_out), *part
-        )
-        self._sources = self._list(self.left_out)
-        self._countable = not any(a == "-" or a.startswith("@") for a in arguments)
+        self._labels_below = labels_below
+
+        def listed(left_out: LeftOut, labels: bool = False) -> Iterator[Source]:
+            found = expand(arguments, column=column, left_out=left_out, shard_labels=labels, apart=apart)
+            return shard(found, *part)
+
+        self._list = listed
+        self._sources = listed(self.left_out, labels_below is not None)
+        # What is read from a pipe is there once.
+        self._countable = all(a != "-" and (not a.startswith("@") or Path(a[1:]).is_file()) for a in arguments)
         self._given = 0
         self._stopping = False
 
     def sources(self) -> Iterator[Source]:
         """Those that are left to do, lazily."""
         for source in self._sources:
+            label = self._label(source)
             if self._done.add(source.key):
                 self._given += 1
-                yield source
+                yield source if label == source.label else replace(source, label=label)
             else:
                 self.skipped += 1
+                if label is not None:
+                    self.kept_labels.add(source.key, label)
         self.total = self._given + self.skipped
+
+    def _label(self, source: Source) -> int | None:
+        """The label that the source brings, if it is a class."""
+        if source.label is None or self._labels_below is None:
+            return None
+        if source.label < self._labels_below:
+            return source.label
+        self.odd_labels += 1
+        return None
 
     @property
     def seen(self) -> int:

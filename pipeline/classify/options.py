@@ -25,12 +25,13 @@ from pipeline.commands.options import (
 )
 from pipeline.errors import PipelineError
 from pipeline.samples.expand import parse_shard
+from pipeline.samples.labels import BY_FOLDER, BY_SHARD
+from pipeline.samples.remote import is_url
+from pipeline.sinks.opening import STDOUT
 
 PROG = "python -m pipeline.classify"
 MOST_TOP = 16
 DEFAULT_TOP = 5
-LABELS_BY_FOLDER = "folders"
-STDOUT, NOWHERE = "-", "none"
 
 DESCRIPTION = """\
 Classifies images with an INT4 network and writes a table: key, class_id, class_name, score, top_ids, top_scores, error.
@@ -50,7 +51,7 @@ class Options:
         column: of Parquet tables, None: the one that fits.
         top: classes of each answer.
         classes: a file with the name of a class on each line, instead of the model's.
-        labels: a map file, `folders`, or None.
+        labels: a map file, `folders`, `cls`, or None: those that sources bring, if they do.
         shard: (index, count).
         ordered: whether rows come in the order of the sources.
         strict: whether a row with an error makes the exit status 4.
@@ -90,6 +91,8 @@ def parse(argv: Sequence[str]) -> Options:
         wrong = "--json and --out -: both write to standard output; give one of them"
     if wrong is None and args.report is not None and os.path.realpath(args.report) == os.path.realpath(args.out):
         wrong = f"--out {args.out} and --report {args.report} are one file; give one of them another name"
+    if wrong is None:
+        wrong = _no_place(args.out)
     if wrong is not None:
         parser.error(wrong)
     try:
@@ -113,6 +116,13 @@ def parse(argv: Sequence[str]) -> Options:
         loaders=loader_options(args),
         show=show_options(args),
     )
+
+
+def _no_place(out: str) -> str | None:
+    """Why no table can be written to `out`, whatever is there."""
+    if not out:
+        return "--out: an empty name"
+    return f"--out {values.shown(out)}: is a URL; write a file here and copy it there" if is_url(out) else None
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -140,7 +150,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     what.add_argument(
         "--labels", metavar="FILE",
-        help=f"lines of `file label`, or `{LABELS_BY_FOLDER}` for a folder a class: top-1 and top-5 at the end",
+        help=f"lines of `file label`, `{BY_FOLDER}` for a folder a class, or `{BY_SHARD}` for those that shards bring "
+        f"(default: these, where there are some): top-1 and top-5 at the end",
     )  # fmt: skip
     what.add_argument("--shard", metavar="I/N", help="only every Nth of the sources: part I of 0..N-1, by their keys")
     what.add_argument("--unordered", action="store_true", help="rows as they come, not in the order of the sources")

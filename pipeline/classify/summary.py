@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.classify.evaluation import Scores
-from pipeline.classify.options import NOWHERE, STDOUT, Options
+from pipeline.classify.options import Options
 from pipeline.commands.setup import Setup
 from pipeline.machine.hardware import describe_machine
 from pipeline.report.history import StageMean
 from pipeline.report.verdict import Verdict
 from pipeline.report.versions import versions
 from pipeline.samples.left_out import LeftOut
+from pipeline.sinks.opening import NOWHERE, STDOUT
 from pipeline.telemetry.metrics import Snapshot
 
 FILE_NAME = "_summary.json"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import stat
@@ -37,6 +38,7 @@ def expand(
     shard_labels: bool = False,
     left_out: LeftOut | None = None,
     stdin: BinaryIO | None = None,
+    apart: Callable[[str], bool] = lambda path: False,
 ) -> Iterator[Source]:
     """The sources that `arguments` name, in that order.
 
@@ -47,12 +49,13 @@ def expand(
 
     In folders and where a pattern ends in a `*`, images, shards and tables with a fitting column are taken; the rest is
     counted in `left_out`. `column`: of the tables, the one with the images (see `image_column`). `shard_labels`: `.cls`
-    of a shard are its sources' labels.
+    of a shard are its sources' labels. `apart` says of a path that is found, and is no image, that it is to be passed
+    over without a word.
 
     Arguments are looked at at once: PipelineError says that one is not there, cannot be read, or needs a library. What
     goes wrong afterwards is a failed source, so that no file ends a run.
     """
-    expander = _Expander(column, shard_labels, left_out if left_out is not None else LeftOut(), stdin)
+    expander = _Expander(column, shard_labels, left_out if left_out is not None else LeftOut(), stdin, apart)
     planned = [listing for argument in arguments for listing in expander.plan(argument)]
     return chain.from_iterable(listing() for listing in planned)
 
@@ -88,13 +91,13 @@ class _Expander:
     shard_labels: bool
     left_out: LeftOut
     stdin: BinaryIO | None
+    apart: Callable[[str], bool]
     first_table: bool = field(default=True)
 
     def plan(self, argument: str) -> Iterator[Callable[[], Iterator[Source]]]:
         """Looks at `argument`; each of what it gives lists a part of it once called. Raises PipelineError."""
         if argument == "-":
-            stream = self.stdin if self.stdin is not None else sys.stdin.buffer
-            yield partial(self._list, "standard input", stream)
+            yield partial(self._list, "standard input", self.stdin if self.stdin is not None else _open_stdin())
         elif argument.startswith("@"):
             yield partial(self._list, argument[1:], _open_list(argument[1:]))
         elif not argument:
@@ -175,14 +178,16 @@ class _Expander:
     def _found(self, entries: Callable[[], Iterable[Entry]], named: bool = False) -> Iterator[Source]:
         """The sources in what was found in folders."""
         for entry in entries():
-            if entry.kind == "failed":
+            if entry.kind == "file" and os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES:
+                yield Source(entry.path, PathLocator(entry.path))
+            elif self.apart(entry.path):
+                continue
+            elif entry.kind == "failed":
                 yield Source(entry.path, FailedLocator(entry.path, entry.why))
             elif entry.kind == "folder":
                 yield from self._found(partial(walk, entry.path, self.left_out))
             elif entry.kind != "file":
                 self.left_out.other(entry.kind)
-            elif os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES:
-                yield Source(entry.path, PathLocator(entry.path))
             elif entry.name.lower().endswith(TABLE_SUFFIX):
                 yield from self._table(entry.path, named=named)
             elif entry.name.lower().endswith(SHARD_SUFFIX) or named:
@@ -233,6 +238,20 @@ def _is_known(url: str) -> bool:
     if has_magic(path):
         return False
     return path.endswith((SHARD_SUFFIX, TABLE_SUFFIX, *COMPRESSED_SUFFIXES, *IMAGE_SUFFIXES))
+
+
+def _open_stdin() -> BinaryIO:
+    """Standard input for bytes, whatever stands in for `sys.stdin`.
+
+    Where it has a descriptor, not through its buffer: a thread that waits in that one brings the interpreter down when
+    it ends.
+    """
+    if sys.stdin is None:
+        raise PipelineError("-: standard input is closed; name the list as @FILE")
+    try:
+        return open(sys.stdin.fileno(), "rb", closefd=False)
+    except io.UnsupportedOperation:
+        return sys.stdin.buffer
 
 
 def _open_list(path: str) -> BinaryIO:

@@ -15,7 +15,10 @@ from pipeline.sinks.parts import ROWS_PER_PART, SECONDS_PER_PART, PartsSink
 from pipeline.sinks.stream import NoSink, StreamSink
 from pipeline.sinks.text import CsvFormat, JsonlFormat
 
-STDOUT = "-"
+STDOUT, NOWHERE = "-", "none"
+
+# What a run writes beside its table, in files and in a folder.
+BESIDE, PARTS = (".lock", ".about.json", ".parts"), ".parts"
 
 FORMATS: dict[str, Callable[[Sequence[str] | None], Any]] = {
     ".parquet": ParquetFormat,
@@ -46,7 +49,7 @@ def open_sink(
 
     Raises SinkError when the output is not to be gone on with or cannot be written, PipelineError without pyarrow.
     """
-    if out == "none":
+    if out == NOWHERE:
         return NoSink()
     if out == STDOUT:
         return StreamSink(stdout if stdout is not None else _standard_output(), JsonlFormat(class_names))
@@ -64,6 +67,22 @@ def open_sink(
             f"--out {out}: its ending says the format ({endings}); a folder ends in /, - is standard output"
         )
     return PartsSink(out, FORMATS[ending](class_names), about, **limits)
+
+
+def belongs_to(out: str, *others: Path | None) -> Callable[[str], bool]:
+    """Whether a path is that of the output `out`, of what is written beside it, or of one of `others`."""
+    files = {os.path.realpath(path) for path in others if path is not None}
+    folders: tuple[str, ...] = ()
+    if out not in (STDOUT, NOWHERE):
+        place = os.path.realpath(out)
+        files |= {place, *(f"{place}{ending}" for ending in BESIDE)}
+        folders = (f"{place}/", f"{place}{PARTS}/")
+
+    def belongs(path: str) -> bool:
+        real = os.path.realpath(path)
+        return real in files or real.startswith(folders)
+
+    return belongs
 
 
 def _standard_output() -> BinaryIO:
