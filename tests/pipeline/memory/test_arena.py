@@ -62,7 +62,7 @@ def test_attaching_to_a_segment_that_is_gone(tmp_path: Path) -> None:
 
 def test_an_arena_larger_than_the_folder_is_refused_before_anything_is_written() -> None:
     before = set(segment_folder().iterdir())
-    with pytest.raises(PipelineError, match="performance_sample_count_override"):
+    with pytest.raises(PipelineError, match="hold fewer samples at a time"):
         Arena.create(10**9, SHAPE)
     assert set(segment_folder().iterdir()) == before
 

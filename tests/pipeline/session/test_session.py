@@ -258,6 +258,13 @@ def test_whoever_waits_at_the_end_of_a_session_is_told(spec: SessionSpec, paths:
     assert future.done()
 
 
+def test_no_memory_for_the_samples_is_said_with_the_remedy_of_who_asks(spec: SessionSpec) -> None:
+    with pytest.raises(PipelineError, match="--batch_size, --loaders"):
+        Session(replace(spec, slots=10**9))
+    with pytest.raises(PipelineError, match="buy a larger machine"):
+        Session(replace(spec, slots=10**9, memory_remedy="buy a larger machine"))
+
+
 def test_a_key_is_what_the_user_named(tmp_path: Path) -> None:
     assert as_source(tmp_path / "a.jpg").key == str(tmp_path / "a.jpg")
 
