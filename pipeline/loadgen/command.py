@@ -150,7 +150,7 @@ class OfflineCommand:
             if (given := options.user_conf) is not None:
                 self._user_conf = self._supervisor.watch(lambda: read_user_conf(given))
             if options.round is not None:
-                check_official(options.round, plain_fields(self._test_settings))
+                check_official(options.round, plain_fields(self._test_settings), trial=options.trial)
             self._run(lg)
 
     def _run(self, lg: Any) -> None:
@@ -315,7 +315,7 @@ class OfflineCommand:
     def _report(self, run: LoadGenRun, prepared: Prepared, title: str, history: History) -> None:
         log = self._log_settings.log_output
         result = read_result(Path(log.outdir), log.prefix, log.suffix)
-        for line in result.verdict(self._options.round).splitlines():
+        for line in result.verdict(self._options.official).splitlines():
             self._say(line)
         top1 = self._accuracy(run, prepared.library)
         if top1 is not None:

@@ -40,6 +40,7 @@ class Options:
 
     Attributes:
         round: of MLPerf, whose settings and seeds hold.
+        trial: whether the round's durations and counts may be smaller.
         images, tensors: a folder of images, or of .npy tensors; at most one of them.
         map_path: lines of `file label` naming the samples and their order.
         gpus: the driver's numbers of the GPUs to compute on, one engine process each.
@@ -60,6 +61,7 @@ class Options:
 
     scenario: Scenario
     round: str | None
+    trial: bool
     gpu: str
     gpus: tuple[int, ...] | None
     engines: int
@@ -95,6 +97,13 @@ class Options:
     loadgen_path: Path | None
     test_settings: tuple[tuple[str, Scalar], ...]
     log_settings: tuple[tuple[str, Scalar], ...]
+
+    @property
+    def official(self) -> str | None:
+        """The rules that the run is under, in words; None: LoadGen's defaults and the user's settings."""
+        if self.round is None:
+            return None
+        return f"rules of {self.round}" + (", on trial, which gives no official result" if self.trial else "")
 
     @property
     def engine(self) -> EngineOptions:
@@ -166,6 +175,9 @@ def build_parser(loadgen_module: Any) -> argparse.ArgumentParser:
     loadgen = parser.add_argument_group("LoadGen")
     loadgen.add_argument(
         "--round", choices=list(ROUNDS), help="the official settings and seeds of this round of MLPerf, or an error"
+    )
+    loadgen.add_argument(
+        "--trial", action="store_true", help="with --round: smaller counts and durations, for no official result"
     )
     loadgen.add_argument("--test-mode", choices=TEST_MODES, help=f"what LoadGen measures (default: {DEFAULT_MODE})")
     loadgen.add_argument(
@@ -322,6 +334,8 @@ def _check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Options
     scenario = scenario or args.scenario or DEFAULT_SCENARIO
     if scenario != "Server" and (args.max_batch is not None or args.batch_timeout_us is not None):
         wrong(f"--max-batch and --batch-timeout-us are about the Server scenario, and this one is {scenario}")
+    if args.trial and args.round is None:
+        wrong("--trial is of a round: name it with --round")
     if args.round is not None:
         against = {"--mlperf_conf_path": args.mlperf_conf_path, "--count": args.count}
         for option, given in {**against, "--skip-bad-images": args.skip_bad_images or None}.items():
@@ -350,6 +364,7 @@ def _check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Options
     return Options(
         scenario=cast("Scenario", scenario),
         round=args.round,
+        trial=args.trial,
         gpu=args.gpu,
         gpus=args.gpus,
         engines=args.engines,

@@ -82,14 +82,14 @@ class LoadGenResult:
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 
-    def verdict(self, round: str | None = None) -> str:
-        """The outcome for the user, a line and more for reasons; `round` is whose rules the run was under."""
+    def verdict(self, rules: str | None = None) -> str:
+        """The outcome for the user, a line and more for reasons; `rules` are those that it was under."""
         if self.valid is None and not self.errors:
             return f"LoadGen: {self.mode} ended; this mode has no VALID or INVALID"
         lines = [f"LoadGen: {'VALID' if self.valid else 'INVALID'}{self._metric()}"]
         lines += [f"  {reason.what}; {reason.mend}" for reason in self.reasons]
         if self.valid:
-            lines.append("  not under MLPerf's rules, which --round gives" if round is None else f"  rules of {round}")
+            lines.append(f"  {rules or 'not under the rules of MLPerf, which --round gives'}")
             lines += [f"  LoadGen logged an error all the same: {error}" for error in self.errors]
         return "\n".join(lines)
 

@@ -57,6 +57,16 @@ def test_a_setting_that_is_not_official_is_named(scenario: str, field: str, valu
         check_official(INSTALLED.name, official(scenario, **{field: value}))
 
 
+@needs_a_round
+def test_a_trial_may_be_short_and_small_and_nothing_else() -> None:
+    assert INSTALLED is not None
+    check_official(INSTALLED.name, official("Offline", min_duration_ms=10, min_query_count=7), trial=True)
+    with pytest.raises(PipelineError, match="the seeds of this LoadGen"):
+        check_official(INSTALLED.name, official("Offline", qsl_rng_seed=1), trial=True)
+    with pytest.raises(PipelineError, match="performance_sample_count_override"):
+        check_official(INSTALLED.name, official("Offline", performance_sample_count_override=9), trial=True)
+
+
 def test_another_rounds_seeds_name_the_wheel_to_install() -> None:
     settings = official("Offline", **ROUNDS["v6.1"].seeds)
     with pytest.raises(PipelineError, match=r"are v6\.1's; install .*mlcommons-loadgen==6\.0\.15"):

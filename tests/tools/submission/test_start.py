@@ -1,0 +1,112 @@
+"""`run`: what it refuses before it starts, and a trial of one scenario from init to check."""
+
+from __future__ import annotations
+
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+from pipeline.loadgen.rounds import ROUNDS
+from tools.submission.__main__ import main
+from tools.submission.start import _from_anywhere
+
+INSTALLED = next((r.name for r in ROUNDS.values() if r.wheel == metadata.version("mlcommons-loadgen")), None)
+needs_a_round = pytest.mark.skipif(INSTALLED is None, reason="the installed LoadGen is not a round's newest")
+SETTINGS = {
+    "status": "available",
+    "cooling": "air",
+    "host_memory_configuration": "one",
+    "host_networking": "Ethernet",
+    "host_networking_topology": "N/A",
+    "host_storage_type": "SSD",
+    "retraining": "yes",
+    "starting_weights_filename": "none",
+    "weight_data_types": "int4",
+    "weight_transformations": "none",
+}
+
+
+def new(folder: Path, *options: str, round_name: str | None = INSTALLED) -> str:
+    assert round_name is not None
+    given = [text for name, value in SETTINGS.items() for text in ("--set", f"{name}={value}")]
+    assert (
+        main(["init", "--round", round_name, "--submitter", "A", "--system", "b", *options, *given, str(folder)]) == 0
+    )
+    (folder / "calibration.md").write_text("Random weights.\n")
+    return str(folder)
+
+
+@pytest.fixture
+def short_map(tmp_path: Path) -> list[str]:
+    path = tmp_path / "map.txt"
+    path.write_text("a.jpg 1\nb.jpg 2\n")
+    return ["--images", str(tmp_path), "-m", str(path)]
+
+
+def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """What `run` says when it does not start."""
+    assert main(["run", *arguments]) == 1
+    return capsys.readouterr().err
+
+
+@needs_a_round
+def test_a_map_of_another_length(tmp_path: Path, short_map: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    folder = new(tmp_path / "w")
+    said = refusal(capsys, folder, "--scenario", "Offline", *short_map)
+    assert "2 lines; the validation set has 50,000 images" in said
+    assert not (tmp_path / "w" / "runs").exists()
+
+
+@needs_a_round
+def test_no_map_and_no_labels(tmp_path: Path, short_map: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    folder = new(tmp_path / "w", "--trial")
+    assert "name the map" in refusal(capsys, folder, "--scenario", "Offline", *short_map[:2])
+    (tmp_path / "map.txt").write_text("a.jpg\n")
+    assert "label of each image" in refusal(capsys, folder, "--scenario", "Offline", *short_map)
+
+
+@needs_a_round
+@pytest.mark.parametrize("option", [["--count", "1"], ["--skip-bad-images"]])
+def test_a_part_of_the_samples(
+    option: list[str], tmp_path: Path, short_map: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = new(tmp_path / "w", "--trial")
+    with pytest.raises(SystemExit):
+        main(["run", folder, "--scenario", "Offline", *short_map, *option])
+    assert f"{option[0]} contradict each other" in capsys.readouterr().err
+
+
+def test_another_rounds_loadgen(tmp_path: Path, short_map: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    other = next(name for name in ("v6.0", "v6.1") if name != INSTALLED)
+    folder = new(tmp_path / "w", "--trial", round_name=other)
+    said = refusal(capsys, folder, "--scenario", "Offline", *short_map)
+    assert f"pip install mlcommons-loadgen=={ROUNDS[other].wheel}" in said
+
+
+@needs_a_round
+def test_a_stray_audit(tmp_path: Path, short_map: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    folder = new(tmp_path / "w", "--trial")
+    stray = tmp_path / "w" / "runs" / "Offline" / "performance" / "audit.config"
+    stray.parent.mkdir(parents=True)
+    stray.write_text("*.*.mode = 2\n")
+    assert f"{stray}: LoadGen would read it" in refusal(capsys, folder, "--scenario", "Offline", *short_map)
+
+
+@needs_a_round
+@pytest.mark.parametrize("option", ["--test-mode=AccuracyOnly", "--output-dir", "--lgls_prefix=x"])
+def test_what_the_folder_gives(
+    option: str, tmp_path: Path, short_map: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = new(tmp_path / "w", "--trial")
+    said = refusal(capsys, folder, "--scenario", "Offline", *short_map, option)
+    assert f"{option.partition('=')[0]}: that is given by the folder" in said
+
+
+def test_paths_hold_in_another_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    given = ["--model", "m", "-m", "map.txt", "--user_conf_path=u.conf", "--gpu", "cpu", "--model=/a"]
+    at = str(tmp_path)
+    assert _from_anywhere(given) == [
+        "--model", f"{at}/m", "-m", f"{at}/map.txt", f"--user_conf_path={at}/u.conf", "--gpu", "cpu", "--model=/a",
+    ]  # fmt: skip

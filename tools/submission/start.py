@@ -1,0 +1,137 @@
+"""One scenario's four runs, each a process of pipeline.offline in a folder of its own, which alone holds its audit."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from int4core.atomic import write_atomically
+from pipeline.errors import PipelineError
+from pipeline.loadgen.binding import AUDIT_CONFIG, SettingsSpec, load_module, make_settings, plain_fields
+from pipeline.loadgen.options import Options, parse
+from pipeline.loadgen.rounds import SAMPLES, check_official
+from pipeline.samples.library import read_map
+from tools.submission.accuracy import accuracy_line
+from tools.submission.plan import Plan, read_plan
+from tools.submission.work import ACCURACY_TXT, COMMAND, KINDS, read_run, run_folder
+
+ROOT = Path(__file__).resolve().parents[2]
+
+# Options whose value is a file that is read: the runs have other working folders.
+_PATHS = (
+    "--model", "--images", "-p", "--tensorPath", "-m", "--mapPath", "--user_conf_path", "--autoconfig",
+    "--loadgen-path",
+)  # fmt: skip
+_OURS = ("--test-mode", "--output-dir", "--scenario", "--round", "--trial", "--overwrite", "--lgls_", "--lgts_mode")
+
+# MLPerf's audits, as LoadGen reads them: TEST01 logs some of a timed run's answers, TEST04 asks for one sample always.
+_AUDITS: Mapping[str, Mapping[str, int]] = {
+    "TEST01": {"mode": 2, "accuracy_log_rng_seed": 720381539243781796, "accuracy_log_sampling_target": 4096},
+    "TEST04": {
+        "mode": 2, "performance_issue_unique": 0, "performance_issue_same": 1, "performance_issue_same_index": 3,
+    },
+}  # fmt: skip
+
+_TRIAL_MS = 2000
+# Enough for early stopping, where one answer in a hundred may be late.
+_TRIAL_QUERIES = {"Offline": 2048, "SingleStream": 1024, "MultiStream": 662, "Server": 2048}
+
+
+def run_scenario(folder: Path, scenario: str, given: Sequence[str], say: Callable[[str], None]) -> None:
+    """Accuracy, performance, TEST01 and TEST04, in this order. Raises PipelineError, before the first where it can."""
+    plan = read_plan(folder)
+    arguments = _from_anywhere(given)
+    _refuse(folder, plan, scenario, arguments)
+    for kind in KINDS:
+        place = run_folder(folder, scenario, kind)
+        command = _command(plan, scenario, kind, arguments)
+        place.mkdir(parents=True, exist_ok=True)
+        _write(place / COMMAND, shlex.join(["python", *command[1:]]) + "\n")
+        if kind in _AUDITS:
+            _write(place / AUDIT_CONFIG, "".join(f"*.*.{key} = {value}\n" for key, value in _AUDITS[kind].items()))
+        say(f"{scenario}, {kind}")
+        status = subprocess.run(command, cwd=place, env=_environment(), check=False).returncode
+        if status:
+            raise PipelineError(f"{place}: the run ended with {status}, and says why above; start the scenario again")
+        if kind == "accuracy":
+            run = read_run(folder, scenario, kind)
+            _write(place / ACCURACY_TXT, accuracy_line(*run.correct()) + "\n")
+    if plan.trial:
+        _write(folder / "TRIAL", "These runs are too short and too few for a submission.\n")
+
+
+def _refuse(folder: Path, plan: Plan, scenario: str, arguments: Sequence[str]) -> None:
+    """What would make four runs worthless, before the first. Raises PipelineError; exits as argparse does."""
+    for argument in arguments:
+        if any(argument == ours or argument.startswith((f"{ours}=", "--lgls_")) for ours in _OURS):
+            raise PipelineError(f"{argument.partition('=')[0]}: that is given by the folder; leave it out")
+    # `--count` and `--skip-bad-images` contradict the round.
+    options = parse(_options(plan, scenario, "accuracy", arguments))
+    if options.map_path is None:
+        raise PipelineError("-m/--mapPath: name the map, with the label of each image")
+    entries = read_map(options.map_path)
+    if any(entry.label is None for entry in entries):
+        raise PipelineError(f"{options.map_path}: the map has to have the label of each image")
+    if len(entries) != SAMPLES and not plan.trial:
+        raise PipelineError(f"{options.map_path}: {len(entries):,} lines; the validation set has {SAMPLES:,} images")
+    _check_loadgen(plan, scenario, options)
+    for place in (Path.cwd(), folder, *(run_folder(folder, scenario, kind) for kind in ("accuracy", "performance"))):
+        if (place / AUDIT_CONFIG).exists():
+            raise PipelineError(f"{place / AUDIT_CONFIG}: LoadGen would read it over every option; remove it")
+
+
+def _check_loadgen(plan: Plan, scenario: str, options: Options) -> None:
+    """Raises PipelineError where the rules built into the LoadGen at hand are not the round's."""
+    rules = SettingsSpec(None, None, {}, {}, "PerformanceOnly", Path(), scenario, rules=True)
+    check_official(plan.round, plain_fields(make_settings(load_module(options.loadgen_path), rules)[0]))
+
+
+def _command(plan: Plan, scenario: str, kind: str, arguments: Sequence[str]) -> list[str]:
+    return [sys.executable, "-m", "pipeline.offline", *_options(plan, scenario, kind, arguments)]
+
+
+def _options(plan: Plan, scenario: str, kind: str, arguments: Sequence[str]) -> list[str]:
+    mode = "AccuracyOnly" if kind == "accuracy" else "PerformanceOnly"
+    sizes = ["--trial", *_small(scenario, arguments)] if plan.trial else []
+    fixed = ["--scenario", scenario, "--round", plan.round, "--test-mode", mode, "--output-dir", ".", "--overwrite"]
+    return [*fixed, *sizes, *arguments]
+
+
+def _small(scenario: str, arguments: Sequence[str]) -> list[str]:
+    """A trial's counts and durations, where none are given."""
+    small = {"--lgts_min_duration_ms": _TRIAL_MS, "--lgts_min_query_count": _TRIAL_QUERIES[scenario]}
+    given = {argument.partition("=")[0] for argument in arguments}
+    return [text for name, value in small.items() if name not in given for text in (name, str(value))]
+
+
+def _from_anywhere(given: Sequence[str]) -> list[str]:
+    """The arguments with paths that hold in every working folder."""
+    arguments = []
+    is_path = False
+    for argument in given:
+        name, equals, value = argument.partition("=")
+        if is_path:
+            arguments.append(os.path.abspath(argument))
+        elif equals and name in _PATHS:
+            arguments.append(f"{name}={os.path.abspath(value)}")
+        else:
+            arguments.append(argument)
+        is_path = not is_path and argument in _PATHS
+    return arguments
+
+
+def _environment() -> dict[str, str]:
+    """This process's, with this source tree first: a run's working folder is another."""
+    places = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(places)}
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        write_atomically(path, text.encode())
+    except OSError as error:
+        raise PipelineError(f"{path}: cannot be written: {error.strerror}") from error
