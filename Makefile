@@ -29,6 +29,7 @@ comma := ,
 
 run: $(VENV)/.run $(SHAPES)/map.txt
 	$(BIN)/python -m pipeline.offline --images $(SHAPES) $(ARGS)
+	@echo 'The same images as a table: $(BIN)/int4-classify $(SHAPES) --out shapes.csv'
 
 $(SHAPES)/map.txt: | $(VENV)/.run
 	$(BIN)/python -m tools.shapes make --out $(SHAPES) --count 200
