@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import pkgutil
 import re
 import shlex
+import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -72,3 +76,20 @@ def test_names_and_files_of_a_page_are_there(page: Path) -> None:
 def test_there_are_pages_and_commands() -> None:
     assert len(PAGES) >= 5
     assert len(set(commands())) > 20
+
+
+def test_the_front_end_that_is_shown_runs(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "classify.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    (tmp_path / "front_end.py").write_text(code)
+    for name, image in zip("abc", sorted((ROOT / "pipeline" / "demo").glob("*.jpg")), strict=False):
+        shutil.copy(image, tmp_path / f"{name}.jpg")
+    done = subprocess.run(
+        [sys.executable, "front_end.py"], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    *_, first, second, third = done.stdout.splitlines()
+    for line, name in ((first, "a.jpg"), (second, "b.jpg")):
+        assert re.fullmatch(rf"{name} \((\d+, ){{4}}\d+\) \((\d\.\d+(e-\d+)?, ){{4}}\S+\) None", line), line
+    assert re.fullmatch(r"\((\d+, ){4}\d+\)", third), third

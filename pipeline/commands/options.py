@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn
 
@@ -45,16 +45,16 @@ class EngineOptions:
         timeout_s: silence after which an engine counts as hung.
     """
 
-    model: Path | None
-    gpu: str
-    gpus: tuple[int, ...] | None
-    engines: int
-    inflight: int
-    h2d: str
-    batch_size: int | None
-    autoconfig: Path | None
-    strict: bool
-    timeout_s: float
+    model: Path | None = None
+    gpu: str = "auto"
+    gpus: tuple[int, ...] | None = None
+    engines: int = 1
+    inflight: int = GPU_IN_FLIGHT
+    h2d: str = "auto"
+    batch_size: int | None = None
+    autoconfig: Path | None = None
+    strict: bool = False
+    timeout_s: float = DEFAULT_STAGE_TIMEOUT_S
 
 
 @dataclass(frozen=True)
@@ -68,10 +68,10 @@ class LoaderOptions:
         image_timeout_s: the most that one image may take.
     """
 
-    processes: int | None
-    resize: bool
-    rules: ImageRules
-    image_timeout_s: float
+    processes: int | None = None
+    resize: bool = True
+    rules: ImageRules = field(default_factory=ImageRules)
+    image_timeout_s: float = DEFAULT_IMAGE_TIMEOUT_S
 
 
 @dataclass(frozen=True)
