@@ -1,4 +1,4 @@
-"""Errors of the engine: every message names what is wrong, where, and how to mend it."""
+"""Errors of the engine: every message names what is wrong, where, and the remedy."""
 
 from __future__ import annotations
 

@@ -99,13 +99,6 @@ class LayerShape:
         """Bytes of one image's input with every value packed: u4 takes 4 bits, u7 and s8 take 8."""
         return packed_bytes(self.input, self.input_type)
 
-    @property
-    def output_bytes(self) -> int:
-        """Bytes of one image's output, packed as `input_bytes`; logits take 4 bytes each."""
-        if self.output_type is None:
-            return self.output.elements * 4
-        return packed_bytes(self.output, self.output_type)
-
 
 def packed_bytes(shape: Shape, dtype: IntType) -> int:
     """Bytes of a map whose values take 4, 8, 16 or 32 bits, whichever first holds `dtype`."""

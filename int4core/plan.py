@@ -76,6 +76,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {printed(error)}", file=sys.stderr)
         return 1
     print(f"{chip.name} ({chip.arch}), batch {plan.n}: {tuning.notice}")
+    if chip.warning:
+        print(f"{chip.name}: {chip.warning}")
     for line in (*table(plan), *tuning.notices(plan)):
         print(line)
     return 0

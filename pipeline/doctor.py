@@ -94,8 +94,8 @@ def check_gpu(facts: Facts, gpu: str) -> Finding:
     if chosen is not None and chosen.key is not None:
         return Finding("GPU", "ok", here)
     if chosen is not None:
-        said = f"{here}; {chosen.name} is no chip this project has a name for"
-        return Finding("GPU", "warning", said, "python -m pipeline.offline --gpu cpu")
+        said = f"{here}; {chosen.name} has no record here: its kernels are chosen by rule, and nobody has measured them"
+        return Finding("GPU", "warning", said, "python -m int4core.tune")
     if gpu == "auto":
         mend = "nvidia-smi  # in a container: docker run --gpus all"
         return Finding("GPU", "warning", "none: runs compute on the CPU", mend)
@@ -103,7 +103,10 @@ def check_gpu(facts: Facts, gpu: str) -> Finding:
 
 
 def check_kernels(facts: Facts, gpu: GpuFacts) -> Finding:
-    planned = facts.plan_bytes(gpu.key or gpu.name)
+    if gpu.key is None:
+        said = f"{gpu.name} has no record here: whether every operation has a kernel is found out when a run starts"
+        return Finding("kernels", "warning", said, "python -m pipeline.offline --gpu auto")
+    planned = facts.plan_bytes(gpu.key)
     if isinstance(planned, int):
         return Finding("kernels", "ok", f"every operation of the default model has a kernel for {gpu.key}")
     return Finding("kernels", "fail", planned, "python -m pipeline.offline --gpu cpu")

@@ -155,7 +155,7 @@ def _with_layers(kernels: Sequence[KernelMetrics], one_pass: Sequence[Launch]) -
 
 
 def explain(text: str) -> str:
-    """What went wrong by ncu's own words, with the mend where it is known; `` when it does not complain."""
+    """What went wrong by ncu's own words, with the remedy where it is known; `` when it does not complain."""
     if "ERR_NVGPUCTRPERM" in text:
         return (
             "the driver keeps the GPU's counters from this user (ERR_NVGPUCTRPERM): run as root (in a container: "

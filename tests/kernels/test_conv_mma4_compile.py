@@ -1,8 +1,8 @@
 """Every 4-bit configuration compiles for its chips: no spills, limits kept, native 4-bit products in the main loop.
 
-Chips: sm_75; sm_80, sm_86 and sm_89, among which the kinds of layers take turns. Every third configuration is compiled
-for a kind, another third for the next, so that each is compiled for two or three of the seven kinds of ResNet-50;
-INT4CORE_TEST_ALL=1 compiles all for all, which takes two minutes on two cores.
+Chips: sm_75; sm_80, sm_86, sm_87 and sm_89, among which the kinds of layers take turns. Every third configuration is
+compiled for a kind, another third for the next, so that each is compiled for two or three of the seven kinds of
+ResNet-50; INT4CORE_TEST_ALL=1 compiles all for all, which takes two minutes on two cores.
 """
 
 from __future__ import annotations
@@ -57,8 +57,8 @@ REGISTERS = 65536
 
 
 def chips_of(number: int, kind: int) -> list[Chip]:
-    """t4, or one of the three later architectures: another for each kind, all of them over the kinds."""
-    names = ["t4"] if is_native(number, CHIPS["t4"]) else [("a100", "a10", "l4")[kind % 3]]
+    """t4, or one of the four later architectures: another for each kind, all of them over the kinds."""
+    names = ["t4"] if is_native(number, CHIPS["t4"]) else [("a100", "a10", "orin", "l4")[kind % 4]]
     return [CHIPS[name] for name in names]
 
 

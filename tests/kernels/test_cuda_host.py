@@ -48,13 +48,18 @@ class FakeModule:
 
 
 @pytest.fixture
-def freed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """An A100 as CuPy shows it; how often its pool was emptied."""
-    calls: list[str] = []
-    properties = {
+def properties() -> dict[str, Any]:
+    """Those of the GPU at hand: an A100."""
+    return {
         "name": b"NVIDIA A100-SXM4-80GB", "major": 8, "minor": 0, "multiProcessorCount": 108,
         "sharedMemPerBlockOptin": 166912,
     }  # fmt: skip
+
+
+@pytest.fixture
+def freed(properties: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """That GPU as CuPy shows it; how often its pool was emptied."""
+    calls: list[str] = []
     cuda = SimpleNamespace(
         Device=FakeDevice,
         Stream=lambda **_options: SimpleNamespace(),
@@ -138,3 +143,35 @@ def test_a_file_of_another_engine_is_an_error_if_strict(freed: list[str]) -> Non
     assert "original submission" in DeviceNetwork(MODEL, CudaOptions(autoconfig=foreign)).notice
     with pytest.raises(EngineError, match=r"^original: no `# engine:` line.*--strict"):
         DeviceNetwork(MODEL, CudaOptions(autoconfig=foreign, strict=True))
+
+
+@pytest.mark.skipif(nvrtc.find_nvrtc() is None, reason="needs the nvidia-cuda-nvrtc wheel")
+def test_a_chip_without_a_record_runs_on_kernels_chosen_by_rule(
+    freed: list[str], properties: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    monkeypatch.setenv(CACHE_DIR, str(tmp_path / "cache"))
+    properties |= {"name": b"NVIDIA Next 1000", "major": 99, "minor": 9}
+    network: Any = DeviceNetwork(MODEL)
+    assert caplog.messages == [
+        f"NVIDIA Next 1000 (sm_999): NVRTC {nvrtc.version(nvrtc.require_nvrtc())} does not know this chip: the driver "
+        "compiles the kernels from PTX for compute_80"
+    ]
+    assert "chosen by rule: there is no tuned file for NVIDIA Next 1000" in network.notice
+    assert len(network.plan(8).steps) > 10
+    kernel = network.plan(8, top=2).steps[-1].kernel
+    path, _ = network.function(kernel.source)
+    assert b".target sm_80" in path.read_bytes()
+    network._constants[kernel.op.name, kernel.layout] = ()
+    monkeypatch.setattr(type(kernel), "arguments", lambda *_: ())
+    network._functions[kernel.source] = SimpleNamespace(shared_size_bytes=0)
+    (launch,) = network.launches((kernel,), {})
+    assert not launch.overlap  # its kernels do not wait for the one before
+
+
+def test_a_chip_that_is_slow_at_int8_says_so(
+    freed: list[str], properties: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    properties |= {"name": b"NVIDIA B300 SXM6 AC", "major": 10, "minor": 3}
+    DeviceNetwork(MODEL)
+    assert any("b300: this chip is slow at int8" in message for message in caplog.messages)

@@ -8,6 +8,8 @@ from types import SimpleNamespace
 import pytest
 
 from int4core.backends.cuda.jit import nvrtc
+from int4core.backends.cuda.jit.source import KernelSource
+from int4core.errors import EngineError
 
 
 @pytest.fixture
@@ -56,3 +58,16 @@ def test_none_is_none(wheels: Path) -> None:
     assert nvrtc.find_nvrtc() is None
     put(wheels / "toolkit", "libnvrtc.so.alt")
     assert nvrtc.find_nvrtc() is None
+
+
+@pytest.mark.skipif(nvrtc.find_nvrtc() is None, reason="needs the nvidia-cuda-nvrtc wheel")
+def test_a_chip_that_nvrtc_does_not_know_gets_portable_ptx() -> None:
+    library = nvrtc.require_nvrtc()
+    assert {75, 80, 89, 90} <= nvrtc.known_targets(library)
+    assert nvrtc.target(library, "sm_90a") == "sm_90a"
+    assert nvrtc.target(library, "sm_999") == "compute_80"
+    with pytest.raises(EngineError, match="does not compile for sm_52 any more"):
+        nvrtc.target(library, "sm_52")
+    ptx = nvrtc.compile_source(library, KernelSource.of("top1.cu", "top1", {"WARPS": 4}), nvrtc.PORTABLE).cubin
+    assert b".target sm_80" in ptx
+    assert b"griddepcontrol" not in ptx

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from int4core.backends.cuda.chips import CHIPS
+from int4core.backends.cuda.chips import ADA, CHIPS, TURING
 from int4core.backends.cuda.families.conv_mma4 import FIRST_NUMBER, Mma4Conv, is_native
 from int4core.backends.cuda.families.table import digest
 from int4core.backends.cuda.jit.nvrtc import find_nvrtc
@@ -17,7 +17,7 @@ from int4core.tuning import autoconfig
 from int4core.tuning.files import FOLDER
 from int4core.tuning.static import model as static_model
 from int4core.tuning.static.kernels import Estimate, compiled, estimate
-from int4core.tuning.static.rates import RATES, clock
+from int4core.tuning.static.rates import clock
 from int4core.tuning.static.sass import Listing, Loop, find_nvdisasm
 from int4core.tuning.static.work import RESOURCES, Counts, Phase, Work, cut, resident_blocks
 
@@ -60,12 +60,12 @@ def test_code_is_read() -> None:
 
 def test_clocks_of_resources() -> None:
     counts = Counts.of(Listing.parse(CODE).instructions)
-    turing = counts.clocks(4, 2048 * 10, RATES[7, 5].int4, RATES[7, 5])
+    turing = counts.clocks(4, 2048 * 10, TURING.int4, TURING)
     assert tuple(turing) == RESOURCES
     assert turing["tensor"] == 10
     assert turing["issue"] == 11
     assert turing["shared"] == 4 * 1024 / 64
-    assert counts.clocks(4, 0, 1, RATES[8, 9])["shared"] == turing["shared"] / 2
+    assert counts.clocks(4, 0, 1, ADA)["shared"] == turing["shared"] / 2
 
 
 def test_blocks_hide_one_another() -> None:
@@ -79,7 +79,7 @@ def test_blocks_hide_one_another() -> None:
 
 
 def test_residents_are_limited() -> None:
-    turing = RATES[7, 5]
+    turing = TURING
     assert resident_blocks(128, 250, 1 << 10, turing) == 2
     assert resident_blocks(128, 64, 30 << 10, turing) == 2
     assert resident_blocks(256, 32, 1 << 10, turing) == 4

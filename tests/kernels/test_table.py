@@ -89,6 +89,13 @@ def test_names_of_chips() -> None:
     assert name_of("NVIDIA L40S") == "l40s"
     assert name_of("NVIDIA L4") == "l4"
     assert name_of("Tesla T4") == "t4"
-    assert name_of("NVIDIA GeForce RTX 4090") is None
+    names = {
+        "NVIDIA GeForce RTX 4090": "rtx4090", "NVIDIA GeForce RTX 4080": "rtx4080", "NVIDIA B200": "b200",
+        "NVIDIA RTX 6000 Ada Generation": "rtx6000_ada", "NVIDIA GeForce RTX 5090": "rtx5090", "NVIDIA GB10": "gb10",
+        "NVIDIA RTX PRO 6000 Blackwell Workstation Edition": "rtx_pro_6000", "Orin (nvgpu)": "orin",
+        "NVIDIA Thor": "thor", "NVIDIA B300 SXM6 AC": "b300", "NVIDIA A10G": None, "NVIDIA A30": None,
+        "NVIDIA GeForce RTX 4090 Laptop GPU": None, "NVIDIA GeForce RTX 4080 SUPER": None, "Quadro RTX 6000": None,
+    }  # fmt: skip
+    assert {name: name_of(name) for name in names} == names
     with pytest.raises(EngineError, match="unknown GPU 'k80'"):
         chip("k80")

@@ -25,7 +25,7 @@ def _read(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
-        why = "no such file: run the step before this one, or mend the path"
+        why = "no such file: run the step before this one, or fix the path"
         raise FinetuneError(f"{path}: {why}") from error
     except (OSError, RuntimeError, pickle.UnpicklingError, EOFError) as error:
         raise FinetuneError(f"{path}: is not a checkpoint that torch.save wrote ({error})") from error

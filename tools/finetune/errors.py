@@ -9,7 +9,7 @@ from int4core.install import install_command
 
 
 class FinetuneError(Exception):
-    """A step that cannot be done as asked; the message names the file or layer and the mend."""
+    """A step that cannot be done as asked; the message names the file or layer and the remedy."""
 
 
 def need_torch() -> ModuleType:

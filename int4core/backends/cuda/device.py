@@ -45,7 +45,7 @@ def chip_at(cupy: Any, index: int) -> Chip:
 
 @contextmanager
 def memory_errors(what: str, n: int) -> Iterator[None]:
-    """CuPy's out-of-memory errors as EngineError with the mend."""
+    """CuPy's out-of-memory errors as EngineError with the remedy."""
     cupy = load_cupy()
     try:
         yield

@@ -10,6 +10,7 @@ import numpy as np
 
 from int4core.backends.cuda.device import chip_at, load_cupy, memory_errors
 from int4core.backends.cuda.families.kernel import Kernel
+from int4core.backends.cuda.jit import nvrtc
 from int4core.backends.cuda.jit.compiler import Compiled, compile_all
 from int4core.backends.cuda.jit.launch import OVERLAP_CAPABILITY, Launch
 from int4core.backends.cuda.jit.source import KernelSource
@@ -49,6 +50,15 @@ class DeviceNetwork:
         self.chip = chip_at(self.cupy, self.device.id)
         if gpu is not None and self.chip.name != gpu:
             raise EngineError(f"GPU {self.device.id} is a {self.chip.name}, not a {gpu}; name it, or leave --gpu auto")
+        library = nvrtc.require_nvrtc()
+        self._portable = nvrtc.target(library, self.chip.arch) == nvrtc.PORTABLE
+        if self._portable:
+            LOGGER.warning(
+                "%s (%s): NVRTC %s does not know this chip: the driver compiles the kernels from PTX for %s",
+                self.chip.name, self.chip.arch, nvrtc.version(library), nvrtc.PORTABLE,
+            )  # fmt: skip
+        if self.chip.warning:
+            LOGGER.warning("%s: %s", self.chip.name, self.chip.warning)
         self.model = model
         self.size = default_input_size(model.network) if size is None else size
         self.tuning: Tuning = load_tuning(self.chip.name, model.network, autoconfig)
@@ -133,7 +143,8 @@ class DeviceNetwork:
             function.max_dynamic_shared_size_bytes = self.chip.shared_bytes - function.shared_size_bytes
         addresses = [array.data.ptr for array in self._uploaded(kernel)]
         arguments = kernel.arguments(tensors, addresses)
-        overlap = self.chip.capability >= OVERLAP_CAPABILITY
+        # Portable PTX is of before there was overlap: its kernels do not wait for the one before.
+        overlap = self.chip.capability >= OVERLAP_CAPABILITY and not self._portable
         name = kernel.op.name
         return Launch(self.cupy, name, function, kernel.grid, kernel.threads, arguments, kernel.shared_bytes, overlap)
 

@@ -6,10 +6,6 @@ struct alignas(64) TensorMap {
   unsigned char bytes[128];
 };
 
-__device__ __forceinline__ void prefetch_tensor_map(const TensorMap* map) {
-  asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
-}
-
 // `bytes` contiguous bytes; addresses and size are multiples of 16.
 __device__ __forceinline__ void bulk_copy(unsigned target, const void* source, unsigned bytes, unsigned barrier) {
   asm volatile(

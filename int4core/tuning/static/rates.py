@@ -7,9 +7,8 @@ Microbenchmarking" (2019). Assumed: said so. Nothing here is fitted to a measure
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-from int4core.backends.cuda.chips import Chip
+from int4core.backends.cuda.chips import Chip, Rates
+from int4core.errors import EngineError
 
 SCHEDULERS = 4
 """Of a multiprocessor; each issues one warp instruction a clock (whitepapers)."""
@@ -40,46 +39,11 @@ LAUNCH_US = 2.0
 """From a kernel's end to the next one's start in a CUDA graph: assumed."""
 
 
-@dataclass(frozen=True)
-class Rates:
-    """A multiprocessor's rates a clock.
-
-    Attributes:
-        int8, int4: multiply-adds of the tensor cores; 0 where they have no such type.
-        float_lanes: float32 multiply-adds. Where they are 128, half of the lanes do integer multiply-adds as well,
-            else all of them do.
-        shared_bytes: between shared memory and registers.
-        shared_size: shared memory that its blocks have together, and `shared_reserved` what the system takes of each.
-        warps, blocks: the most that it holds.
-        l2_bytes: between L2 and all multiprocessors together, a clock, or None: the ports' sum.
-    """
-
-    int8: int
-    int4: int
-    float_lanes: int
-    shared_bytes: int
-    shared_size: int
-    shared_reserved: int
-    warps: int
-    blocks: int
-    l2_bytes: int | None = None
-
-
-TURING = Rates(1024, 2048, 64, 64, 64 << 10, 0, 32, 16)
-"""Shared memory at 64 bytes a clock: GA102 whitepaper, which doubles it."""
-
-RATES: dict[tuple[int, int], Rates] = {
-    (7, 5): TURING,
-    (8, 0): Rates(2048, 4096, 64, 128, 164 << 10, 1 << 10, 64, 32, 5120),
-    (8, 6): Rates(1024, 2048, 128, 128, 100 << 10, 1 << 10, 48, 16),
-    (8, 9): Rates(1024, 2048, 128, 128, 100 << 10, 1 << 10, 48, 24),
-    (9, 0): Rates(4096, 0, 128, 128, 228 << 10, 1 << 10, 64, 32, 5632),
-}
-"""By compute capability. L2 of GA100: its whitepaper; of GH100: 132 multiprocessors' share of a like one (assumed)."""
-
-
 def rates_of(chip: Chip) -> Rates:
-    return RATES[chip.capability]
+    """Raises EngineError for a chip whose rates nobody has looked up."""
+    if chip.rates is None:
+        raise EngineError(f"{chip.name}: the static model has no rates of its multiprocessors")
+    return chip.rates
 
 
 def clock(chip: Chip) -> float:

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+from int4core.backends.cuda.chips import Rates
 from int4core.tuning.static.rates import (
     CONVERSION_LANES,
     INT_LANES,
@@ -14,7 +15,6 @@ from int4core.tuning.static.rates import (
     REGISTERS,
     SCHEDULERS,
     SPECIAL_LANES,
-    Rates,
 )
 from int4core.tuning.static.sass import Instruction, Listing, Loop
 

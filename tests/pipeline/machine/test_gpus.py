@@ -19,7 +19,7 @@ from pipeline.machine.gpus import Gpu, choose
         ("NVIDIA L40S", "l40s"),
         ("NVIDIA H100 80GB HBM3", "h100"),
         ("NVIDIA H200", "h200"),
-        ("NVIDIA GeForce RTX 4090", None),
+        ("NVIDIA GeForce RTX 4090", "rtx4090"),
     ],
 )
 def test_the_drivers_names(name: str, key: str | None) -> None:

@@ -32,7 +32,7 @@ LOCK = "lock"
 MAX_BYTES = 64 << 20
 """Most bytes of a binary; the network's have tens of kilobytes."""
 
-_MEND = f"name a folder with {CACHE_DIR}"
+_REMEDY = f"name a folder with {CACHE_DIR}"
 _NAME = re.compile(rf"([0-9a-f]{{{HEX_DIGITS}}})-([0-9a-f]{{{HEX_DIGITS}}})\.cubin")
 
 
@@ -44,7 +44,7 @@ def cache_folder() -> Path:
 
 
 def why_not_trusted(path: Path) -> str:
-    """Why somebody else could have put there what is in `path`, with the mend; `` when nobody could.
+    """Why somebody else could have put there what is in `path`, with the remedy; `` when nobody could.
 
     Raises OSError when it cannot be looked at.
     """
@@ -94,7 +94,7 @@ class KernelCache:
                         damaged += 1
                         file.unlink()
         except OSError as error:
-            raise EngineError(f"{printable(str(self.folder))}: cannot be read: {error.strerror}; {_MEND}") from error
+            raise EngineError(f"{printable(str(self.folder))}: cannot be read: {error.strerror}; {_REMEDY}") from error
         return Found(files, damaged)
 
     def keep(self, key: str, binary: bytes) -> Path:
@@ -108,7 +108,7 @@ class KernelCache:
             self._expect_trusted(self.folder)
             write_atomically(file, binary, 0o600)
         except OSError as error:
-            raise EngineError(f"{printable(str(file))}: cannot be written: {error.strerror}; {_MEND}") from error
+            raise EngineError(f"{printable(str(file))}: cannot be written: {error.strerror}; {_REMEDY}") from error
         return file
 
     @contextlib.contextmanager
@@ -123,7 +123,7 @@ class KernelCache:
             self._expect_trusted(self.folder)
             descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
-            raise EngineError(f"{printable(str(file))}: cannot be written: {error.strerror}; {_MEND}") from error
+            raise EngineError(f"{printable(str(file))}: cannot be written: {error.strerror}; {_REMEDY}") from error
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
             yield

@@ -52,7 +52,7 @@ class Compiled:
 
 
 def compile_all(sources: Iterable[KernelSource], arch: str) -> Compiled:
-    """The binary of each source for `arch`, from the cache or compiled side by side.
+    """The binary of each source for `arch` (PTX where NVRTC does not know it), from the cache or compiled side by side.
 
     Raises:
         EngineError: NVRTC is missing or refuses a source, the cache cannot be used (see KernelCache), or something
@@ -60,7 +60,7 @@ def compile_all(sources: Iterable[KernelSource], arch: str) -> Compiled:
     """
     began = time.perf_counter()
     library, cache = nvrtc.require_nvrtc(), KernelCache(cache_folder())
-    compiler = nvrtc.version(library)
+    compiler, arch = nvrtc.version(library), nvrtc.target(library, arch)
     keys = {source: cache_key(source, arch, compiler) for source in sources}
     found = cache.find(set(keys.values()))
     files = {source: found.files[key] for source, key in keys.items() if key in found.files}

@@ -16,6 +16,9 @@ from int4core.errors import EngineError
 OPTIONS = ("--device-as-default-execution-space", "-std=c++17", "--ptxas-options=-v")
 """Given to every compilation besides the target."""
 
+PORTABLE = "compute_80"
+"""PTX that the driver compiles for chips of this capability and of all later ones."""
+
 _TOOLKITS = ("/usr/local/cuda/lib64", "/usr/local/cuda/targets/x86_64-linux/lib", "/usr/lib/x86_64-linux-gnu")
 
 
@@ -91,8 +94,31 @@ def version(library: Path) -> str:
     return f"{major.value}.{minor.value}"
 
 
+@cache
+def known_targets(library: Path) -> frozenset[int]:
+    """Compute capabilities that this NVRTC compiles for, as 75 for 7.5."""
+    nvrtc, count = _load(library), ctypes.c_int()
+    nvrtc.nvrtcGetNumSupportedArchs(ctypes.byref(count))
+    found = (ctypes.c_int * count.value)()
+    nvrtc.nvrtcGetSupportedArchs(found)
+    return frozenset(found)
+
+
+def target(library: Path, arch: str) -> str:
+    """What is compiled for a chip of `arch`: machine code, or PORTABLE where this NVRTC does not know the chip.
+
+    Raises EngineError for a chip older than PORTABLE that it does not know.
+    """
+    capability = int(re.sub(r"\D", "", arch))
+    if capability in known_targets(library):
+        return arch
+    if capability < int(re.sub(r"\D", "", PORTABLE)):
+        raise EngineError(f"NVRTC {version(library)} does not compile for {arch} any more: install an older one")
+    return PORTABLE
+
+
 def compile_source(library: Path, source: KernelSource, arch: str, *, fresh: bool = False) -> Report:
-    """Compile for `arch` (such as `sm_90a`), with `library` as NVRTC. Threads may do so side by side.
+    """Compile for `arch` (`sm_90a`; PORTABLE: to PTX) with `library` as NVRTC. Threads may do so side by side.
 
     `fresh` makes the text one that was never compiled before. Raises EngineError with the compiler's log when it fails.
     """
@@ -111,8 +137,9 @@ def compile_source(library: Path, source: KernelSource, arch: str, *, fresh: boo
     if status:
         said = log.value.decode()
         raise EngineError(f"{source} does not compile for {arch} with NVRTC {version(library)}:", said)
-    nvrtc.nvrtcGetCUBINSize(program, ctypes.byref(size))
+    kind = "PTX" if arch == PORTABLE else "CUBIN"
+    getattr(nvrtc, f"nvrtcGet{kind}Size")(program, ctypes.byref(size))
     cubin = ctypes.create_string_buffer(size.value)
-    nvrtc.nvrtcGetCUBIN(program, cubin)
+    getattr(nvrtc, f"nvrtcGet{kind}")(program, cubin)
     nvrtc.nvrtcDestroyProgram(ctypes.byref(program))
     return Report(cubin.raw, log.value.decode())
