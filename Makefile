@@ -25,7 +25,7 @@ SHAPES := $(VENV)/shapes-200
 ARGS ?=
 comma := ,
 
-.PHONY: run test docs check-python clean
+.PHONY: run test check-all docs check-python clean
 
 run: $(VENV)/.run $(SHAPES)/map.txt
 	$(BIN)/python -m pipeline.offline --images $(SHAPES) $(ARGS)
@@ -55,6 +55,10 @@ $(VENV)/.torch: $(VENV)/.test
 $(VENV)/.ray: $(VENV)/.test
 	$(BIN)/pip install --quiet --editable '.[$(if $(CUDA_EXTRA),$(CUDA_EXTRA)$(comma))test,ray]'
 	touch $@
+
+# The tests that take long: every configuration of every kernel compiled for every chip, and its machine code read.
+check-all: $(VENV)/.test
+	INT4CORE_TEST_ALL=1 $(BIN)/python -m pytest tests/kernels $(ARGS)
 
 # The pages of the engine's public names; docs/api.md says which are kept.
 docs: $(VENV)/.docs

@@ -18,7 +18,10 @@ import pytest
 
 from tests.paths import ROOT
 
-PAGES = [ROOT / "README.md", ROOT / "model" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [
+    *(ROOT / page for page in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "model/README.md")),
+    *sorted((ROOT / "docs").glob("*.md")),
+]
 _COMMAND = re.compile(r"(?:python|torchrun [^`\n]*?) -m ((?:pipeline|int4core|tools|benchmarks)\.[\w.]+)([^`\n|]*)")
 _NAME = re.compile(r"`((?:pipeline|int4core|tools|benchmarks)(?:\.\w+)+)`")
 _FILE = re.compile(r"`((?:pipeline|int4core|tools|benchmarks|docs|tests|model|autoconfig)/[\w./]*)`|\]\(([\w./]+)\)")
