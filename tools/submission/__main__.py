@@ -3,10 +3,12 @@
     python -m tools.submission init --round v6.1 --submitter ACME --division open --suite edge --system h200x1 DIR
     python -m tools.submission run DIR --scenario Offline [options of pipeline.offline]
     python -m tools.submission check DIR
+    python -m tools.submission pack DIR OUT --inference CHECKOUT
 
 `init` describes the machine in DIR; what it cannot know begins with FILL IN. `run` makes a scenario's accuracy run,
 its performance run and the audits TEST01 and TEST04. `check` goes through the rules, more of them than the official
-checker has. With `init --trial` counts and durations are small, for a machine that cannot run for 600 s.
+checker has. `pack` writes the round's tree, and has it checked by the official tools of a checkout of
+mlcommons/inference. With `init --trial` counts and durations are small, for a machine that cannot run for 600 s.
 Ends with 0 when all is well, 1 when something breaks a rule, 2 on a wrong command line, 3 for a trial in which nothing
 is wrong but its size.
 """
@@ -26,6 +28,7 @@ from pipeline.loadgen.rounds import ROUNDS
 from pipeline.loadgen.scenarios import SCENARIOS
 from tools.submission.check import report
 from tools.submission.init import init
+from tools.submission.pack import pack
 from tools.submission.plan import DIVISIONS, Plan
 from tools.submission.start import run_scenario
 from tools.submission.work import read_work
@@ -44,6 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             init(args.folder, plan, dict(args.set), _say)
         elif args.command == "run":
             run_scenario(args.folder, args.scenario, rest, _say)
+        elif args.command == "pack":
+            return pack(read_work(args.folder), args.out, args.inference, _say)
         else:
             return report(read_work(args.folder), _say)
     except (PipelineError, Int4CoreError) as error:
@@ -78,6 +83,10 @@ def _parser() -> Parser:
     second.add_argument("--scenario", choices=SCENARIOS, required=True)
     third = commands.add_parser("check", help="go through the rules", allow_abbrev=False)
     third.add_argument("folder", type=Path, metavar="DIR")
+    fourth = commands.add_parser("pack", help="write the round's tree, and have it checked", allow_abbrev=False)
+    fourth.add_argument("folder", type=Path, metavar="DIR")
+    fourth.add_argument("out", type=Path, metavar="OUT")
+    fourth.add_argument("--inference", type=Path, metavar="CHECKOUT", help="of github.com/mlcommons/inference")
     return parser
 
 
