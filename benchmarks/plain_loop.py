@@ -65,10 +65,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         rows = csv.writer(file)
         began, done = time.perf_counter(), 0
         for images, names in loader:
+            if gpu and len(images) < options.batch:  # another shape would be compiled anew, within the time
+                images = torch.cat([images, images.new_zeros(options.batch - len(images), *images.shape[1:])])
             batch = images.to(device, dtype, memory_format=torch.channels_last, non_blocking=True)
-            scores, classes = network(batch).float().softmax(1).topk(5)
-            for name, score, best in zip(names, scores.tolist(), classes.tolist(), strict=True):
-                rows.writerow([name, best[0], score[0], best, score])
+            best = network(batch).float().softmax(1).topk(5)
+            scores, classes = (part[: len(names)] for part in best)
+            for name, shares, ids in zip(names, scores.tolist(), classes.tolist(), strict=True):
+                rows.writerow([name, ids[0], shares[0], ids, shares])
             done += len(names)
     print(json.dumps({"images": done, "seconds": time.perf_counter() - began}))
 
