@@ -11,7 +11,7 @@ from int4core.errors import printable
 from pipeline.classify.evaluation import Evaluation
 from pipeline.classify.intake import Intake
 from pipeline.classify.options import Options, parse
-from pipeline.classify.summary import summarise, summary_path
+from pipeline.classify.summary import decoded_line, summarise, summary_path
 from pipeline.commands.files import check_file
 from pipeline.commands.report import write_report
 from pipeline.commands.session import identity, session_spec
@@ -252,6 +252,9 @@ class ClassifyCommand:
         self._say_left_out(intake)
         if intake.skipped:
             self._say(f"{intake.skipped:,} sources were answered before or named twice")
+        ways = session.loading.ways
+        if ways:
+            self._say(decoded_line(ways))
         if session.loading.stage.replaced:
             self._say(f"{session.loading.stage.replaced} loaders were lost, and replaced")
         if sink.errors:
@@ -276,6 +279,7 @@ class ClassifyCommand:
             errors=sink.errors,
             skipped=intake.skipped,
             left_out=intake.left_out,
+            ways=ways,
             scores=scores,
             verdict=verdict,
         )

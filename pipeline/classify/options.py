@@ -158,7 +158,7 @@ def build_parser() -> argparse.ArgumentParser:
     what.add_argument("--dry-run", action="store_true", help="list what would be classified, and do nothing")
     what.add_argument("--strict", action="store_true", help="exit status 4 when a source could not be classified")
     add_engine(parser.add_argument_group("what computes"), strict="--strict-kernels")
-    add_loaders(parser.add_argument_group("what loads"))
+    add_loaders(parser.add_argument_group("what loads"), decode=True)
     show = parser.add_argument_group("what to show and keep")
     show.add_argument("--summary", type=values.path, metavar="FILE", help="summary in JSON (default: beside the table)")
     add_showing(show)

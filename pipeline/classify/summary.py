@@ -16,9 +16,11 @@ from pipeline.report.verdict import Verdict
 from pipeline.report.versions import versions
 from pipeline.samples.left_out import LeftOut
 from pipeline.sinks.opening import NOWHERE, STDOUT
+from pipeline.stages.load import BY_GPU
 from pipeline.telemetry.metrics import Snapshot
 
 FILE_NAME = "_summary.json"
+NAMED_REASONS = 5
 
 
 def summary_path(options: Options) -> Path | None:
@@ -36,6 +38,23 @@ def summary_path(options: Options) -> Path | None:
     return out.with_name(f"{out.name}.summary.json")
 
 
+def decoded_line(ways: Mapping[str, int]) -> str:
+    """`decoded 198 files on the GPU; 2 by loaders (progressive 1, CMYK 1)`."""
+    others = _by_loaders(ways)
+    line = f"decoded {ways.get(BY_GPU, 0):,} files on the GPU"
+    if not others:
+        return line
+    named = sorted(others.items(), key=lambda item: (-item[1], item[0]))
+    more = ", ..." if len(named) > NAMED_REASONS else ""
+    said = ", ".join(f"{reason} {count:,}" for reason, count in named[:NAMED_REASONS])
+    return f"{line}; {sum(others.values()):,} by loaders ({said}{more})"
+
+
+def _by_loaders(ways: Mapping[str, int]) -> dict[str, int]:
+    """Reasons why loaders decoded files, and how many each."""
+    return {reason: count for reason, count in ways.items() if reason != BY_GPU and count}
+
+
 def summarise(
     options: Options,
     *,
@@ -47,6 +66,7 @@ def summarise(
     errors: int,
     skipped: int,
     left_out: LeftOut,
+    ways: Mapping[str, int],
     scores: Scores | None,
     verdict: Verdict | None,
 ) -> dict[str, Any]:
@@ -65,6 +85,7 @@ def summarise(
         "errors": errors,
         "skipped": skipped,
         "left_out": {"files": dict(left_out.files), "folders": left_out.folders},
+        "decoded": {"gpu": ways.get(BY_GPU, 0), "loaders": _by_loaders(ways)} if ways else None,
         "stages": [stage.as_dict() for stage in stages],
         "engines": list(engines),
         "accuracy": None if scores is None else scores.as_dict(),

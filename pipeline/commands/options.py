@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NoReturn
+from typing import Literal, NoReturn, TypeAlias, get_args
 
 from int4core.errors import printable
 from pipeline.commands import values
@@ -19,6 +19,9 @@ from pipeline.samples.images import (
     SIXTEEN_BIT_CHOICES,
     ImageRules,
 )
+
+DecodeChoice: TypeAlias = Literal["auto", "cpu", "gpu"]
+DECODE_CHOICES: tuple[DecodeChoice, ...] = get_args(DecodeChoice)
 
 GPU_IN_FLIGHT = 3
 DEFAULT_STAGE_TIMEOUT_S = 60.0
@@ -66,12 +69,14 @@ class LoaderOptions:
         resize: whether images are resized before the centre crop.
         rules: which images are taken.
         image_timeout_s: the most that one image may take.
+        decode: where JPEG files are decoded; auto is the GPU where there is one.
     """
 
     processes: int | None = None
     resize: bool = True
     rules: ImageRules = field(default_factory=ImageRules)
     image_timeout_s: float = DEFAULT_IMAGE_TIMEOUT_S
+    decode: DecodeChoice = "auto"
 
 
 @dataclass(frozen=True)
@@ -145,7 +150,16 @@ def engine_options(args: argparse.Namespace) -> EngineOptions:
     )
 
 
-def add_loaders(group: argparse._ArgumentGroup) -> None:
+def add_loaders(group: argparse._ArgumentGroup, *, decode: bool = False) -> None:
+    """`decode`: whether files may be decoded elsewhere than by the loaders."""
+    if decode:
+        group.add_argument(
+            "--decode",
+            choices=DECODE_CHOICES,
+            default="auto",
+            help="where JPEG files are decoded, to the same pixels: on the GPU, but for those it cannot take, or all "
+            "by the loaders (default: %(default)s, the GPU where there is one)",
+        )
     group.add_argument(
         "--loaders",
         type=values.whole(1, values.MOST_PROCESSES),
@@ -188,6 +202,7 @@ def loader_options(args: argparse.Namespace) -> LoaderOptions:
         resize=not args.no_resize,
         rules=ImageRules(args.max_image_bytes, args.max_pixels, args.sixteen_bit),
         image_timeout_s=args.image_timeout,
+        decode=getattr(args, "decode", "cpu"),
     )
 
 

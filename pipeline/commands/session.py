@@ -9,9 +9,10 @@ from int4core.model import Model
 from pipeline.commands.options import EngineOptions, LoaderOptions
 from pipeline.commands.setup import Setup
 from pipeline.device.scheduler import Sizes
+from pipeline.errors import PipelineError
 from pipeline.machine.hardware import default_loaders
 from pipeline.session.spec import SessionSpec
-from pipeline.stages.load import Preparation
+from pipeline.stages.load import Decode, Preparation
 from pipeline.stages.spec import CPU_IN_FLIGHT
 
 CPU_BATCH = 16
@@ -26,15 +27,21 @@ def batch_size(engine: EngineOptions, *, gpu: bool) -> int:
 def session_spec(
     setup: Setup, engine: EngineOptions, loaders: LoaderOptions, *, top: int, traced: bool = False
 ) -> SessionSpec:
-    """The session of a run that streams images, whose answers have the best `top` classes."""
+    """The session of a run that streams images, whose answers have the best `top` classes.
+
+    Raises PipelineError when the GPU is to decode and there is none.
+    """
     gpus = setup.target.gpus
+    if loaders.decode == "gpu" and not gpus:
+        raise PipelineError(f"--decode gpu: this run computes on {setup.target.notice}; choose --decode cpu")
+    decode: Decode = "gpu" if loaders.decode == "gpu" else "cpu"
     return SessionSpec(
         model=setup.model,
         backend=setup.target.backend,
         backend_options=setup.backend_options,
         sizes=Sizes.full(batch_size(engine, gpu=bool(gpus))),
         input_shape=(3, setup.side, setup.side),
-        preparation=Preparation("images", setup.side, setup.short_side(loaders.resize), loaders.rules),
+        preparation=Preparation("images", setup.side, setup.short_side(loaders.resize), loaders.rules, decode),
         loaders=loaders.processes or default_loaders(),
         stage_timeout_s=engine.timeout_s,
         image_timeout_s=loaders.image_timeout_s,

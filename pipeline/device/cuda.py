@@ -12,8 +12,10 @@ import numpy.typing as npt
 
 from int4core.backends.cuda.network import DeviceBatch, DeviceNetwork
 from int4core.errors import EngineError
+from pipeline.device.decode import Decode
 from pipeline.device.transfer import Gather, H2d, Runs, Staged, Transfer
 from pipeline.errors import PipelineError
+from pipeline.jpeg.plan import Sampling
 from pipeline.memory.arena import Arena
 from pipeline.memory.exchange import Exchange
 
@@ -26,25 +28,43 @@ class CudaDevice:
     Attributes:
         transfer: how samples come to the device; may be changed while nothing is under way.
         transfers: the ways that work here.
+        decode: what makes samples of files; None where slots hold samples alone.
+        decoding: whether slots may hold files by now; not while rates are measured on samples.
         notice: what it runs on, and how its memory is reached.
     """
 
-    def __init__(self, network: DeviceNetwork, arena: Arena, exchange: Exchange, h2d: H2d = "auto") -> None:
-        """Raises PipelineError when the arena cannot be pinned and `h2d` needs it, EngineError from the kernel."""
+    def __init__(
+        self,
+        network: DeviceNetwork,
+        arena: Arena,
+        exchange: Exchange,
+        h2d: H2d = "auto",
+        sampling: Sampling | None = None,
+    ) -> None:
+        """`sampling`: how files in slots become samples, None where there are none.
+
+        Raises PipelineError when the arena cannot be pinned and `h2d` needs it, EngineError from the kernel."""
         self.network = network
         self._cupy = network.cupy
         self._exchange = exchange
         self._held = ExitStack()
         self._down: WeakKeyDictionary[DeviceBatch, Any] = WeakKeyDictionary()
+        self.decoding = False
         network.device.use()
         self.notice = network.notice
-        self._exchange_base = 0
+        self._exchange_base = self._arena_base = 0
         try:
             self.transfers = self._make_transfers(arena, exchange, h2d)
         except BaseException:
             self.close()
             raise
         self.transfer: Transfer = next(iter(self.transfers.values()))
+        self.decode: Decode | None = None
+        if sampling is not None:
+            if not self._exchange_base:
+                self.close()
+                raise PipelineError("--decode gpu: files are copied out of pinned memory, and there is none")
+            self.decode = Decode(arena, self._arena_base, network.device.id, sampling)
 
     def stream(self) -> Any:
         return self._cupy.cuda.Stream(non_blocking=True)
@@ -57,12 +77,18 @@ class CudaDevice:
 
     def batch(self, n: int) -> DeviceBatch:
         try:
-            return self.network.batch(n, top=self._exchange.spec.top)
+            batch = self.network.batch(n, top=self._exchange.spec.top)
         except EngineError as error:
             raise PipelineError(f"{error}; choose a smaller --batch_size than {n}, or a smaller --inflight") from error
+        if self.decode is not None:
+            self.decode.prepare(batch)
+        return batch
 
     def upload(self, batch: DeviceBatch, record: int, count: int, stream: Any) -> None:
         slots = self._exchange.slots(record, count)
+        if self.decode is not None and self.decoding:
+            self.decode(slots, batch, stream)
+            return
         address = self._exchange_base + slots.ctypes.data - self._exchange.memory.ctypes.data
         self.transfer(slots, address if self._exchange_base else 0, batch, stream)
 
@@ -79,6 +105,8 @@ class CudaDevice:
             answers = self._pinned_answers(batch, count)
             for place, values in zip(self._exchange.answers(record, count), answers, strict=True):
                 place[:] = values
+        if self.decode is not None and self.decoding:
+            self.decode.mark(batch, self._exchange.classes(record, count))
 
     def close(self) -> None:
         self._cupy.cuda.runtime.deviceSynchronize()
@@ -91,6 +119,7 @@ class CudaDevice:
         try:
             self._exchange_base = self._register(exchange.memory)
             base = self._register(arena.memory)
+            self._arena_base = arena.memory.ctypes.data
         except self._cupy.cuda.runtime.CUDARuntimeError as error:
             why = (
                 f"the arena ({arena.spec.total_bytes / 2**20:,.0f} MiB) cannot be pinned for the GPU: {error}; allow "
@@ -98,7 +127,7 @@ class CudaDevice:
             )
             if h2d != "auto":
                 raise PipelineError(f"--h2d {h2d}: {why}; or choose --h2d staged") from error
-            self._exchange_base = 0
+            self._exchange_base = self._arena_base = 0
             self.notice += f"; SLOWER THAN IT COULD BE: {why}"
             return {"staged": Staged(self._cupy, arena)}
         runs = Runs(self._cupy, arena, arena.memory.ctypes.data)

@@ -40,6 +40,7 @@ _STREAM_ORDER = 1
 _PREFER_OVERLAP = 1
 
 Int64Array = npt.NDArray[np.int64]
+Addresses: TypeAlias = npt.NDArray[np.uint64]
 
 
 class Transfer(Protocol):
@@ -124,13 +125,18 @@ class Runs:
             return
         sources = self.base + slots[begins].astype(np.uint64) * np.uint64(spec.slot_bytes)
         targets = batch.input.data.ptr + begins.astype(np.uint64) * np.uint64(spec.sample_bytes)
-        sizes = lengths.astype(np.uint64) * np.uint64(spec.sample_bytes)
-        copy_many = _copy_many()
-        if copy_many is not None:
-            copy_many(targets, sources, sizes, stream.ptr)
-            return
-        for target, source, size in zip(targets.tolist(), sources.tolist(), sizes.tolist(), strict=True):
-            runtime.memcpyAsync(target, source, size, runtime.memcpyHostToDevice, stream.ptr)
+        copy_all(self.cupy, targets, sources, lengths.astype(np.uint64) * np.uint64(spec.sample_bytes), stream)
+
+
+def copy_all(cupy: Any, targets: Addresses, sources: Addresses, sizes: Addresses, stream: Any) -> None:
+    """Copy pieces of pinned memory to the device: addresses and bytes, uint64 (n,) each; in one call if it can be."""
+    copy_many = _copy_many()
+    if copy_many is not None:
+        copy_many(targets, sources, sizes, stream.ptr)
+        return
+    runtime = cupy.cuda.runtime
+    for target, source, size in zip(targets.tolist(), sources.tolist(), sizes.tolist(), strict=True):
+        runtime.memcpyAsync(target, source, size, runtime.memcpyHostToDevice, stream.ptr)
 
 
 class Staged:

@@ -76,8 +76,12 @@ DAMAGE = {
     16: "invalid code in the scan",
     32: "scan longer or shorter than its blocks",
     64: "coefficients out of range",
+    128: "no room on the GPU",
 }
 """Reasons by bit of enum Damage, causes before what may follow from them."""
+
+NO_ROOM = 128
+"""Set by who plans, not by the kernels: a file for which there was no memory."""
 
 FEW_LANES, MANY_LANES = 32, 128
 LONG_SCAN = 512 << 10

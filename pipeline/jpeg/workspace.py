@@ -54,6 +54,10 @@ class Workspace:
             self._staged[begin : begin + len(file)] = np.frombuffer(file, np.uint8)
         return (begins + self.send(self._staged[:total])).astype(np.uint64)
 
+    def places(self, sizes: Longs) -> AddressList:
+        """Where files are to lie that the caller copies itself, on `stream`: addresses `sizes` bytes apart."""
+        return (self._base + self._fixed + np.cumsum(sizes) - sizes).astype(np.uint64)
+
     def send(self, block: HostBytes) -> int:
         """Copy files that lie side by side in pinned memory to the device; the block's address there."""
         at = self._base + self._fixed

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 
@@ -14,6 +14,7 @@ from pipeline.memory.segment import Segment, segment_folder, sweep_stale
 # A cache line, so that no two loaders write to one. No more than that: a sample of 3 x 224 x 224 is a whole number of
 # them, slots then lie back to back as a batch does on the device, and neighbouring slots are one copy.
 SLOT_ALIGNMENT = 64
+_LENGTH_BYTES = 4
 
 __all__ = ["SLOT_ALIGNMENT", "Arena", "ArenaSpec", "segment_folder", "sweep_stale"]
 
@@ -26,11 +27,13 @@ class ArenaSpec:
         path: the segment.
         slots: how many samples fit.
         sample_shape: (3, H, W); a sample is int8, so its bytes are their product.
+        room: bytes that a slot holds at least: more than a sample where files may lie in it, to be decoded later.
     """
 
     path: str
     slots: int
     sample_shape: tuple[int, int, int]
+    room: int = 0
 
     @property
     def sample_bytes(self) -> int:
@@ -39,21 +42,27 @@ class ArenaSpec:
 
     @property
     def slot_bytes(self) -> int:
-        return -(-self.sample_bytes // SLOT_ALIGNMENT) * SLOT_ALIGNMENT
+        return -(-max(self.sample_bytes, self.room) // SLOT_ALIGNMENT) * SLOT_ALIGNMENT
 
     @property
     def total_bytes(self) -> int:
-        return self.slots * self.slot_bytes
+        return self.slots * (self.slot_bytes + _LENGTH_BYTES)
 
 
 class Arena:
-    """A mapped arena. The process that creates it owns its life; others attach to it."""
+    """A mapped arena. The process that creates it owns its life; others attach to it.
+
+    Attributes:
+        lengths: of the file that lies in each slot, in bytes, uint32 (slots,); 0 where a sample does.
+    """
 
     def __init__(self, spec: ArenaSpec, segment: Segment) -> None:
         self.spec = spec
         self._segment = segment
-        raw = segment.bytes.view(np.int8).reshape(spec.slots, spec.slot_bytes)
-        self._samples = raw[:, : spec.sample_bytes]
+        slots, lengths = np.split(segment.bytes, [spec.slots * spec.slot_bytes])
+        self._raw = slots.reshape(spec.slots, spec.slot_bytes)
+        self._samples = self._raw.view(np.int8)[:, : spec.sample_bytes]
+        self.lengths: npt.NDArray[np.uint32] = lengths.view(np.uint32)
 
     @classmethod
     def create(
@@ -62,15 +71,16 @@ class Arena:
         sample_shape: tuple[int, int, int],
         folder: Path | None = None,
         *,
+        room: int = 0,
         mend: str = "hold fewer samples at a time",
     ) -> Arena:
-        """Make a segment of `slots` samples of int8 `sample_shape` (3, H, W).
+        """Make a segment of `slots` samples of int8 `sample_shape` (3, H, W), or of files of less than `room` bytes.
 
         Raises PipelineError, ending in `mend`, when the folder has no room for it.
         """
-        shape = ArenaSpec("", slots, sample_shape)
+        shape = ArenaSpec("", slots, sample_shape, room)
         segment = Segment.create(shape.total_bytes, f"{slots} samples", mend, folder)
-        return cls(ArenaSpec(segment.path, slots, sample_shape), segment)
+        return cls(replace(shape, path=segment.path), segment)
 
     @classmethod
     def attach(cls, spec: ArenaSpec) -> Arena:
@@ -89,8 +99,13 @@ class Arena:
 
     def raw(self, slot: int) -> npt.NDArray[np.uint8]:
         """All bytes of the slot, a writable view, uint8 (slot_bytes,)."""
-        begin = slot * self.spec.slot_bytes
-        return self._segment.bytes[begin : begin + self.spec.slot_bytes]
+        raw: npt.NDArray[np.uint8] = self._raw[slot]
+        return raw
+
+    def heads(self, slots: npt.NDArray[np.int32], size: int) -> npt.NDArray[np.uint8]:
+        """Copy the first `size` bytes of `slots` (n,), uint8 (n, size)."""
+        heads: npt.NDArray[np.uint8] = self._raw[slots, :size]
+        return heads
 
     def gather(self, slots: npt.NDArray[np.int32]) -> npt.NDArray[np.int8]:
         """Copy the samples of `slots` (N,) into one array, int8 (N, 3, H, W)."""
@@ -100,6 +115,8 @@ class Arena:
     def close(self) -> None:
         """Unmap; the owner also removes the segment. Safe to call twice."""
         self._samples = np.empty((0, 0), dtype=np.int8)
+        self._raw = np.empty((0, 0), dtype=np.uint8)
+        self.lengths = np.empty(0, dtype=np.uint32)
         self._segment.close()
 
     def __enter__(self) -> Arena:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Sequence
 from types import TracebackType
 from typing import Any, Protocol
@@ -21,7 +22,7 @@ from pipeline.session.feeder import Feeder
 from pipeline.session.scheduler import Outcome, Prepared, Scheduler, Stream
 from pipeline.stages.base import StageFailure
 from pipeline.stages.channels import Task
-from pipeline.stages.load import SAMPLES_PER_JOB, LoadResult, LoadWork, Preparation, load_stage
+from pipeline.stages.load import BY_GPU, SAMPLES_PER_JOB, LoadResult, LoadWork, Preparation, load_stage
 from pipeline.stages.lost import Lost
 
 # Jobs that a loader may have: one that it does, and one ready to follow.
@@ -50,6 +51,7 @@ class Loading:
     Attributes:
         stage: the loaders.
         core: the state machine; to be looked at, not to be changed, from outside.
+        ways: how many files went which way: BY_GPU, or why a loader decoded them; empty where loaders decode all.
     """
 
     def __init__(
@@ -70,6 +72,7 @@ class Loading:
         self._changed = threading.Condition()
         self._over: BaseException | None = None
         self._courier = Courier(arena)
+        self.ways: Counter[str] = Counter()
         self._most_jobs = JOBS_PER_LOADER * loaders
         self._on_prepared = on_prepared
         self._on_answers = on_answers
@@ -145,6 +148,14 @@ class Loading:
             self.core.answered(numbers, values)
             self._settle()
 
+    def again(self, numbers: Sequence[int], reasons: Sequence[str]) -> None:
+        """Samples that `on_prepared` was told of could not be decoded by an engine: loaders are to do it."""
+        with self._changed:
+            self.core.again(numbers)
+            self.ways.update(reasons)
+            self.ways[BY_GPU] -= len(reasons)
+        self._dispatch()
+
     def wake(self) -> None:
         """Have everyone who waits look again."""
         with self._changed:
@@ -179,7 +190,8 @@ class Loading:
             with self._changed:
                 while self.core.jobs < self._most_jobs and (job := self.core.take_job()):
                     locators = self._courier.send(job.ticket, [s.locator for s in job.sources], job.slots)
-                    admitted = self.stage.try_submit(Task(job.ticket, len(job.sources), LoadWork(locators, job.slots)))
+                    work = LoadWork(locators, job.slots, job.whole)
+                    admitted = self.stage.try_submit(Task(job.ticket, len(job.sources), work))
                     assert admitted, "fewer jobs than loaders may have, and no room in the stage"
         except StageFailure:
             return  # its on_failure has been told
@@ -188,6 +200,7 @@ class Loading:
         self.stage.count_failed(len(result.bad))
         with self._changed:
             self._courier.done(task.ticket)
+            self.ways.update(dict(result.ways))
             ready = self.core.prepared(task.ticket, dict(result.bad))
             self._settle()
         self._dispatch()

@@ -5,6 +5,7 @@ A source goes through it like this:
     offer     it is leased a slot and waits for a loader
     take_job  it goes to a loader, with others
     prepared  its sample lies in its slot, and goes to the engines; or it is bad, and that is its answer
+    again     an engine could not decode it: a loader is to make its sample, by itself
     lost      its loader is gone: it is given out again, alone if the loader was at it; the second time it is bad
     answered  its classes are known, and its slot is free
     answers   its answer is out, in the order of the sources
@@ -33,6 +34,8 @@ class Job(Generic[S]):
     ticket: int
     sources: tuple[S, ...]
     slots: tuple[int, ...]
+    whole: tuple[bool, ...]
+    """Which of them the loader has to make a sample of, whatever an engine could do."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,7 @@ class _Held(Generic[S]):
     stream: Stream[S]
     slot: int
     suspect: bool = False
+    whole: bool = False
     outcome: Outcome[S] | None = None
 
 
@@ -196,7 +200,8 @@ class Scheduler(Generic[S]):
         self._tickets += 1
         self._jobs[self._tickets] = tuple(taken)
         self._in_jobs += len(taken)
-        return Job(self._tickets, tuple(h.source for h in taken), tuple(h.slot for h in taken))
+        sources, slots, whole = zip(*((h.source, h.slot, h.whole) for h in taken), strict=True)
+        return Job(self._tickets, sources, slots, whole)
 
     def prepared(self, ticket: int, bad: Mapping[int, str]) -> Prepared:
         """A loader is done with a job: `bad` has the places in it that became no sample, and why."""
@@ -238,6 +243,13 @@ class Scheduler(Generic[S]):
             else:
                 again.append(held)
         self._waiting.extendleft(reversed(again))
+
+    def again(self, numbers: Iterable[int]) -> None:
+        """Engines could not decode what `prepared` gave out: loaders are to."""
+        for number in numbers:
+            held = self._at_engines.pop(number)
+            held.whole = True
+            self._waiting.appendleft(held)
 
     def answered(self, numbers: Iterable[int], values: Iterable[Any]) -> None:
         """Engines have answered samples that `prepared` gave out, each with a value."""

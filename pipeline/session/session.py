@@ -20,6 +20,7 @@ import numpy as np
 
 from int4core.cores import usable_cores
 from pipeline.errors import PipelineError
+from pipeline.jpeg.plan import reason_of
 from pipeline.machine.numa import cores_near
 from pipeline.memory.arena import Arena
 from pipeline.memory.exchange import Exchange, Slots
@@ -93,8 +94,15 @@ class Session:
             raise
 
     def _build(self, spec: SessionSpec) -> None:
-        slots = spec.slots or spec.slots_for_streaming
-        arena = self._held.enter_context(Arena.create(slots, spec.input_shape, mend=spec.memory_remedy))
+        sampling = spec.sampling
+        arena = self._held.enter_context(
+            Arena.create(
+                spec.slots or spec.slots_for_streaming,
+                spec.input_shape,
+                room=0 if sampling is None else spec.room,
+                mend=spec.memory_remedy,
+            )
+        )
         records = records_for(spec.engines, spec.inflight)
         exchange = self._held.enter_context(Exchange.create(records, spec.sizes.largest, top=spec.top))
         self.batches = Batches(
@@ -113,6 +121,7 @@ class Session:
                 options=spec.backend_options,
                 traced=spec.traced,
                 top=spec.top,
+                sampling=sampling,
             ),
             timeout_s=spec.stage_timeout_s,
             on_failure=self._fail,
@@ -289,7 +298,13 @@ class _Samples:
         if answered.top_ids is not None and answered.top_scores is not None:
             classes = [tuple(row) for row in answered.top_ids.tolist()]
             scores = [tuple(row) for row in answered.top_scores.tolist()]
-        self._loading.answered(answered.ids.tolist(), zip(classes, scores, strict=True))
+        undecoded = answered.classes < 0
+        if undecoded.any():
+            words = (-answered.classes[undecoded]).tolist()
+            self._loading.again(answered.ids[undecoded].tolist(), [reason_of(word) for word in words])
+        good = ~undecoded
+        values = [value for value, ok in zip(zip(classes, scores, strict=True), good.tolist(), strict=True) if ok]
+        self._loading.answered(answered.ids[good].tolist(), values)
 
 
 def as_source(source: AnySource) -> Source:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from int4core.options import BackendOptions
 from pipeline.device.scheduler import Sizes
+from pipeline.jpeg.plan import Sampling
 from pipeline.session.loading import JOBS_PER_LOADER
 from pipeline.session.waiting import Batching
 from pipeline.stages.load import SAMPLES_PER_JOB, Preparation
@@ -28,6 +29,7 @@ class SessionSpec:
         hold_s: how long a prepared sample may wait for a batch to fill up.
         stage_timeout_s: silence after which a worker counts as hung.
         image_timeout_s: the most that one image may take; None sets no limit.
+        room: bytes of a slot where files lie in it to be decoded by the GPU; larger ones are decoded by a loader.
         traced: whether every process keeps its spans for a trace.
         memory_remedy: what whoever asked for this session can do where there is no memory for it.
     """
@@ -49,12 +51,18 @@ class SessionSpec:
     bus_ids: tuple[str, ...] = ()
     hold_s: float = 0.1
     top: int = 0
+    room: int = 512 << 10
     traced: bool = False
     memory_remedy: str = "ask for smaller batches or fewer loaders (--batch_size, --loaders)"
 
     @property
     def batching(self) -> Batching:
         return Batching(self.sizes.largest, self.hold_s)
+
+    @property
+    def sampling(self) -> Sampling | None:
+        """How the GPU makes samples of files; None where loaders do."""
+        return Sampling(self.preparation.size, self.preparation.resize) if self.preparation.decode == "gpu" else None
 
     @property
     def slots_for_streaming(self) -> int:

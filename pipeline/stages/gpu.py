@@ -120,7 +120,7 @@ class DeviceInferrer:
             options = replace(options, device=device_number(load_cupy(), spec.bus_ids[number]))
         network = DeviceNetwork(model, options)
         self._held.callback(network.close)
-        device = CudaDevice(network, arena, exchange, cast("H2d", spec.h2d))
+        device = CudaDevice(network, arena, exchange, cast("H2d", spec.h2d), spec.sampling)
         self._held.callback(device.close)
         self._scheduler = Scheduler(device, spec.sizes, spec.inflight, ordered=spec.ordered)
         self._held.callback(self._scheduler.drain)
@@ -128,6 +128,7 @@ class DeviceInferrer:
         # The records of a process that is setting up are nobody's yet, and so is what is in them.
         records = [number * spec.inflight + i for i in range(spec.inflight)]
         self._rates, by_transfer = choose_transfer(device, self._scheduler, arena, exchange, records)
+        device.decoding = spec.sampling is not None
         if isinstance(self.tracer, Tracer):
             self._scheduler.spans = CudaSpans(self.tracer, network.cupy)
         copies = ", ".join(f"{name} {rate:,.0f}/s" for name, rate in by_transfer.items())

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from int4core.engine import Engine
 from int4core.layers import Int8Array
 from int4core.model import Model
+from pipeline.errors import PipelineError
 from pipeline.memory.arena import Arena
 from pipeline.memory.exchange import Exchange
 from pipeline.stages.base import StageFailure
@@ -34,6 +35,8 @@ class Inferrer:
     """An engine over the arena, a batch at a time."""
 
     def __init__(self, spec: EngineSpec, number: int = 0) -> None:
+        if spec.sampling is not None:
+            raise PipelineError("--decode gpu: the CPU's engine takes samples alone; choose --decode cpu")
         self._arena = Arena.attach(spec.arena)
         self._exchange = Exchange.attach(spec.exchange)
         self._engine = Engine(

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal, TypeAlias
 
+import numpy as np
+
 from pipeline.errors import ImageError
+from pipeline.jpeg.parse import HEADER, Refused, parse
 from pipeline.machine.numa import pin
 from pipeline.memory.arena import Arena, ArenaSpec
 from pipeline.memory.segment import Segment
 from pipeline.samples.images import ImageRules
-from pipeline.samples.preprocess import Preprocessor
+from pipeline.samples.preprocess import Preprocessor, memory_to_resize
 from pipeline.samples.reader import Reader
 from pipeline.samples.remote import is_url
 from pipeline.samples.sources import Locator, PathLocator
@@ -25,6 +29,9 @@ from pipeline.stages.worker import serve_items
 from pipeline.telemetry.trace import make_tracer
 
 Kind: TypeAlias = Literal["images", "tensors"]
+Decode: TypeAlias = Literal["cpu", "gpu"]
+
+BY_GPU = "gpu"
 
 # Sources of a job, at most: enough to make a message cheap, few enough to share out evenly.
 SAMPLES_PER_JOB = 16
@@ -57,13 +64,21 @@ class LoadWork:
 
     locators: tuple[Placed, ...]
     slots: tuple[int, ...]
+    whole: tuple[bool, ...] = ()
+    """Which of them must become samples here, though files go to the GPU otherwise; empty: none in particular."""
 
 
 @dataclass(frozen=True)
 class LoadResult:
-    """The places in the work that became no sample, each with its reason."""
+    """What became of the work.
+
+    Attributes:
+        bad: the places in it that became no sample, each with its reason.
+        ways: how many files went which way, where they may go to the GPU: BY_GPU, or why a loader decoded them.
+    """
 
     bad: tuple[tuple[int, str], ...]
+    ways: tuple[tuple[str, int], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -75,12 +90,14 @@ class Preparation:
         size: side of the square sample, in pixels.
         resize: what the short side is resized to before the centre crop, or None for images that are sized.
         rules: which images are taken.
+        decode: where: by the loader, or by the GPU where it can; files then lie in slots as they are.
     """
 
     kind: Kind
     size: int
     resize: int | None
     rules: ImageRules = field(default_factory=ImageRules)
+    decode: Decode = "cpu"
 
 
 class Loader:
@@ -113,22 +130,59 @@ class Loader:
 
     def work(self, task: Task[LoadWork], begin: Callable[[int], None]) -> LoadResult:
         bad = []
+        ways: Counter[str] = Counter()
+        whole = task.body.whole or (False,) * task.samples
         with self.tracer.span("decode", files=task.samples):
             for place, (locator, slot) in enumerate(zip(task.body.locators, task.body.slots, strict=True)):
                 begin(place)
                 try:
-                    self._load(locator, slot)
+                    if self._preparation.decode == "gpu" and not whole[place]:
+                        ways[self._leave(locator, slot)] += 1
+                    else:
+                        self._load(locator, slot)
+                        self._arena.lengths[slot] = 0
                 except ImageError as error:
                     printed = self._printed.take()
                     bad.append((place, f"{error.why} ({printed})" if printed else error.why))
                 else:
                     self._printed.drop()
-        return LoadResult(tuple(bad))
+        return LoadResult(tuple(bad), tuple(ways.items()))
 
     def close(self) -> None:
         self._reader.close()
         self._printed.close()
         self._arena.close()
+
+    def _leave(self, locator: Placed, slot: int) -> str:
+        """Leave the file in its slot for the GPU to decode, behind its header, or decode it here: BY_GPU, or why."""
+        data = self._bytes_of(locator, slot)
+        try:
+            header = parse(data)
+            reason = self._against(header, len(data))
+        except Refused as refused:
+            header, reason = b"", str(refused)
+        raw = self._arena.raw(slot)
+        if not reason and len(header) + len(data) > len(raw):
+            reason = "more bytes than a slot holds"
+        if reason:
+            self._preprocessor.decode_bytes(data, "image", self._arena.sample(slot))
+            self._arena.lengths[slot] = 0
+            return reason
+        raw[: len(header)] = np.frombuffer(header, np.uint8)
+        raw[len(header) : len(header) + len(data)] = np.frombuffer(data, np.uint8)
+        self._arena.lengths[slot] = len(data)
+        return BY_GPU
+
+    def _against(self, header: bytes, size: int) -> str:
+        """What the rules may have against it: Pillow's side decides, and says it. Empty when nothing."""
+        record = np.frombuffer(header, HEADER)[0]
+        width, height = int(record["width"]), int(record["height"])
+        side, resize, rules = self._preparation.size, self._preparation.resize, self._preparation.rules
+        if width * height > rules.max_pixels or size > rules.max_bytes:
+            return "too large"
+        if resize is None:
+            return "smaller than a sample" if min(width, height) < side else ""
+        return "too thin" if memory_to_resize(width, height, resize, side) > rules.max_memory else ""
 
     def _load(self, locator: Placed, slot: int) -> None:
         out = self._arena.sample(slot)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from int4core.options import BackendOptions
 from pipeline.device.scheduler import Sizes
+from pipeline.jpeg.plan import Sampling
 from pipeline.memory.arena import ArenaSpec
 from pipeline.memory.exchange import ExchangeSpec
 
@@ -27,6 +28,7 @@ class EngineSpec:
         bus_ids: PCI addresses of the GPUs, one an engine.
         options: the backend's own.
         traced: whether spans are kept for a trace.
+        sampling: how files that lie in slots become samples; None where only samples do.
         top: how many of the best classes come with their scores, 0 for the class alone; the exchange has room for them.
 
     Raises:
@@ -46,6 +48,7 @@ class EngineSpec:
     options: BackendOptions | None = None
     traced: bool = False
     top: int = 0
+    sampling: Sampling | None = None
 
     def __post_init__(self) -> None:
         if self.top != self.exchange.top:

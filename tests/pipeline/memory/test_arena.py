@@ -25,7 +25,7 @@ def test_a_slot_is_page_aligned_and_holds_a_sample() -> None:
     assert spec.sample_bytes == 150_528
     assert spec.slot_bytes % SLOT_ALIGNMENT == 0
     assert 0 <= spec.slot_bytes - spec.sample_bytes < SLOT_ALIGNMENT
-    assert spec.total_bytes == 5 * spec.slot_bytes
+    assert spec.total_bytes == 5 * (spec.slot_bytes + 4)
 
 
 def test_what_one_mapping_writes_the_other_reads(tmp_path: Path) -> None:

@@ -15,7 +15,8 @@ from pipeline.session.scheduler import Job, Outcome, Scheduler, Stream
 
 # What a source does to those who touch it.
 GOOD, BAD, KILLS, KILLS_ONCE, HANGS, REFUSED = "good", "bad", "kills", "kills once", "hangs", "refused"
-FATES = (GOOD,) * 12 + (BAD, BAD, KILLS, KILLS_ONCE, HANGS, REFUSED)
+UNDECODED = "an engine cannot decode it"
+FATES = (GOOD,) * 12 + (BAD, BAD, KILLS, KILLS_ONCE, HANGS, REFUSED, UNDECODED)
 DEPTH = 2
 
 
@@ -24,6 +25,7 @@ class Source:
     key: int
     fate: str
     touched: int = 0
+    whole: bool = False
 
 
 @dataclass(eq=False)
@@ -85,7 +87,8 @@ class World:
         job = self.core.take_job() if free else None
         if job is None:
             return False
-        for source, slot in zip(job.sources, job.slots, strict=True):
+        for source, slot, whole in zip(job.sources, job.slots, job.whole, strict=True):
+            assert whole == source.whole
             assert self.owner.get(slot, source) is source, "a slot with two owners"
             assert slot not in self.pinned
             self.owner[slot] = source
@@ -130,8 +133,13 @@ class World:
         batch, self.engines = self.engines[:3], self.engines[3:]
         for _, slot in batch:
             self.owner.pop(slot)
+        undecoded = [n for n, _ in batch if self.number_of[n].fate == UNDECODED and not self.number_of[n].whole]
+        for number in undecoded:
+            self.number_of[number].whole = True
+        self.core.again(undecoded)
+        batch = [(n, slot) for n, slot in batch if n not in undecoded]
         self.core.answered([n for n, _ in batch], [f"class of {self.number_of[n].key}" for n, _ in batch])
-        return bool(batch)
+        return bool(batch) or bool(undecoded)
 
     def take(self) -> bool:
         caller = self.rng.choice(self.callers)
@@ -174,7 +182,7 @@ class World:
 
 
 def expected(source: Source) -> str | None:
-    return {GOOD: None, KILLS_ONCE: None, BAD: "bad", REFUSED: "refused"}.get(source.fate, source.fate)
+    return {GOOD: None, KILLS_ONCE: None, UNDECODED: None, BAD: "bad", REFUSED: "refused"}.get(source.fate, source.fate)
 
 
 @settings(max_examples=2000, deadline=None)
@@ -324,3 +332,23 @@ def test_more_than_there_is_room_for_is_refused() -> None:
     with pytest.raises(ValueError, match="room for 0"):
         core.offer(stream, ["c"])
     assert core.leases == 0
+
+
+def test_what_an_engine_cannot_decode_is_made_a_sample_of_by_a_loader() -> None:
+    core = make()
+    stream = core.open()
+    core.offer(stream, list("abc"))
+    job = job_of(core)
+    assert job.whole == (False, False, False)
+    ready = core.prepared(job.ticket, {})
+    core.again(ready.numbers[1:2])
+    core.answered([ready.numbers[0], ready.numbers[2]], [1, 3])
+    again = job_of(core)
+    assert (again.sources, again.slots, again.whole) == (("b",), job.slots[1:2], (True,))
+    # It stays so when its loader is lost.
+    core.lost(again.ticket, None, "was killed by SIGKILL", to_blame=False)
+    again = job_of(core)
+    assert again.whole == (True,)
+    ready = core.prepared(again.ticket, {})
+    core.answered(ready.numbers, [2])
+    assert [o.value for o in core.answers(stream)] == [1, 2, 3]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import struct
 from pathlib import Path
@@ -10,12 +11,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pipeline.jpeg.parse import HEADER, parse
 from pipeline.memory.arena import Arena
 from pipeline.samples.images import ImageRules
 from pipeline.samples.preprocess import Preprocessor
 from pipeline.samples.sources import PathLocator
 from pipeline.stages.channels import Task
-from pipeline.stages.load import LoadResult, LoadWork, Preparation, load_stage
+from pipeline.stages.load import BY_GPU, Loader, LoadResult, LoadWork, Preparation, SlotLocator, load_stage
 
 SIZE = 32
 
@@ -85,3 +87,41 @@ def test_a_loader_names_bad_files_and_goes_on(tmp_path: Path, capfd: pytest.Capt
             Preprocessor(SIZE, SIZE).decode_into(paths[number], expected)
             np.testing.assert_array_equal(arena.sample(number), expected)
     assert capfd.readouterr() == ("", "")
+
+
+def jpeg(seed: int, width: int = 60, height: int = 50, **options: object) -> bytes:
+    file = io.BytesIO()
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(file, "JPEG", **options)
+    return file.getvalue()
+
+
+def test_files_are_left_for_the_gpu_or_become_samples_with_the_reason_why(tmp_path: Path) -> None:
+    plain, long, large = jpeg(1), jpeg(3, 300, 300, quality=99), jpeg(4, 400, 300, quality=5)
+    contents = (plain, jpeg(2, progressive=True), long, large, b"no image", plain)
+    paths = [tmp_path / f"{i}.jpg" for i in range(len(contents))]
+    for path, data in zip(paths, contents, strict=True):
+        path.write_bytes(data)
+    rules = ImageRules(max_pixels=100_000)
+    with Arena.create(8, (3, SIZE, SIZE), room=HEADER.itemsize + len(plain) + 100) as arena:
+        loader = Loader(arena.spec, Preparation("images", SIZE, SIZE, rules, decode="gpu"))
+        try:
+            arena.lengths[:] = 7
+            in_slot = arena.raw(6)
+            in_slot[: len(plain)] = np.frombuffer(plain, np.uint8)
+            locators = (*(PathLocator(str(p)) for p in paths), SlotLocator(len(plain)))
+            whole = (False,) * 5 + (True, False)
+            result = loader.work(Task(1, 7, LoadWork(locators, tuple(range(7)), whole)), lambda place: None)
+        finally:
+            loader.close()
+        assert [place for place, _ in result.bad] == [3, 4]
+        assert dict(result.ways) == {BY_GPU: 2, "progressive": 1, "more bytes than a slot holds": 1}
+        assert arena.lengths[:7].tolist() == [len(plain), 0, 0, 7, 7, 0, len(plain)]
+        for slot in (0, 6):
+            raw = arena.raw(slot).tobytes()
+            assert raw[: HEADER.itemsize] == parse(plain)
+            assert raw[HEADER.itemsize : HEADER.itemsize + len(plain)] == plain
+        for slot in (1, 2, 5):
+            expected = np.empty((3, SIZE, SIZE), dtype=np.int8)
+            Preprocessor(SIZE, SIZE, rules).decode_into(paths[slot], expected)
+            np.testing.assert_array_equal(arena.sample(slot), expected)
