@@ -31,13 +31,14 @@ from PIL import Image
 from PIL import __version__ as pillow_version
 
 from int4core.errors import Int4CoreError, printed
+from int4core.preprocess import quantize_table
 from pipeline.jpeg.decoder import BYTES_PER_IMAGE, Decoder
 from pipeline.jpeg.device import Gpu
 from pipeline.jpeg.launches import Addresses, Orders, calls, sources
 from pipeline.jpeg.parse import HEADER, parse
 from pipeline.jpeg.plan import ALIGNMENT, FEW_LANES, MANY_LANES, Plan, Sampling, chunks, place
 from pipeline.jpeg.workspace import FIXED_BYTES, Workspace
-from pipeline.samples.preprocess import Preprocessor, quantize_table
+from pipeline.samples.preprocess import Preprocessor
 
 ROOT = Path(__file__).resolve().parents[1]
 SAMPLING = Sampling()

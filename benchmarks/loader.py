@@ -31,10 +31,11 @@ from rich.table import Table
 
 import pipeline
 from int4core.errors import printed
+from int4core.preprocess import quantize_table
 from int4core.streams import run_command
 from pipeline.errors import PipelineError
 from pipeline.samples.library import SampleLibrary
-from pipeline.samples.preprocess import Preprocessor, quantize_table
+from pipeline.samples.preprocess import Preprocessor
 
 SIZE = 224
 RESIZE = 256

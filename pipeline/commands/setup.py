@@ -10,6 +10,7 @@ from int4core.layers import ResNet, walk
 from int4core.model import Model
 from int4core.network import default_input_size
 from int4core.options import BackendOptions, CudaOptions, NumpyOptions
+from int4core.preprocess import short_side
 from int4core.tuning import autoconfig
 from int4core.tuning.autoconfig import Autoconfig
 from pipeline.commands.options import EngineOptions
@@ -18,7 +19,6 @@ from pipeline.errors import PipelineError
 from pipeline.machine.gpus import Target, choose
 
 # The short side of an image before the centre crop, over the crop: torchvision's 256 for 224.
-RESIZE_OVER_CROP = 256 / 224
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Setup:
 
     def short_side(self, resize: bool) -> int | None:
         """What images are resized to before the crop; None: they are sized."""
-        return round(self.side * RESIZE_OVER_CROP) if resize else None
+        return short_side(self.side) if resize else None
 
 
 def set_up(options: EngineOptions, say: Callable[[str], None]) -> Setup:

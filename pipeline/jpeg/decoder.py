@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from int4core.errors import EngineError
+from int4core.preprocess import PILLOW_BYTES_PER_PIXEL, quantize_table
 from pipeline.errors import ImageError
 from pipeline.jpeg.device import Device, Gpu
 from pipeline.jpeg.launches import sources
@@ -22,7 +23,7 @@ from pipeline.jpeg.parse import HEADER, Headers, Refused, parse
 from pipeline.jpeg.plan import ALIGNMENT, FEW_LANES, MANY_LANES, Plan, Sampling, chunks, reason_of, resized_sizes
 from pipeline.jpeg.workspace import FIXED_BYTES, Workspace
 from pipeline.samples.images import ImageRules, open_image, to_rgb
-from pipeline.samples.preprocess import PILLOW_BYTES_PER_PIXEL, Preprocessor, quantize_table
+from pipeline.samples.preprocess import Preprocessor
 
 File: TypeAlias = "bytes | bytearray | memoryview"
 

@@ -12,9 +12,9 @@ from int4core.format.schema import KINDS, SCHEMA, Tensor
 from int4core.layers import Bottleneck, Conv2d, Quantize, ResNet, Sequential, walk
 from int4core.model import Model
 from int4core.network import LayerShape, trace_shapes
+from int4core.preprocess import INPUT_RANGE, INT8_LIMIT, MEAN, STD
 from int4core.quantize import rounding_half
 from pipeline.samples.classes import read_classes
-from pipeline.samples.preprocess import INPUT_RANGE, INT8_LIMIT, MEAN, STD
 from tools.onnx.forms import Float32Form, Form, IntegerForm, QcdqForm, conv_bound
 from tools.onnx.graph import IMAGES, Graph
 

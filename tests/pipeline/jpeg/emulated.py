@@ -13,10 +13,10 @@ import numpy as np
 import numpy.typing as npt
 
 from int4core.backends.cuda.jit.source import KernelSource
+from int4core.preprocess import quantize_table
 from pipeline.jpeg.launches import Addresses, Call, Orders, calls
 from pipeline.jpeg.parse import HEADER, parse
 from pipeline.jpeg.plan import ALIGNMENT, Plan, Sampling, place
-from pipeline.samples.preprocess import quantize_table
 from tests.kernels.emulator.driver import Emulated
 
 Bytes = npt.NDArray[np.uint8]

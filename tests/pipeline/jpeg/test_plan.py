@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from int4core.preprocess import crop_offset, resized_size
 from pipeline.jpeg.parse import HEADER, Headers
 from pipeline.jpeg.plan import IMAGE, Plan, Sampling, chunks, place
-from pipeline.samples.preprocess import crop_offset, resized_size
 
 SIDES = np.random.default_rng(0).integers(1, 1500, (600, 2))
 

@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 from PIL import EpsImagePlugin, Image
 
+from int4core.preprocess import quantize_table
 from pipeline.errors import ImageError
 from pipeline.samples.images import FORMATS, ImageRules
-from pipeline.samples.preprocess import Preprocessor, quantize_table
+from pipeline.samples.preprocess import Preprocessor
 
 SIZE = 16
 

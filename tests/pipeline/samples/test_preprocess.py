@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from benchmarks.loader import reference_crop, reference_sample
+from int4core.preprocess import MEAN, STD, Side, crop_offset, quantize_table, resize_and_crop, resized_size
 from pipeline.errors import ImageError
-from pipeline.samples import preprocess
-from pipeline.samples.preprocess import MEAN, STD, Preprocessor, Side, quantize_table, resize_and_crop, resized_size
+from pipeline.samples.preprocess import Preprocessor
 from tests.paths import SHARED, needs_shared
 
 SAMPLES = SHARED / "imagenet" / "sample200"
@@ -206,7 +206,7 @@ def test_the_long_side_rounds_down_and_the_crop_offset_half_to_even() -> None:
     assert resized_size(500, 375, 256) == (341, 256)
     assert resized_size(375, 500, 256) == (256, 341)
     assert resized_size(300, 300, 256) == (256, 256)
-    assert [preprocess.crop_offset(n, 224) for n in (224, 225, 226, 227, 341)] == [0, 0, 1, 2, 58]
+    assert [crop_offset(n, 224) for n in (224, 225, 226, 227, 341)] == [0, 0, 1, 2, 58]
 
 
 def test_sized_images_are_only_cropped(tmp_path: Path) -> None:
