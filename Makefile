@@ -62,7 +62,7 @@ check-all: $(VENV)/.test
 
 # The pages of the engine's public names; docs/api.md says which are kept.
 docs: $(VENV)/.docs
-	$(BIN)/python -m pdoc --output-directory build/docs int4core int4core.quantize int4core.scores int4core.options \
+	$(BIN)/python -m pdoc --output-directory build/docs int4core int4core.preprocess int4core.quantize int4core.scores int4core.options \
 	  int4core.tuning.autoconfig
 
 $(VENV)/.docs: pyproject.toml $(VENV)/.run

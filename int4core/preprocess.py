@@ -19,11 +19,16 @@ vertical one on images more than twice as tall as wide; these are resized whole,
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass
+from io import BytesIO
+from typing import TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
+from int4core.errors import EngineError, printable
 from int4core.layers import Int8Array
 
 SIZE = 224
@@ -44,7 +49,18 @@ INT8_LIMIT = 127
 PILLOW_BYTES_PER_PIXEL = 4
 """Of an RGB image in memory."""
 
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+"""Of files: Pillow's other readers start programs, or take any file for theirs."""
+
+DEEP_GREYS = ("I", "I;16", "I;16L", "I;16B", "I;16N", "F")
+"""Pillow's modes of more than 8 bits."""
+
+MOST_BYTES = 1 << 30
+"""Of an image that is resized: it is much where one side is tiny."""
+
 BILINEAR = Image.Resampling.BILINEAR
+
+Source: TypeAlias = "str | os.PathLike[str] | bytes | Image.Image | npt.NDArray[np.uint8]"
 
 
 def short_side(size: int) -> int:
@@ -173,3 +189,52 @@ def write_sample(image: Image.Image, out: Int8Array) -> None:
 
 TABLES = tuple(row.tobytes() for row in quantize_table())
 """The table's rows, of red, green and blue."""
+
+
+def preprocess(source: Source, size: int = SIZE, resize: bool = True) -> Int8Array:
+    """An image as the network takes it: int8 (3, size, size). `numpy.stack` makes a batch of several.
+
+    Args:
+        source: a path, the bytes of a file (FORMATS), a Pillow image, or an array of uint8: (H, W, 3), RGB, or (H, W).
+        size: side of the input, as `Engine.input_shape` has it.
+        resize: whether the short side is resized to `short_side(size)` before the crop; else it is `size` or more.
+
+    Raises:
+        EngineError: it cannot be read, is no image, has greys of more than 8 bits (their range is not agreed), is too
+            small or too thin.
+    """
+    name, image = _open(source)
+    try:
+        if image.mode in DEEP_GREYS:
+            raise EngineError(f"{name}: grey of more than 8 bits, whose range is not agreed: convert it to 8 bits")
+        short = short_side(size) if resize else None
+        if short is None and min(image.size) < size:
+            due = f"without resizing {size} x {size} are due"
+            raise EngineError(f"{name}: {image.width} x {image.height} pixels, {due}")
+        if short is not None and memory_to_resize(*image.size, short, size) > MOST_BYTES:
+            raise EngineError(f"{name}: {image.width} x {image.height} pixels are too thin to be resized")
+        out = np.empty((3, size, size), np.int8)
+        write_sample(square(image.convert("RGB"), size, short), out)
+    except EngineError:
+        raise
+    except Exception as error:  # on damaged data Pillow's readers raise nearly anything
+        raise EngineError(f"{name}: damaged or cut short: {error or type(error).__name__}") from error
+    return out
+
+
+def _open(source: Source) -> tuple[str, Image.Image]:
+    """A name for messages, and the image; its pixels may not have been read."""
+    if isinstance(source, Image.Image):
+        return "image", source
+    if isinstance(source, np.ndarray):
+        if source.dtype != np.uint8 or source.shape[2:] not in ((), (3,)) or source.ndim < 2 or not source.size:
+            raise EngineError(f"array: {source.dtype} {source.shape}, and uint8 (H, W, 3) or (H, W) is an image")
+        return "array", Image.fromarray(source)
+    name = "bytes" if isinstance(source, bytes) else printable(os.fspath(source))
+    try:
+        return name, Image.open(BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS)
+    except OSError as error:
+        why = error.strerror or f"no image of a format that is read: {', '.join(FORMATS)}"
+        raise EngineError(f"{name}: {why}") from error
+    except Image.DecompressionBombError as error:
+        raise EngineError(f"{name}: {error}") from error

@@ -21,6 +21,7 @@ from int4core.dtypes import S8, S32, U4, U7  # noqa: E402
 from int4core.engine import Engine  # noqa: E402
 from int4core.layers import Quantize, walk  # noqa: E402
 from int4core.model import Model  # noqa: E402
+from int4core.preprocess import preprocess  # noqa: E402
 from pipeline.samples.classes import read_classes  # noqa: E402
 from tools.finetune import checkpoint, convert, data, export, fakequant, ranges, recipe, train  # noqa: E402
 from tools.finetune.errors import FinetuneError  # noqa: E402
@@ -169,6 +170,16 @@ class TestEndToEnd:
         assert "conv1                    s8 weights, 3 -> 8, 7x7, stride 2" in out
         assert "layer4_0_quantize3       u7" in out
         checkpoint.load_fp32(made / "prepared.pt", TINY)
+
+
+def test_images_are_resized_as_the_network_s_input_is(tmp_path: Path) -> None:
+    """The long side rounds down: 300 x 257 become 298 x 256."""
+    pixels = np.random.default_rng(5).integers(0, 256, (257, 300, 3), dtype=np.uint8)
+    path = tmp_path / "a.png"
+    Image.fromarray(pixels).save(path)
+    expected = preprocess(path)
+    loaded = quantize_input(data.normalise(data.load_image(path, 224, None)[None]))
+    np.testing.assert_array_equal(loaded[0].numpy().astype(np.int8), expected)
 
 
 def test_recipe_in_miniature(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from int4core.preprocess import MEAN, STD, short_side, square
 from pipeline.errors import ImageError, PipelineError
 from pipeline.samples.files import open_sample
 from pipeline.samples.images import ImageRules, open_image, to_rgb
@@ -20,9 +21,6 @@ from tools.shapes.arrays import torch_backend
 from tools.shapes.files import HELD_OUT, MAP_NAME
 from tools.shapes.names import CLASSES
 from tools.shapes.render import CROP_EXTENT, render
-
-MEAN = (0.485, 0.456, 0.406)
-STD = (0.229, 0.224, 0.225)
 
 Batch = tuple[torch.Tensor, torch.Tensor]
 """images: float32 (N, 3, H, W), normalised; labels: int64 (N,); both on the source's device."""
@@ -127,10 +125,7 @@ def load_image(path: Path, size: int, rng: np.random.Generator | None) -> torch.
         raise FinetuneError(f"{path}: cannot be read as an image ({error or type(error).__name__})") from error
     width, height = image.size
     if rng is None:
-        scale = round(size * 256 / 224) / min(width, height)
-        image = image.resize((round(width * scale), round(height * scale)), Image.Resampling.BILINEAR)
-        left, top = round((image.width - size) / 2), round((image.height - size) / 2)
-        image = image.crop((left, top, left + size, top + size))
+        image = square(image, size, short_side(size))
     else:
         # A crop of 25 to 100 % of the area and aspect 3:4 to 4:3, as usual for ImageNet training.
         area, aspect = width * height * rng.uniform(0.25, 1.0), np.exp(rng.uniform(-1, 1) * np.log(4 / 3))

@@ -8,11 +8,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from int4core.preprocess import INPUT_RANGE, INT8_LIMIT
 from tools.finetune.fakequant import QuantConv, QuantLinear, Range, requantize, rescale, round_ste
 from tools.finetune.resnet import Architecture, Bottleneck, ResNet
 
-INPUT_STEP = 2.64 / 127
-"""Real (normalised) units of one int8 input step; 2.64 = (1 - 0.406) / 0.225, blue's largest value."""
+INPUT_STEP = INPUT_RANGE / INT8_LIMIT
+"""Real (normalised) units of one int8 input step."""
 
 Trace = dict[str, torch.Tensor]
 """Layer name -> its integers, filled by a forward pass; the names are those of `Engine.trace`."""
@@ -20,7 +21,7 @@ Trace = dict[str, torch.Tensor]
 
 def quantize_input(images: torch.Tensor) -> torch.Tensor:
     """Normalised images to the int8 input's integers: round half to even, clamp to -127..127."""
-    return torch.clamp(torch.round(images * (127 / 2.64)), -127, 127)
+    return torch.clamp(torch.round(images * (INT8_LIMIT / INPUT_RANGE)), -INT8_LIMIT, INT8_LIMIT)
 
 
 class QuantBlock(nn.Module):
