@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from int4core.errors import EngineError
+from int4core.preprocess import quantize_table
 from pipeline.device.transfer import copy_all
 from pipeline.errors import PipelineError
 from pipeline.jpeg.decoder import BYTES_PER_IMAGE, FEW_IMAGES
@@ -24,7 +25,6 @@ from pipeline.jpeg.plan import ALIGNMENT, FEW_LANES, MANY_LANES, NO_ROOM, Plan, 
 from pipeline.jpeg.workspace import FIXED_BYTES, Workspace
 from pipeline.memory.arena import Arena
 from pipeline.memory.exchange import Classes, Slots
-from pipeline.samples.preprocess import quantize_table
 
 
 @dataclass

@@ -10,13 +10,14 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 
+from int4core.preprocess import memory_to_resize
 from pipeline.errors import ImageError
 from pipeline.jpeg.parse import HEADER, Refused, parse
 from pipeline.machine.numa import pin
 from pipeline.memory.arena import Arena, ArenaSpec
 from pipeline.memory.segment import Segment
 from pipeline.samples.images import ImageRules
-from pipeline.samples.preprocess import Preprocessor, memory_to_resize
+from pipeline.samples.preprocess import Preprocessor
 from pipeline.samples.reader import Reader
 from pipeline.samples.remote import is_url
 from pipeline.samples.sources import Locator, PathLocator
