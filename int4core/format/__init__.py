@@ -5,6 +5,7 @@
 - `npdata`: how tensors lie in bytes.
 - `files`: opening files that may be hostile.
 - `read`, `write`: a folder to a network and back.
+- `parts`: a network as plain values and named tensors, for files of other kinds, and back.
 
 What a network must satisfy beyond its grammar is the business of `int4core.validate`.
 """

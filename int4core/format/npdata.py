@@ -11,12 +11,13 @@ import numpy.typing as npt
 from int4core.format.schema import Declared
 
 Array: TypeAlias = npt.NDArray[Any]
+Bytes: TypeAlias = npt.NDArray[np.uint8]
 
 STORED = {"s4": "int8", "s8": "int8", "s16": "<i2", "u16": "<u2", "s32": "<i4", "f32": "<f4"}
 """NumPy's name for each tensor type; s4 lies in memory as int8, one value a byte."""
 
 
-def unpack(raw: npt.NDArray[np.uint8], declared: Declared) -> Array:
+def unpack(raw: Bytes, declared: Declared) -> Array:
     """The declared tensor from its bytes, read-only. Takes over `raw`; s4 needs twice its size besides.
 
     Raises ValueError when an odd number of s4 values leaves a last high nibble that is not 0.
@@ -41,7 +42,7 @@ def pack(array: Array, dtype: str) -> bytes:
     return (nibbles[0::2] | nibbles[1::2] << 4).tobytes()
 
 
-def _unpack_s4(raw: npt.NDArray[np.uint8], count: int) -> npt.NDArray[np.int8]:
+def _unpack_s4(raw: Bytes, count: int) -> npt.NDArray[np.int8]:
     nibbles = np.empty(2 * raw.size, np.uint8)
     # Each value goes to the top of its byte; the arithmetic shift down then extends the sign.
     np.left_shift(raw, 4, out=nibbles[0::2])

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from int4core.errors import ModelError, shown
 from int4core.format.files import MODEL, ModelFolder, Refused
-from int4core.format.npdata import Array, unpack
+from int4core.format.npdata import Array, Bytes, unpack
 from int4core.format.schema import KINDS, Declared
 from int4core.format.text import Entry, LayerText, parse_layer
 from int4core.layers import (
@@ -31,6 +31,25 @@ MAX_CHILDREN = 1000
 """Most blocks of one stage; ResNet-152 has 36."""
 
 
+class Source(Protocol):
+    """What layer texts and tensors are read from. Both raise `Refused`.
+
+    Attributes:
+        path: the folder of the layer files, for messages.
+    """
+
+    @property
+    def path(self) -> Path: ...
+
+    def read_text(self, name: str) -> bytes:
+        """The text of the layer `name`."""
+        ...
+
+    def read_data(self, reference: str, nbytes: int) -> Bytes:
+        """The `nbytes` bytes of the tensor that a `!` line names, in an array that may be written into."""
+        ...
+
+
 def read_network(path: str | os.PathLike[str]) -> ResNet:
     """Read and check the model folder `path`.
 
@@ -40,29 +59,34 @@ def read_network(path: str | os.PathLike[str]) -> ResNet:
 
     Raises ModelError, and nothing else, whatever the folder holds.
     """
-    reader = _Reader(ModelFolder(path))
+    return assemble(ModelFolder(path))
+
+
+def assemble(source: Source) -> ResNet:
+    """The network whose layers `source` has, checked. Raises ModelError, and nothing else."""
+    reader = _Reader(source)
     try:
         network = reader.network()
         check_network(network, reader.locate)
     except MemoryError:
-        raise ModelError(reader.folder.path, 0, "there is not enough memory to load this model") from None
+        raise ModelError(source.path, 0, "there is not enough memory to load this model") from None
     return network
 
 
 class _Reader:
     """Reads layer files by name. Each place in the network takes one type, so nothing here can recurse."""
 
-    def __init__(self, folder: ModelFolder) -> None:
-        self.folder = folder
+    def __init__(self, source: Source) -> None:
+        self.source = source
 
     def locate(self, name: str, key: str) -> tuple[Path, int]:
         """File and line of a layer's key, for messages.
 
         The file is parsed again: texts kept for a message would be most of what a small model takes.
         """
-        file = self.folder.path / name
+        file = self.source.path / name
         try:
-            return file, parse_layer(file, self.folder.read_text(name)).line(key)
+            return file, parse_layer(file, self.source.read_text(name)).line(key)
         except (Refused, ModelError):
             return file, 0
 
@@ -140,15 +164,15 @@ class _Reader:
                 raise ModelError(file, entry.line, f"{key}={declared} must have the shape 1 C 1 1")
             declared = Declared(declared.dtype, (declared.count,))
         try:
-            return unpack(self.folder.read_data(entry.data, declared.nbytes), declared)
+            return unpack(self.source.read_data(entry.data, declared.nbytes), declared)
         except (Refused, ValueError) as error:
             why = f"data file {shown(entry.data)} of {key}={entry.value} {error}"
             raise ModelError(file, entry.data_line, why) from None
 
     def text(self, name: str, needed: str, *kinds: type) -> LayerText:
-        file = self.folder.path / name
+        file = self.source.path / name
         try:
-            data = self.folder.read_text(name)
+            data = self.source.read_text(name)
         except Refused as error:
             raise ModelError(file, 0, f"{error}; {needed}") from None
         text = parse_layer(file, data)

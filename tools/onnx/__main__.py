@@ -1,4 +1,4 @@
-"""`python -m tools.onnx export MODEL OUT.onnx --form integer|float32|qcdq [--verify N]`: a model folder as ONNX."""
+"""`python -m tools.onnx export MODEL OUT.onnx` and `import FILE.onnx OUT`: model folders to ONNX, and ONNX to them."""
 
 from __future__ import annotations
 
@@ -12,13 +12,16 @@ from int4core.model import Model
 from int4core.streams import run_command
 from pipeline.commands.values import path, whole
 from pipeline.errors import PipelineError
+from pipeline.samples.classes import CLASSES_NAME
 from tools.onnx.errors import OnnxFileError, need
 
 FORM_NAMES = ("integer", "float32", "qcdq")
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m tools.onnx", description="Models to ONNX.")
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.onnx", description="Model folders to ONNX, and ONNX to them."
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     export = commands.add_parser("export", help="write a model folder as an ONNX file")
     export.add_argument("model", type=path, help="model folder")
@@ -31,6 +34,14 @@ def build_parser() -> argparse.ArgumentParser:
     export.add_argument(
         "--verify", type=whole(0), default=0, metavar="N",
         help="run N random images through ONNX Runtime and the engine, and compare every value",
+    )  # fmt: skip
+    back = commands.add_parser("import", help="make a model folder of an ONNX file")
+    back.add_argument("file", type=path, help="a file that export wrote, or a QCDQ or QONNX graph of a ResNet")
+    back.add_argument("out", type=path, help="model folder to write")
+    back.add_argument(
+        "--input-step", choices=("pipeline", "graph"), default="pipeline",
+        help="QCDQ and QONNX: what one step of an int8 image will be: 2.64 / 127 of a normalised value, as this "
+        "project's pipeline prepares images (default), or the graph's own step",
     )  # fmt: skip
     return parser
 
@@ -52,7 +63,31 @@ def export(args: argparse.Namespace) -> None:
         print(f"ONNX Runtime against the engine: {verify(args.out, model, args.verify)}")
 
 
-COMMANDS = {"export": export}
+def import_(args: argparse.Namespace) -> None:
+    need(("onnx",))
+    from tools.onnx.files import load
+    from tools.onnx.foreign import INPUT_STEP, import_foreign
+    from tools.onnx.own import import_own, is_own
+
+    model = load(args.file)
+    names, said = None, ["written by export: the same network, byte for byte"]
+    if is_own(model):
+        net, names = import_own(args.file, model)
+    else:
+        net, found = import_foreign(args.file, model, INPUT_STEP if args.input_step == "pipeline" else None)
+        said = found.lines()
+    Model(net).save(args.out)
+    if names is not None:
+        try:
+            write_atomically(args.out / CLASSES_NAME, "".join(f"{name}\n" for name in names).encode("utf-8"))
+        except OSError as error:
+            raise OnnxFileError(args.out / CLASSES_NAME, 0, f"cannot be written: {error.strerror}") from error
+    print(f"{printable(args.out)}: {len(net.blocks)} blocks, {net.classes} classes")
+    for line in said:
+        print(f"  {printable(line)}")
+
+
+COMMANDS = {"export": export, "import": import_}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -8,8 +8,8 @@ import numpy as np
 import onnx
 
 from int4core.dtypes import INT_TYPES, S8, U4, IntType, split_mode
-from int4core.format.schema import KINDS, SCHEMA, Tensor
-from int4core.layers import Bottleneck, Conv2d, Quantize, ResNet, Sequential, walk
+from int4core.format.parts import plain_values
+from int4core.layers import Bottleneck, Conv2d, Quantize, ResNet, Sequential
 from int4core.model import Model
 from int4core.network import LayerShape, trace_shapes
 from int4core.preprocess import INPUT_RANGE, INT8_LIMIT, MEAN, STD
@@ -38,19 +38,6 @@ def preprocessing() -> str:
     })  # fmt: skip
 
 
-def layers_as_text(net: ResNet) -> str:
-    """Layer name -> its type and plain keys, in running order, as JSON: what tensors do not say of a network."""
-    found: dict[str, dict[str, object]] = {}
-    for layer in (net, *walk(net)):
-        kind = KINDS[type(layer)]
-        keys = [key for key, codec in SCHEMA[kind].items() if not isinstance(codec, Tensor)]
-        plain = {key: getattr(layer, key) for key in keys if key != "children_count"}
-        if isinstance(layer, Sequential):
-            plain["children_count"] = len(layer.children)
-        found["model" if isinstance(layer, ResNet) else layer.name] = {"type": kind, **plain}
-    return json.dumps(found)
-
-
 def class_names(model: Model) -> tuple[str, ...] | None:
     """The names in the model folder's classes.txt, or None. Raises PipelineError when that file is wrong."""
     return None if model.path is None else read_classes(None, model.path, model.network.classes)
@@ -68,7 +55,7 @@ def to_onnx(net: ResNet, form: str, names: tuple[str, ...] | None = None) -> onn
     graph = Graph()
     emitter = _Emitter(FORMS[form](graph), {shape.name: shape for shape in trace_shapes(net)})
     emitter.network(net)
-    metadata = {FORM: form, LAYERS: layers_as_text(net), PREPROCESSING: preprocessing()}
+    metadata = {FORM: form, LAYERS: json.dumps(plain_values(net)), PREPROCESSING: preprocessing()}
     if names is not None:
         metadata[CLASSES] = json.dumps(names, ensure_ascii=False)
     image = emitter.shapes[net.conv1.name].input
