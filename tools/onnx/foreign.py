@@ -30,8 +30,8 @@ from int4core.layers import (
     Sequential,
 )
 from int4core.network import trace_shapes
+from int4core.preprocess import INPUT_RANGE, INT8_LIMIT
 from int4core.validate import check_network
-from pipeline.samples.preprocess import INPUT_RANGE, INT8_LIMIT
 from tools.onnx.errors import OnnxFileError
 from tools.onnx.meaning import read_meaning
 from tools.onnx.values import Image, Logits, MaxPooled, Mean, Quantised, Reals, Sums, Total
