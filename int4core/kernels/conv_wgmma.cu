@@ -92,9 +92,8 @@ conv_wgmma(const __grid_constant__ TensorMap input, const __grid_constant__ Tens
   let_next_start();
   const int first_tile = blockIdx.x * TEAMS + team, tile_step = gridDim.x * TEAMS;
 
-  if (producer) {
-    release_registers<24>();
-    if (team >= TEAMS || lane != 0) return;
+  // A team's producer: keeps its ring filled, tile after tile.
+  auto produce = [&] {
     if (WEIGHTS_RESIDENT && team == 0) {
       mbarrier_arrive_expect(weight_barrier, shape.blocks * WEIGHT_BYTES);
       for (int block = 0; block < shape.blocks; ++block)
@@ -139,6 +138,11 @@ conv_wgmma(const __grid_constant__ TensorMap input, const __grid_constant__ Tens
         }
       }
     }
+  };
+
+  if (producer) {
+    release_registers<24>();
+    if (team < TEAMS && lane == 0) produce();
     return;
   }
 
@@ -217,55 +221,64 @@ conv_wgmma(const __grid_constant__ TensorMap input, const __grid_constant__ Tens
       wgmma_wait<0>();
     };
 
-    wait_turn();
-    if constexpr (RESIDUAL == 2) {
-      multiply_blocks(0, shape.residual_blocks);
+    // The tile's sums: those of the residual convolution first, rescaled where they lie.
+    auto multiply = [&] {
+      wait_turn();
+      if constexpr (RESIDUAL == 2) {
+        multiply_blocks(0, shape.residual_blocks);
 #pragma unroll
-      for (int j = 0; j < TILE_N / 8; ++j) {
-        const ResidualPair constants = residual_pairs[j * 4 + quad];
+        for (int j = 0; j < TILE_N / 8; ++j) {
+          const ResidualPair constants = residual_pairs[j * 4 + quad];
+#pragma unroll
+          for (int sub = 0; sub < SUBTILES; ++sub)
+#pragma unroll
+            for (int i = 0; i < 4; ++i) sums[sub][j * 4 + i] = rescale_residual(sums[sub][j * 4 + i], constants, i % 2);
+        }
+#pragma unroll
+        for (int sub = 0; sub < SUBTILES; ++sub) pin_registers(sums[sub]);
+      }
+      multiply_blocks(RESIDUAL == 2 ? shape.residual_blocks : 0, shape.blocks);
+      if (!WEIGHTS_RESIDENT && lane == 0) mbarrier_arrive(empty + 8 * previous);
+    };
+
+    // Requantised, with the residual tensor if there is one, and written.
+    auto store = [&] {
+      unsigned kept_words[SUBTILES][2][RESIDUAL == 1 ? RESIDUAL_ROW / 16 : 1];
+      if constexpr (RESIDUAL == 1) {
+        mbarrier_wait(residual_full + 8 * kept.slot, kept.parity);
 #pragma unroll
         for (int sub = 0; sub < SUBTILES; ++sub)
 #pragma unroll
-          for (int i = 0; i < 4; ++i) sums[sub][j * 4 + i] = rescale_residual(sums[sub][j * 4 + i], constants, i % 2);
+          for (int half = 0; half < 2; ++half)
+            load_words(kept_words[sub][half],
+                       residual_base + kept.slot * RESIDUAL_BYTES +
+                           (thread_row + sub * 64 + half * 8) * RESIDUAL_ROW + quad * (RESIDUAL_ROW / 4));
       }
-#pragma unroll
-      for (int sub = 0; sub < SUBTILES; ++sub) pin_registers(sums[sub]);
-    }
-    multiply_blocks(RESIDUAL == 2 ? shape.residual_blocks : 0, shape.blocks);
-    if (!WEIGHTS_RESIDENT && lane == 0) mbarrier_arrive(empty + 8 * previous);
-
-    unsigned kept_words[SUBTILES][2][RESIDUAL == 1 ? RESIDUAL_ROW / 16 : 1];
-    if constexpr (RESIDUAL == 1) {
-      mbarrier_wait(residual_full + 8 * kept.slot, kept.parity);
-#pragma unroll
-      for (int sub = 0; sub < SUBTILES; ++sub)
-#pragma unroll
-        for (int half = 0; half < 2; ++half)
-          load_words(kept_words[sub][half],
-                     residual_base + kept.slot * RESIDUAL_BYTES +
-                         (thread_row + sub * 64 + half * 8) * RESIDUAL_ROW + quad * (RESIDUAL_ROW / 4));
-    }
 
 #pragma unroll
-    for (int first = 0; first < OUT_WORDS; first += STORE_WORDS) {
-      unsigned packed[SUBTILES][2][STORE_WORDS];
+      for (int first = 0; first < OUT_WORDS; first += STORE_WORDS) {
+        unsigned packed[SUBTILES][2][STORE_WORDS];
 #pragma unroll
-      for (int word = first; word < first + STORE_WORDS; ++word)
-        requantize_words<OUTPUT, RESIDUAL>(sums, pairs, quad, word, kept_words, packed);
+        for (int word = first; word < first + STORE_WORDS; ++word)
+          requantize_words<OUTPUT, RESIDUAL>(sums, pairs, quad, word, kept_words, packed);
 #pragma unroll
-      for (int sub = 0; sub < SUBTILES; ++sub)
+        for (int sub = 0; sub < SUBTILES; ++sub)
 #pragma unroll
-        for (int half = 0; half < 2; ++half) {
-          const int pixel = tile * TILE_M + thread_row + sub * 64 + half * 8;
-          unsigned char* const row = output + static_cast<size_t>(pixel) * row_bytes;
-          if (pixel < shape.pixels)
-            store_words(row + (tile_n * 4 + quad) * (OUT_WORDS * 4) + 4 * first, packed[sub][half]);
-        }
-    }
-    if constexpr (RESIDUAL == 1) {
-      __syncwarp();
-      if (lane == 0) mbarrier_arrive(residual_empty + 8 * kept.slot);
-      kept.advance();
-    }
+          for (int half = 0; half < 2; ++half) {
+            const int pixel = tile * TILE_M + thread_row + sub * 64 + half * 8;
+            unsigned char* const row = output + static_cast<size_t>(pixel) * row_bytes;
+            if (pixel < shape.pixels)
+              store_words(row + (tile_n * 4 + quad) * (OUT_WORDS * 4) + 4 * first, packed[sub][half]);
+          }
+      }
+      if constexpr (RESIDUAL == 1) {
+        __syncwarp();
+        if (lane == 0) mbarrier_arrive(residual_empty + 8 * kept.slot);
+        kept.advance();
+      }
+    };
+
+    multiply();
+    store();
   }
 }
