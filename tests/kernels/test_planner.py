@@ -8,7 +8,7 @@ import pytest
 
 from int4core.backends.cuda.chips import CHIPS
 from int4core.backends.cuda.plan.fuse import fuse
-from int4core.backends.cuda.plan.memory import ALIGNMENT, Arena, Lifetime, lifetimes, plan_arena
+from int4core.backends.cuda.plan.memory import ALIGNMENT, Lifetime, Placement, lifetimes, plan_arena
 from int4core.backends.cuda.plan.ops import CLASSES, INPUT, TOP1, ConvOp, Op, StemOp, Tensor
 from int4core.backends.cuda.plan.planner import KEPT, NetworkPlan, make_plan
 from int4core.errors import EngineError
@@ -29,7 +29,7 @@ def lives_of(plan: NetworkPlan, kept: tuple[str, ...] = KEPT) -> tuple[Lifetime,
     return lifetimes([step.op for step in plan.steps], plan.input_bytes, kept)
 
 
-def assert_apart(lives: tuple[Lifetime, ...], arena: Arena) -> None:
+def assert_apart(lives: tuple[Lifetime, ...], arena: Placement) -> None:
     """Tensors that are alive at once do not overlap, everything is aligned and inside."""
     for life in lives:
         offset = arena.offsets[life.tensor.name]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -110,3 +111,17 @@ def test_warming_up_takes_no_longer_with_a_larger_batch(
     monkeypatch.setattr("pipeline.stages.infer.time", SimpleNamespace(perf_counter=lambda: next(clock)))
     assert inferrer._warm_up(spec) == samples / 2
     assert shapes == [(samples, 3, 8, 8)] * 2
+
+
+def test_what_the_engine_warns_of_is_kept_for_who_shows_it() -> None:
+    from pipeline.stages.gpu import Warnings
+
+    kept, logger = Warnings(), logging.getLogger("int4core")
+    logger.addHandler(kept)
+    try:
+        for number in (100, 5, 100):
+            logger.warning("mine:%d: kernel %d does not fit here", number, number)
+        logger.info("said to nobody")
+    finally:
+        logger.removeHandler(kept)
+    assert tuple(kept.lines) == ("mine:100: kernel 100 does not fit here", "mine:5: kernel 5 does not fit here")

@@ -23,7 +23,7 @@ class Lifetime:
 
 
 @dataclass(frozen=True)
-class Arena:
+class Placement:
     """Offsets of tensors in one allocation of `bytes`."""
 
     bytes: int
@@ -46,7 +46,7 @@ def lifetimes(ops: Sequence[Op], input_bytes: int, kept: Collection[str] = ()) -
     )
 
 
-def plan_arena(lives: Sequence[Lifetime]) -> Arena:
+def plan_arena(lives: Sequence[Lifetime]) -> Placement:
     """The largest tensors first, each at the lowest offset where it meets no other in time and place."""
     placed: list[tuple[int, int, Lifetime]] = []
     offsets: dict[str, int] = {}
@@ -60,4 +60,4 @@ def plan_arena(lives: Sequence[Lifetime]) -> Arena:
         placed.append((offset, offset + size, life))
         offsets[life.tensor.name] = offset
         total = max(total, offset + size)
-    return Arena(total, offsets)
+    return Placement(total, offsets)

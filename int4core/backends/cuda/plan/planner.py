@@ -12,7 +12,7 @@ from int4core.backends.cuda.chips import Chip
 from int4core.backends.cuda.families.kernel import Kernel
 from int4core.backends.cuda.families.table import default_kernel, make_kernel
 from int4core.backends.cuda.plan.fuse import fuse
-from int4core.backends.cuda.plan.memory import Arena, lifetimes, plan_arena
+from int4core.backends.cuda.plan.memory import Placement, lifetimes, plan_arena
 from int4core.backends.cuda.plan.ops import CLASSES, INPUT, TOP1, ConvOp, Op, StemOp
 from int4core.errors import EngineError, shown
 from int4core.layers import Pair, ResNet
@@ -57,7 +57,7 @@ class NetworkPlan:
     chip: Chip
     n: int
     steps: tuple[Step, ...]
-    arena: Arena
+    arena: Placement
 
     @property
     def input_bytes(self) -> int:
