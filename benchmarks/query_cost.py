@@ -1,16 +1,18 @@
 """What a long Offline query costs before and while it is answered: LoadGen's lists, and making arrays of them.
 
-    python -m benchmarks.query_cost [--samples 1000000,5000000,20000000]
+    python -m benchmarks.query_cost [--samples 1000000,5000000,20000000] [--loadgen-path DIR]
 
 LoadGen's binding builds two Python lists of the whole query before it calls anyone; that is timed, and nothing here can
-start before. What is ours is turning them into arrays, piece by piece. Every size runs in a process of its own, with a
-system under test that answers each piece at once and computes nothing.
+start before. What is ours is turning them into arrays, piece by piece. A LoadGen that tools.build_loadgen has built
+hands over an array of its own memory instead. Every size runs in a process of its own, with a system under test that
+answers each piece at once and computes nothing.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import resource
 import subprocess
 import sys
 import tempfile
@@ -21,7 +23,6 @@ from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
-import psutil
 
 from int4core.streams import run_command
 from pipeline.loadgen.binding import Completions, LoadGenSession, SettingsSpec, load_module, make_settings
@@ -31,9 +32,9 @@ MIN_DURATION_MS = 10
 LIBRARY = 1024
 
 
-def measure(samples: int) -> dict[str, float]:
+def measure(samples: int, loadgen: Path | None) -> dict[str, float]:
     """One query of about `samples` samples in this process; times in seconds from LoadGen's own start of the query."""
-    lg = load_module()
+    lg = load_module(loadgen)
     work: SimpleQueue[Any] = SimpleQueue()
     seen = {"first": 0.0, "last": 0.0, "count": 0.0, "answered": 0.0}
 
@@ -79,22 +80,33 @@ def measure(samples: int) -> dict[str, float]:
         "before": whole - (seen["answered"] - seen["first"]),
         "arrays": seen["last"] - seen["first"],
         "whole": whole,
-        "peak_bytes": float(psutil.Process().memory_info().rss),
+        "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0,
     }
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--samples", default="1000000,5000000,20000000")
+    parser.add_argument("--loadgen-path", type=Path, metavar="DIR", help="a LoadGen that was built there")
     parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
-        print(json.dumps(measure(options.one)))
+        print(json.dumps(measure(options.one, options.loadgen_path)))
         return 0
-    titles = {"samples": 12, "LoadGen lists": 14, "ns/sample": 10, "to arrays": 10, "answered": 10, "samples/s": 12}
+    titles = {
+        "samples": 12,
+        "LoadGen lists": 14,
+        "ns/sample": 10,
+        "to arrays": 10,
+        "answered": 10,
+        "samples/s": 12,
+        "peak": 10,
+    }
     print(" ".join(title.rjust(width) for title, width in titles.items()))
     for samples in options.samples.split(","):
         command = [sys.executable, "-m", "benchmarks.query_cost", "--one", samples]
+        if options.loadgen_path is not None:
+            command += ["--loadgen-path", str(options.loadgen_path)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             print(f"error: {samples} samples: {done.stderr.strip()[-500:]}", file=sys.stderr)
@@ -102,7 +114,8 @@ def main() -> int:
         found = json.loads(done.stdout.splitlines()[-1])
         print(
             f"{found['samples']:12,.0f} {found['before']:12.2f} s {found['before'] / found['samples'] * 1e9:10.0f} "
-            f"{found['arrays']:8.2f} s {found['whole']:8.2f} s {found['samples'] / found['whole']:12,.0f}",
+            f"{found['arrays']:8.2f} s {found['whole']:8.2f} s {found['samples'] / found['whole']:12,.0f} "
+            f"{found['peak_bytes'] / 2**30:6.2f} GiB",
             flush=True,
         )
     return 0

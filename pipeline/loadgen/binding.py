@@ -48,6 +48,10 @@ _EMBEDDED, _EMBEDDED_THEN_FILE, _FILE = 0, 1, 2
 # One call to LoadGen completes at most this many samples: the size of the pool of response objects.
 RESPONSES = 4096
 
+# The functions of a build that takes arrays (tools.build_loadgen), and what a response is there.
+ARRAY_SUT, COMPLETE_ARRAY = "ConstructArraySUT", "QuerySamplesCompleteArray"
+_RESPONSE = np.dtype([("id", "<u8"), ("data", "<u8"), ("size", "<u8"), ("n_tokens", "<i8")])
+
 # A query is converted and passed on by so many samples at a time.
 PIECE = 1 << 16
 
@@ -236,6 +240,11 @@ def _first_bad_line(path: Path) -> int:
     return next((number for number, line in enumerate(lines, 1) if not good.fullmatch(line)), 0)
 
 
+def takes_arrays(lg: Any) -> bool:
+    """Whether this LoadGen hands over queries and takes answers as arrays; otherwise they are lists."""
+    return hasattr(lg, ARRAY_SUT) and hasattr(lg, COMPLETE_ARRAY)
+
+
 class Completions:
     """The way back: classes become LoadGen's responses.
 
@@ -250,7 +259,13 @@ class Completions:
         # LoadGen copies a sample's data during the call that completes it, so one buffer serves all.
         self._data = np.zeros(RESPONSES, dtype="<i4")
         step, base = self._data.itemsize, self._data.ctypes.data
-        self._pool = [lg.QuerySampleResponse(0, base + step * i, step) for i in range(RESPONSES)]
+        self._array: npt.NDArray[np.void] | None = None
+        if takes_arrays(lg):
+            self._array = np.zeros(RESPONSES, dtype=_RESPONSE)
+            self._array["data"] = base + step * np.arange(RESPONSES)
+            self._array["size"] = step
+        else:
+            self._pool = [lg.QuerySampleResponse(0, base + step * i, step) for i in range(RESPONSES)]
 
     def complete(self, ids: Ids, classes: Classes) -> None:
         """Answer samples: ids uint64 (n,), classes int32 (n,), each sent as 4 little-endian bytes.
@@ -266,6 +281,10 @@ class Completions:
                     return
                 some = ids[begin : begin + RESPONSES]
                 self._data[: len(some)] = classes[begin : begin + RESPONSES]
+                if self._array is not None:
+                    self._array["id"][: len(some)] = some
+                    self._lg.QuerySamplesCompleteArray(self._array[: len(some)])
+                    continue
                 # A full loop in C: this is the one piece of Python that runs for every sample.
                 deque(map(setattr, self._pool, repeat("id"), some.tolist()), maxlen=0)
                 self._lg.QuerySamplesComplete(self._pool[: len(some)])
@@ -276,8 +295,9 @@ class LoadGenSession:
 
     LoadGen calls `load` and `unload` (sample indices, int64 (n,)), `issue` (its ids, uint64 (n,), and
     the indices they ask for, int64 (n,)) and `flush` in the thread that runs `run`; the answers go back
-    through `completions`. Lists become arrays piece by piece, the last piece first, each passed on by a call of
-    `issue`: 99 million Python ints are 12 GB.
+    through `completions`. With a build that takes arrays, they are views of LoadGen's memory, which lives until their
+    samples are answered. Otherwise lists become arrays piece by piece, the last piece first, each passed on by a call
+    of `issue`: 99 million Python ints are 12 GB.
 
     What a callback raises is kept: `on_error` is called with it from within the callback, nothing more
     is passed on, and `run` raises it if it ever returns. LoadGen itself cannot be told to give up: it
@@ -306,9 +326,14 @@ class LoadGenSession:
         self._on_error = on_error
         self._error: BaseException | None = None
         self._running = False
-        self._sut = lg.ConstructFastSUT(
-            lambda ids, indices: self._guard(self._issue_lists, ids, indices), lambda: self._guard(flush)
-        )
+        if takes_arrays(lg):
+            self._sut = lg.ConstructArraySUT(
+                lambda samples: self._guard(self._issue_array, samples), lambda: self._guard(flush)
+            )
+        else:
+            self._sut = lg.ConstructFastSUT(
+                lambda ids, indices: self._guard(self._issue_lists, ids, indices), lambda: self._guard(flush)
+            )
         self._qsl = lg.ConstructQSL(
             count,
             performance_count,
@@ -355,6 +380,12 @@ class LoadGenSession:
             self._issue(_unsigned(ids[-PIECE:]), _signed(indices[-PIECE:]))
             del ids[-PIECE:], indices[-PIECE:]
         self._issue(_unsigned(ids), _signed(indices))
+
+    def _issue_array(self, samples: npt.NDArray[np.void]) -> None:
+        """`samples` (n,) have the fields `id` and `index`, unsigned of 64 bits."""
+        ids, indices = samples["id"], samples["index"].view(np.int64)
+        for begin in range(0, len(samples), PIECE):
+            self._issue(ids[begin : begin + PIECE], indices[begin : begin + PIECE])
 
     def _guard(self, call: Callable[..., None], *args: Any) -> None:
         if self._error is not None:

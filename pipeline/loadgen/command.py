@@ -30,8 +30,10 @@ from pipeline.loadgen.binding import (
     make_settings,
     plain_fields,
     samples_at_a_time,
+    takes_arrays,
 )
 from pipeline.loadgen.clock import clock_warning
+from pipeline.loadgen.hand_over import hand_over
 from pipeline.loadgen.limits import check_settings
 from pipeline.loadgen.options import Options, parse
 from pipeline.loadgen.outputs import Outputs
@@ -176,7 +178,7 @@ class OfflineCommand:
             )
             with dashboard:
                 self._supervisor.watch(lambda: self._job(lg, completions, run, prepared))
-            self._report(run, prepared, title, dashboard.history)
+            self._report(run, prepared, title, dashboard.history, arrays=takes_arrays(lg))
 
     def _prepare(self) -> Prepared:
         options = self._options
@@ -312,7 +314,7 @@ class OfflineCommand:
             self._say(f"LoadGen is told {said}")
         check_settings(plain_fields(self._test_settings))
 
-    def _report(self, run: LoadGenRun, prepared: Prepared, title: str, history: History) -> None:
+    def _report(self, run: LoadGenRun, prepared: Prepared, title: str, history: History, *, arrays: bool) -> None:
         log = self._log_settings.log_output
         result = read_result(Path(log.outdir), log.prefix, log.suffix)
         for line in result.verdict(self._options.official).splitlines():
@@ -333,6 +335,9 @@ class OfflineCommand:
         if warning is not None:
             self._say(warning)
         verdict = self._verdict(run, result)
+        handed = hand_over(result, answering, arrays=arrays)
+        if handed is not None and handed.sentence is not None:
+            self._say(handed.sentence)
         summary = summarise(
             self._options,
             test_settings=self._test_settings,
@@ -351,6 +356,7 @@ class OfflineCommand:
                 "notices": run.session.batches.infer.notices,
                 "verdict": None if verdict is None else verdict.as_dict(),
                 "clock_warning": warning,
+                "hand_over": None if handed is None else handed.as_dict(),
                 "identity": {
                     "model": Model(prepared.setup.network).digest,
                     "commit": commit(),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -46,6 +47,7 @@ def run_scenario(folder: Path, scenario: str, given: Sequence[str], say: Callabl
     plan = read_plan(folder)
     arguments = _from_anywhere(given)
     _refuse(folder, plan, scenario, arguments)
+    _remove_earlier(folder, scenario)
     for kind in KINDS:
         place = run_folder(folder, scenario, kind)
         command = _command(plan, scenario, kind, arguments)
@@ -82,6 +84,17 @@ def _refuse(folder: Path, plan: Plan, scenario: str, arguments: Sequence[str]) -
     for place in (Path.cwd(), folder, *(run_folder(folder, scenario, kind) for kind in ("accuracy", "performance"))):
         if (place / AUDIT_CONFIG).exists():
             raise PipelineError(f"{place / AUDIT_CONFIG}: LoadGen would read it over every option; remove it")
+
+
+def _remove_earlier(folder: Path, scenario: str) -> None:
+    """A scenario's four runs belong together: those of an earlier start go. Raises PipelineError."""
+    for kind in KINDS:
+        try:
+            shutil.rmtree(run_folder(folder, scenario, kind))
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            raise PipelineError(f"{error.filename}: an earlier run's, cannot be removed: {error.strerror}") from error
 
 
 def _check_loadgen(plan: Plan, scenario: str, options: Options) -> None:

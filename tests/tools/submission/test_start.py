@@ -9,7 +9,9 @@ import pytest
 
 from pipeline.loadgen.rounds import ROUNDS
 from tools.submission.__main__ import main
+from tools.submission.check import find_faults
 from tools.submission.start import _from_anywhere
+from tools.submission.work import read_work
 
 INSTALLED = next((r.name for r in ROUNDS.values() if r.wheel == metadata.version("mlcommons-loadgen")), None)
 needs_a_round = pytest.mark.skipif(INSTALLED is None, reason="the installed LoadGen is not a round's newest")
@@ -110,3 +112,29 @@ def test_paths_hold_in_another_folder(monkeypatch: pytest.MonkeyPatch, tmp_path:
     assert _from_anywhere(given) == [
         "--model", f"{at}/m", "-m", f"{at}/map.txt", f"--user_conf_path={at}/u.conf", "--gpu", "cpu", "--model=/a",
     ]  # fmt: skip
+
+
+@needs_a_round
+def test_a_trial_from_init_to_check(
+    model_dir: Path, images: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = new(tmp_path / "w", "--trial")
+    # An earlier start's: a performance run does not empty a log with predictions.
+    earlier = tmp_path / "w" / "runs" / "Offline" / "TEST01" / "mlperf_log_accuracy.json"
+    earlier.parent.mkdir(parents=True)
+    earlier.write_text('[{"seq_id": 0, "qsl_idx": 0, "data": "00000000"}]')
+    given = ["--gpu", "cpu", "--loaders", "1", "--model", str(model_dir), "--images", str(images), "-m"]
+    options = ["--no-dashboard", "--lgts_min_duration_ms", "10", "--lgts_min_query_count", "200"]
+    status = main(["run", folder, "--scenario", "Offline", *given, str(images / "map.txt"), *options])
+    assert status == 0, capfd.readouterr().err
+    work = read_work(Path(folder))
+    runs = work.scenarios["Offline"]
+    assert {kind: run.result.settings["performance_issue_same"] for kind, run in runs.items()} == {
+        "accuracy": False, "performance": False, "TEST01": False, "TEST04": True,
+    }  # fmt: skip
+    assert len(runs["TEST01"].log.indices) > 0
+    assert runs["accuracy"].correct()[1] == len(runs["accuracy"].log.indices) == 24
+    assert {path.parent.name for path in (tmp_path / "w").rglob("audit.config")} == {"TEST01", "TEST04"}
+    assert (tmp_path / "w" / "TRIAL").is_file()
+    # Of 24 images no run can draw 1,024; and outside a checkout there is no commit.
+    assert {fault.rule for fault in find_faults(work)} - {"identity"} == {"performance_samples"}

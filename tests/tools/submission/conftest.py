@@ -1,0 +1,3 @@
+from tests.pipeline.conftest import images, model_dir
+
+__all__ = ["images", "model_dir"]

@@ -1,0 +1,34 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import PipelineError
+from tools.build_loadgen import ARRAYS, main, patch
+
+
+def test_the_binding_gets_two_functions_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "python_api.cc"
+    path.write_text("namespace py {\nPYBIND11_MODULE(mlperf_loadgen, m) {\n  m.doc();\n}\n}\n")
+    patch(path)
+    text = path.read_text()
+    assert text.startswith("#include <pybind11/numpy.h>\n")
+    rest = text.removeprefix("#include <pybind11/numpy.h>\n").replace(f"{ARRAYS.read_text()}\n", "")
+    assert rest == "namespace py {\nPYBIND11_MODULE(mlperf_loadgen, m) {\n  AddArrays(m);\n  m.doc();\n}\n}\n"
+
+
+def test_another_binding_is_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "python_api.cc"
+    path.write_text("NB_MODULE(mlperf_loadgen, m) {\n")
+    with pytest.raises(PipelineError, match="not the binding that is known"):
+        patch(path)
+    assert path.read_text() == "NB_MODULE(mlperf_loadgen, m) {\n"
+
+
+def test_no_sdist_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "x.tar.gz"
+    file.write_bytes(b"no archive")
+    assert main([str(tmp_path / "out"), "--sdist", str(file)]) == 1
+    assert f"{file}: cannot be unpacked" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
