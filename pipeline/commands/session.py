@@ -34,7 +34,7 @@ def session_spec(
     gpus = setup.target.gpus
     if loaders.decode == "gpu" and not gpus:
         raise PipelineError(f"--decode gpu: this run computes on {setup.target.notice}; choose --decode cpu")
-    decode: Decode = "gpu" if loaders.decode == "gpu" else "cpu"
+    decode: Decode = "gpu" if gpus and loaders.decode != "cpu" else "cpu"
     return SessionSpec(
         model=setup.model,
         backend=setup.target.backend,

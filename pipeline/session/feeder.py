@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from pipeline.session.scheduler import Stream
+
+# Sources that have been read and wait to be handed in.
+INBOX = 256
 
 if TYPE_CHECKING:
     from pipeline.session.loading import Loading, Located
@@ -24,6 +28,7 @@ class Feeder:
         self._loading = loading
         self._stream = stream
         self._sources = sources
+        self._inbox: deque[Located] = deque()
         self._left = False
         self._error: BaseException | None = None
         self.done = False
@@ -47,11 +52,30 @@ class Feeder:
 
     def _run(self) -> None:
         try:
-            for source in self._sources:
-                if not self._loading.offer(self._stream, source, until=lambda: self._left):
-                    return
+            self._loading.connect(self._stream, self._inbox)
+            try:
+                self._read()
+            except Exception as error:
+                self._error = error
+            # What came before an error is answered all the same.
+            self._pour(leave=0)
         except BaseException as error:
-            self._error = error
+            self._error = self._error or error
         finally:
             self.done = True
             self._loading.wake()
+
+    def _read(self) -> None:
+        """To the end of the sources, or until the caller has left."""
+        most = min(INBOX, self._loading.core.slots)
+        for source in self._sources:
+            self._inbox.append(source)
+            # To hand each in by itself costs more than to read it. Loaders that are busy come for it themselves.
+            full = len(self._inbox) >= most
+            if full or self._loading.hungry:
+                self._pour(leave=most // 2 if full else most)
+            if self._left:
+                return
+
+    def _pour(self, leave: int) -> None:
+        self._loading.pour(self._stream, self._inbox, lambda: self._left, leave=leave)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Sequence
 from types import TracebackType
 from typing import Any, Protocol
@@ -22,7 +22,7 @@ from pipeline.session.feeder import Feeder
 from pipeline.session.scheduler import Outcome, Prepared, Scheduler, Stream
 from pipeline.stages.base import StageFailure
 from pipeline.stages.channels import Task
-from pipeline.stages.load import BY_GPU, SAMPLES_PER_JOB, LoadResult, LoadWork, Preparation, load_stage
+from pipeline.stages.load import BY_GPU, FILES_PER_JOB, SAMPLES_PER_JOB, LoadResult, LoadWork, Preparation, load_stage
 from pipeline.stages.lost import Lost
 
 # Jobs that a loader may have: one that it does, and one ready to follow.
@@ -68,10 +68,13 @@ class Loading:
         cores: tuple[frozenset[int], ...] = (),
         traced: bool = False,
     ) -> None:
-        self.core: Scheduler[Any] = Scheduler(arena.spec.slots, loaders=loaders, most=SAMPLES_PER_JOB)
+        # A file that is only read and parsed takes a twentieth of the time of one that is decoded.
+        most = FILES_PER_JOB if preparation.decode == "gpu" else SAMPLES_PER_JOB
+        self.core: Scheduler[Any] = Scheduler(arena.spec.slots, loaders=loaders, most=most)
         self._changed = threading.Condition()
         self._over: BaseException | None = None
         self._courier = Courier(arena)
+        self._inboxes: list[tuple[Stream[Any], deque[Located]]] = []
         self.ways: Counter[str] = Counter()
         self._most_jobs = JOBS_PER_LOADER * loaders
         self._on_prepared = on_prepared
@@ -81,7 +84,7 @@ class Loading:
             preparation,
             loaders=loaders,
             # A lost job is the stage's until what it left has been given out again.
-            capacity=2 * self._most_jobs * SAMPLES_PER_JOB,
+            capacity=2 * self._most_jobs * most,
             cores=cores,
             timeout_s=timeout_s,
             image_timeout_s=image_timeout_s,
@@ -125,14 +128,37 @@ class Loading:
             if until():
                 return False
             self.core.offer(stream, [source])
-            hungry = self.core.jobs < self._most_jobs
-        if hungry:
-            self._dispatch()
+        self._dispatch()
         return True
+
+    @property
+    def hungry(self) -> bool:
+        """Whether a loader could have another job now."""
+        return self.core.jobs < self._most_jobs
+
+    def connect(self, stream: Stream[Any], inbox: deque[Located]) -> None:
+        """Have what lies in `inbox` handed in whenever a loader comes free. It may be filled by another thread."""
+        with self._changed:
+            self._inboxes.append((stream, inbox))
+
+    def pour(self, stream: Stream[Any], inbox: deque[Located], until: Callable[[], bool], *, leave: int) -> None:
+        """Hand in what lies in a connected inbox, as there is room, until no more than `leave` is in it or `until`.
+
+        Raises what ended the session.
+        """
+        while True:
+            self._dispatch()
+            with self._changed:
+                if len(inbox) <= leave:
+                    return
+                self._wait_for(lambda: until() or len(inbox) <= leave or self.core.room(stream) > 0)
+                if until():
+                    return
 
     def drop(self, stream: Stream[Any]) -> None:
         """Nobody takes this stream's outcomes any more."""
         with self._changed:
+            self._inboxes = [(other, inbox) for other, inbox in self._inboxes if other is not stream]
             self.core.drop(stream)
             self._changed.notify_all()
 
@@ -184,10 +210,18 @@ class Loading:
     ) -> None:
         self.stop()
 
+    def _drain(self, stream: Stream[Any], inbox: deque[Located]) -> None:
+        """Hand in what there is room for. Called with the lock held."""
+        count = min(len(inbox), self.core.room(stream))
+        if count > 0:
+            self.core.offer(stream, [inbox.popleft() for _ in range(count)])
+
     def _dispatch(self) -> None:
         """Give loaders what waits for them."""
         try:
             with self._changed:
+                for stream, inbox in self._inboxes:
+                    self._drain(stream, inbox)
                 while self.core.jobs < self._most_jobs and (job := self.core.take_job()):
                     locators = self._courier.send(job.ticket, [s.locator for s in job.sources], job.slots)
                     work = LoadWork(locators, job.slots, job.whole)

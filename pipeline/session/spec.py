@@ -10,7 +10,7 @@ from pipeline.device.scheduler import Sizes
 from pipeline.jpeg.plan import Sampling
 from pipeline.session.loading import JOBS_PER_LOADER
 from pipeline.session.waiting import Batching
-from pipeline.stages.load import SAMPLES_PER_JOB, Preparation
+from pipeline.stages.load import FILES_PER_JOB, SAMPLES_PER_JOB, Preparation
 from pipeline.stages.spec import CPU_IN_FLIGHT, records_for
 
 
@@ -69,4 +69,5 @@ class SessionSpec:
         """Slots that keep everything busy: every batch that the engines may have, one that fills up, every job that
         the loaders may have, and a batch's worth for what waits behind a slow image."""
         batches = records_for(self.engines, self.inflight) + 2
-        return batches * self.sizes.largest + JOBS_PER_LOADER * self.loaders * SAMPLES_PER_JOB
+        most = FILES_PER_JOB if self.preparation.decode == "gpu" else SAMPLES_PER_JOB
+        return batches * self.sizes.largest + JOBS_PER_LOADER * self.loaders * most

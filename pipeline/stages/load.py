@@ -36,6 +36,7 @@ BY_GPU = "gpu"
 
 # Sources of a job, at most: enough to make a message cheap, few enough to share out evenly.
 SAMPLES_PER_JOB = 16
+FILES_PER_JOB = 64
 
 # What a loader may allocate besides what a single image takes.
 SPARE_BYTES = 128 * 2**20

@@ -84,7 +84,7 @@ def test_more_batches_than_the_gpu_has_memory_for_is_one_clear_error(tmp_path: P
 
 
 def test_more_than_the_shared_memory_holds_is_one_clear_error(tmp_path: Path) -> None:
-    done = offline("-b", 10**12, "--output-dir", tmp_path / "out", gpu="auto")
+    done = offline("-b", 2**31 - 1, "--output-dir", tmp_path / "out", gpu="auto")
     assert done.returncode == 1
     assert "of shared memory" in done.stderr
     assert "Traceback" not in done.stderr
@@ -101,14 +101,13 @@ def long_run(cupy: object, tmp_path: Path) -> Iterator[LongRun]:
         run.end()
 
 
-@pytest.mark.parametrize("stage", ["decode", "infer"])
-def test_a_killed_process_ends_the_run(long_run: LongRun, stage: str) -> None:
-    pid = long_run.wait_running()[stage][0]
+def test_a_killed_gpu_process_ends_the_run(long_run: LongRun) -> None:
+    pid = long_run.wait_running()["infer"][0]
     began = time.monotonic()
     os.kill(pid, signal.SIGKILL)
     assert long_run.finish() == 1
     assert time.monotonic() - began < 10
-    assert f"stage {stage}" in long_run.output
+    assert "stage infer" in long_run.output
     assert "SIGKILL" in long_run.output
     long_run.assert_nothing_left()
 
