@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from int4core.backends.numpy import blas_threads
 from int4core.backends.numpy.backend import NumpyBackend, limited
 from int4core.backends.numpy.blas_threads import BlasThreads, find_blas
 from int4core.backends.numpy.ops import Classifier
@@ -268,10 +270,23 @@ def test_blas_threads_come_back_after_the_last_user() -> None:
         assert now == [6]
 
 
+def test_the_blas_is_numpy_s_whoever_made_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def library(api: str, path: str, threads: int) -> SimpleNamespace:
+        return SimpleNamespace(user_api=api, filepath=path, get_num_threads=lambda: threads, set_num_threads=print)
+
+    openmp, scipy = library("openmp", "/lib/libgomp.so", 3), library("blas", "/site/scipy.libs/libopenblas.so", 4)
+    numpy, mkl = library("blas", "/site/numpy.libs/libopenblas.so", 5), library("blas", "/opt/libmkl_rt.so", 6)
+    for here, threads in (([openmp, scipy, numpy], 5), ([mkl], 6), ([openmp], None), ([], None)):
+        controller = SimpleNamespace(lib_controllers=here)
+        monkeypatch.setattr(blas_threads, "ThreadpoolController", lambda controller=controller: controller)
+        blas = find_blas()
+        assert (blas.get() if blas else None) == threads
+
+
 def test_numpys_own_blas_is_limited() -> None:
     blas = find_blas()
     if blas is None:
-        pytest.skip("NumPy does not use OpenBLAS here")
+        pytest.skip("the threads of NumPy's BLAS cannot be set here")
     before = blas.get()
     with blas.limited():
         assert blas.get() == 1

@@ -12,7 +12,7 @@ import numpy as np
 
 from int4core.arrays import gpu_of, on_host
 from int4core.backends.base import Pending, Want, answer
-from int4core.backends.numpy.blas_threads import OPENBLAS, BlasThreads
+from int4core.backends.numpy.blas_threads import BLAS, BlasThreads
 from int4core.backends.numpy.program import Program
 from int4core.backends.numpy.tiles import Array, Tile, Workspace, even_cuts
 from int4core.cores import usable_cores
@@ -73,7 +73,7 @@ class NumpyBackend:
         if not len(x):
             return np.empty((0, self.classes), np.int32)
         x = np.ascontiguousarray(x)
-        with limited(OPENBLAS):
+        with limited(BLAS):
             groups = self._groups(len(x))
             parts = list(self._pool.map(lambda group: self._program.run(x[group], self._space()), groups))
         return np.concatenate(parts)
