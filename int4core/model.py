@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from int4core.format import digest, read_network, write_network
+from int4core.format import digest, is_packed, read_network, read_packed, write_network
 from int4core.layers import ResNet
 
 
@@ -27,12 +27,13 @@ class Model:
         """Read the model folder `path`, the one that holds the file named `model`.
 
         The folder may have any name: the first component of a data path, `model` or the folder's own
-        name, means the folder itself. The network is checked as a whole (`int4core.validate`).
+        name, means the folder itself. A folder that `tools.hub pack` wrote (config.json, model.safetensors) is read
+        too. The network is checked as a whole (`int4core.validate`).
 
         Raises:
             ModelError: whatever is wrong with the folder, with its file, line and reason.
         """
-        return cls(read_network(path), Path(path))
+        return cls(read_packed(path) if is_packed(path) else read_network(path), Path(path))
 
     @property
     def digest(self) -> str:
