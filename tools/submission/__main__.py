@@ -1,7 +1,7 @@
 """From one command to a folder for MLPerf.
 
     python -m tools.submission init --round v6.1 --submitter ACME --division open --suite edge --system h200x1 DIR
-    python -m tools.submission run DIR --scenario Offline [options of pipeline.offline]
+    python -m tools.submission run --scenario Offline DIR [options of pipeline.offline]
     python -m tools.submission check DIR
     python -m tools.submission pack DIR OUT --inference CHECKOUT
 
@@ -37,16 +37,13 @@ PROG = "python -m tools.submission"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = _parser()
-    args, rest = parser.parse_known_args(argv)
-    if rest and args.command != "run":
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    args = _parser().parse_args(argv)
     try:
         if args.command == "init":
             plan = Plan(args.round, args.submitter, args.division, args.suite, args.system, args.trial)
             init(args.folder, plan, dict(args.set), _say)
         elif args.command == "run":
-            run_scenario(args.folder, args.scenario, rest, _say)
+            run_scenario(args.folder, args.scenario, args.options, _say)
         elif args.command == "pack":
             return pack(read_work(args.folder), args.out, args.inference, _say)
         else:
@@ -79,8 +76,9 @@ def _parser() -> Parser:
     )
     first.add_argument("folder", type=Path, metavar="DIR")
     second = commands.add_parser("run", help="make a scenario's four runs", allow_abbrev=False)
-    second.add_argument("folder", type=Path, metavar="DIR")
     second.add_argument("--scenario", choices=SCENARIOS, required=True)
+    second.add_argument("folder", type=Path, metavar="DIR")
+    second.add_argument("options", nargs=argparse.REMAINDER, metavar="...", help="options of pipeline.offline")
     third = commands.add_parser("check", help="go through the rules", allow_abbrev=False)
     third.add_argument("folder", type=Path, metavar="DIR")
     fourth = commands.add_parser("pack", help="write the round's tree, and have it checked", allow_abbrev=False)

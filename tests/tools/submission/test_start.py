@@ -55,7 +55,7 @@ def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 @needs_a_round
 def test_a_map_of_another_length(tmp_path: Path, short_map: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     folder = new(tmp_path / "w")
-    said = refusal(capsys, folder, "--scenario", "Offline", *short_map)
+    said = refusal(capsys, "--scenario", "Offline", folder, *short_map)
     assert "2 lines; the validation set has 50,000 images" in said
     assert not (tmp_path / "w" / "runs").exists()
 
@@ -63,9 +63,9 @@ def test_a_map_of_another_length(tmp_path: Path, short_map: list[str], capsys: p
 @needs_a_round
 def test_no_map_and_no_labels(tmp_path: Path, short_map: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     folder = new(tmp_path / "w", "--trial")
-    assert "name the map" in refusal(capsys, folder, "--scenario", "Offline", *short_map[:2])
+    assert "name the map" in refusal(capsys, "--scenario", "Offline", folder, *short_map[:2])
     (tmp_path / "map.txt").write_text("a.jpg\n")
-    assert "label of each image" in refusal(capsys, folder, "--scenario", "Offline", *short_map)
+    assert "label of each image" in refusal(capsys, "--scenario", "Offline", folder, *short_map)
 
 
 @needs_a_round
@@ -75,14 +75,14 @@ def test_a_part_of_the_samples(
 ) -> None:
     folder = new(tmp_path / "w", "--trial")
     with pytest.raises(SystemExit):
-        main(["run", folder, "--scenario", "Offline", *short_map, *option])
+        main(["run", "--scenario", "Offline", folder, *short_map, *option])
     assert f"{option[0]} contradict each other" in capsys.readouterr().err
 
 
 def test_another_rounds_loadgen(tmp_path: Path, short_map: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     other = next(name for name in ("v6.0", "v6.1") if name != INSTALLED)
     folder = new(tmp_path / "w", "--trial", round_name=other)
-    said = refusal(capsys, folder, "--scenario", "Offline", *short_map)
+    said = refusal(capsys, "--scenario", "Offline", folder, *short_map)
     assert f"pip install mlcommons-loadgen=={ROUNDS[other].wheel}" in said
 
 
@@ -92,7 +92,7 @@ def test_a_stray_audit(tmp_path: Path, short_map: list[str], capsys: pytest.Capt
     stray = tmp_path / "w" / "runs" / "Offline" / "performance" / "audit.config"
     stray.parent.mkdir(parents=True)
     stray.write_text("*.*.mode = 2\n")
-    assert f"{stray}: LoadGen would read it" in refusal(capsys, folder, "--scenario", "Offline", *short_map)
+    assert f"{stray}: LoadGen would read it" in refusal(capsys, "--scenario", "Offline", folder, *short_map)
 
 
 @needs_a_round
@@ -101,7 +101,7 @@ def test_what_the_folder_gives(
     option: str, tmp_path: Path, short_map: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = new(tmp_path / "w", "--trial")
-    said = refusal(capsys, folder, "--scenario", "Offline", *short_map, option)
+    said = refusal(capsys, "--scenario", "Offline", folder, *short_map, option)
     assert f"{option.partition('=')[0]}: that is given by the folder" in said
 
 
@@ -125,7 +125,7 @@ def test_a_trial_from_init_to_check(
     earlier.write_text('[{"seq_id": 0, "qsl_idx": 0, "data": "00000000"}]')
     given = ["--gpu", "cpu", "--loaders", "1", "--model", str(model_dir), "--images", str(images), "-m"]
     options = ["--no-dashboard", "--lgts_min_duration_ms", "10", "--lgts_min_query_count", "200"]
-    status = main(["run", folder, "--scenario", "Offline", *given, str(images / "map.txt"), *options])
+    status = main(["run", "--scenario", "Offline", folder, *given, str(images / "map.txt"), *options])
     assert status == 0, capfd.readouterr().err
     work = read_work(Path(folder))
     runs = work.scenarios["Offline"]
