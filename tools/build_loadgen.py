@@ -2,7 +2,7 @@
 
     python -m tools.build_loadgen DIR
 
-Downloads the sources of the installed version of mlcommons-loadgen, adds what pipeline/loadgen/native/arrays.h has to
+Downloads the sources of the installed version of mlcommons-loadgen, adds what tools/loadgen_arrays.h has to
 its Python binding, and nothing else, and leaves the module in DIR: `pipeline.offline --loadgen-path DIR` takes it.
 Wants a C++ compiler, and pip's access to the package index.
 """
@@ -26,7 +26,7 @@ from pipeline.errors import PipelineError
 from pipeline.loadgen.binding import MODULE
 
 PACKAGE = "mlcommons-loadgen"
-ARRAYS = Path(__file__).resolve().parents[1] / "pipeline" / "loadgen" / "native" / "arrays.h"
+ARRAYS = Path(__file__).resolve().with_name("loadgen_arrays.h")
 BINDING = Path("bindings") / "python_api.cc"
 _HEAD = "PYBIND11_MODULE(mlperf_loadgen, m) {\n"
 

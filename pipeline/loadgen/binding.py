@@ -197,7 +197,7 @@ def make_settings(lg: Any, spec: SettingsSpec) -> tuple[Any, Any]:
     for name, value in {**LOG_DEFAULTS, **spec.log_settings}.items():
         _assign_option(log if hasattr(log, name) else output, name, value, f"--lgls_{name}")
     _assign_option(test, "mode", spec.test_mode, "--test-mode")
-    check_settings(plain_fields(test))
+    check_settings(plain_fields(test), arrays=takes_arrays(lg))
     log.log_output = output
     return test, log
 

@@ -263,7 +263,7 @@ class OfflineCommand:
         self._kept = run.samples.drop(self._bad)
         if len(self._kept) == 0 or (self._bad and not self._options.skip_bad_images):
             raise BadImages(self._bad, run.samples.known)
-        self._expect_rate(run)
+        self._expect_rate(run, arrays=takes_arrays(lg))
         with LoadGenSession(
             lg,
             completions=completions,
@@ -297,7 +297,7 @@ class OfflineCommand:
             run.progress.enter("running")
         self._loaded_s = time.monotonic()
 
-    def _expect_rate(self, run: LoadGenRun) -> None:
+    def _expect_rate(self, run: LoadGenRun, *, arrays: bool) -> None:
         """Where the user does not say what rate to expect, LoadGen is told one that fits the engine's own."""
         options = self._options
         if options.user_conf is not None:
@@ -312,7 +312,7 @@ class OfflineCommand:
         for name, value in fields.items():
             assign(self._test_settings, name, value)
             self._say(f"LoadGen is told {said}")
-        check_settings(plain_fields(self._test_settings))
+        check_settings(plain_fields(self._test_settings), arrays=arrays)
 
     def _report(self, run: LoadGenRun, prepared: Prepared, title: str, history: History, *, arrays: bool) -> None:
         log = self._log_settings.log_output

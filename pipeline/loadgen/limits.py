@@ -38,15 +38,18 @@ def check_field(name: str, value: Any) -> None:
         raise ValueError(f"{value!r} would wait for ever: queries are issued by LoadGen's own thread; leave it at 0")
 
 
-def check_settings(settings: Mapping[str, Any]) -> None:
-    """Raises PipelineError for plain TestSettings that no test can run with, wherever they come from."""
+def check_settings(settings: Mapping[str, Any], *, arrays: bool = False) -> None:
+    """Raises PipelineError for plain TestSettings that no test can run with, wherever they come from.
+
+    `arrays`: whether LoadGen hands queries over as arrays of its own memory, not as lists.
+    """
     for name, value in settings.items():
         try:
             check_field(name, value)
         except ValueError as error:
             key = re.sub("^(offline|server|single_stream|multi_stream)_", "", name)
             raise PipelineError(f"--lgts_{name} ({key} in a configuration file): {error}") from None
-    (queries, samples), needed = planned(settings), planned_bytes(settings)
+    (queries, samples), needed = planned(settings), planned_bytes(settings, arrays=arrays)
     free = psutil.virtual_memory().available
     if needed > free:
         raise PipelineError(
@@ -56,10 +59,11 @@ def check_settings(settings: Mapping[str, Any]) -> None:
         )
 
 
-def planned_bytes(settings: Mapping[str, Any]) -> float:
+def planned_bytes(settings: Mapping[str, Any], *, arrays: bool = False) -> float:
     """Host memory of all that LoadGen makes before its clock starts."""
     queries, samples = planned(settings)
-    return queries * (QUERY_BYTES + samples * SAMPLE_BYTES) + samples * HANDED_OVER_BYTES
+    handed_over = 0 if arrays else samples * HANDED_OVER_BYTES
+    return queries * (QUERY_BYTES + samples * SAMPLE_BYTES) + handed_over
 
 
 def planned(settings: Mapping[str, Any]) -> tuple[float, float]:

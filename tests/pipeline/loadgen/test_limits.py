@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import mlperf_loadgen as lg
@@ -76,3 +77,14 @@ def test_the_limit_is_the_memory_that_is_free(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(psutil, "virtual_memory", lambda: type("Memory", (), {"available": int(needed) - 1}))
     with pytest.raises(PipelineError, match=r"1\.1e\+07 queries of 1 samples"):
         check_settings(server)
+
+
+def test_a_query_in_loadgens_own_memory_costs_no_lists(monkeypatch: pytest.MonkeyPatch) -> None:
+    offline = settings("Offline", offline_expected_qps=1e6, min_duration_ms=10_000)
+    samples = planned(offline)[1]
+    assert planned_bytes(offline) - planned_bytes(offline, arrays=True) == pytest.approx(80 * samples)
+    free = planned_bytes(offline, arrays=True) + 1
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=free))
+    check_settings(offline, arrays=True)
+    with pytest.raises(PipelineError, match="lower the expected rate"):
+        check_settings(offline)
