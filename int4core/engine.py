@@ -97,7 +97,7 @@ class Engine:
 
         Convolutions give their sums with bias, before residual and ReLU; a backend that fuses layers has only the
         outputs of the fused ones. For comparing backends layer by layer; it holds every layer of all N images,
-        112 MB an image for ResNet-50, so keep N small. `x` lies in host memory.
+        112 MB per image for ResNet-50, so keep N small. `x` lies in host memory.
         """
         self._check(x)
         if not len(x):

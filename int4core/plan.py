@@ -1,6 +1,6 @@
 """`python -m int4core.plan --model DIR --gpu h200`: what runs on a chip, with what, and the least it can take.
 
-A line an operation: shape, kernel, bytes, multiply-adds, and two floors in microseconds: multiply-adds over the
+A line per operation: shape, kernel, bytes, multiply-adds, and two floors in microseconds: multiply-adds over the
 chip's int8 tensor rate, and bytes that must cross device memory over its bandwidth (both the vendor's). No GPU
 is needed.
 """
@@ -31,7 +31,7 @@ def floors_us(op: Op, chip: Chip) -> tuple[float, float]:
 
 
 def table(plan: NetworkPlan) -> Iterator[str]:
-    """The plan as text, a line an operation, and their sums."""
+    """The plan as text, a line per operation, and their sums."""
     chip, total, macs = plan.chip, 0.0, 0
     yield (
         f"{'operation':24s} {'shape':44s} {'kernel':>6s} {'':52s} {'M-MAC/img':>9s} {'KB/img':>8s} "
@@ -47,7 +47,7 @@ def table(plan: NetworkPlan) -> Iterator[str]:
             f"{op.activation_bytes / plan.n / 1e3:8.1f} {tensor:9.1f} {memory:9.1f}"
         )
     yield (
-        f"{len(plan.steps)} operations, {macs / plan.n / 1e9:.3f} G multiply-adds an image, activations "
+        f"{len(plan.steps)} operations, {macs / plan.n / 1e9:.3f} G multiply-adds per image, activations "
         f"{plan.arena.bytes / 2**20:.0f} MiB; floors sum to {total:.0f} us: {plan.n / total * 1e6:,.0f} images/s"
     )
 

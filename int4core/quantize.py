@@ -77,7 +77,7 @@ def rounded_mean(total: npt.ArrayLike, count: int, out: IntType) -> Int64Array:
 
 
 def dequantize_logits(accumulators: npt.ArrayLike, out_scale: npt.ArrayLike) -> npt.NDArray[np.float32]:
-    """The last layer: int32 accumulator / out_scale, one IEEE float32 division a class."""
+    """The last layer: int32 accumulator / out_scale, one IEEE float32 division per class."""
     scale = np.asarray(out_scale, np.float32)
     logits: npt.NDArray[np.float32] = np.divide(np.asarray(accumulators).astype(np.float32), scale)
     return logits

@@ -1,4 +1,4 @@
-"""The model directory: one small text file a layer, raw little-endian tensors in `npdata/`.
+"""The model directory: one small text file per layer, raw little-endian tensors in `npdata/`.
 
 - `schema`: which keys a layer type has, in the order they are written.
 - `text`: the grammar of a layer file.

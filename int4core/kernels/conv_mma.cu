@@ -15,7 +15,7 @@ using EpilogueResidualPair = Requantization<(WIDE != 0)>::Residual;
 
 struct Operands {
   using Tile = TileOf<WARPS_M, WARPS_N, WARP_M, WARP_N, K_BYTES>;
-  static constexpr int WORDS = Tile::K_BYTES / 16;  // 32-bit words a thread reads of a row: k-steps a block of K
+  static constexpr int WORDS = Tile::K_BYTES / 16;  // 32-bit words a thread reads of a row: k-steps per block of K
   static constexpr int WEIGHT_BYTES = WORDS * 32 * Tile::TILE_N;
 
   static __device__ __forceinline__ int place_of(int row, int piece) { return row * Tile::K_BYTES + piece * 16; }

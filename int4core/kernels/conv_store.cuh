@@ -9,7 +9,7 @@ template <int WarpsM, int WarpsN, int WarpM, int WarpN, int KBytes>
 struct TileOf {
   static constexpr int WARPS_M = WarpsM, WARPS_N = WarpsN, WARP_M = WarpM, WARP_N = WarpN, K_BYTES = KBytes;
   static constexpr int TILE_M = WARPS_M * WARP_M, TILE_N = WARPS_N * WARP_N, THREADS = 32 * WARPS_M * WARPS_N;
-  static constexpr int SUBS = WARP_M / 16;  // 16-row tiles a warp
+  static constexpr int SUBS = WARP_M / 16;  // 16-row tiles per warp
 };
 
 // Writes the outputs of the pixels from `warp_pixel` on and of the channels from `first_channel` on; `pairs` are those of

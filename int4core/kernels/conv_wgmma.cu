@@ -3,7 +3,7 @@
 //
 //   outputs (pixels x channels) = windows (pixels x taps*C) * weights (taps*C x channels)
 //
-// - A producer warp a team keeps a ring of `stages` buffers filled: the copy engine's im2col mode fetches TILE_M pixels
+// - One producer warp per team keeps a ring of `stages` buffers filled: the copy engine's im2col mode fetches TILE_M pixels
 //   of one tap and one block of channels, still packed, and fills the border with zeros.
 // - WARPGROUPS warpgroups a team read the packed tile, unpack it in registers (3 instructions for 8 values) and feed
 //   it to wgmma as the A operand; the weights are the B operand, in shared memory for the whole kernel
@@ -23,8 +23,8 @@
 #include "ptx/wgmma.cuh"
 #include "stages.cuh"
 
-constexpr int WORDS = K_BYTES / 16;                       // 32-bit words a thread reads of a row: k-steps a block
-constexpr int TILE_M = WARPGROUPS * SUBTILES * 64;        // pixels a team's tile
+constexpr int WORDS = K_BYTES / 16;                       // 32-bit words a thread reads of a row: k-steps per block
+constexpr int TILE_M = WARPGROUPS * SUBTILES * 64;        // pixels of a team's tile
 constexpr int ACTIVATION_BYTES = TILE_M * K_BYTES;        // of one stage
 constexpr int WEIGHT_BYTES = WORDS * 32 * TILE_N;         // of one block of K
 constexpr int STAGE_BYTES = ACTIVATION_BYTES + (WEIGHTS_RESIDENT ? 0 : WEIGHT_BYTES);
@@ -32,7 +32,7 @@ constexpr int RESIDUAL_STAGES = RESIDUAL == 1 ? 2 : 0;
 constexpr int RESIDUAL_ROW = TILE_N / 2;
 constexpr int RESIDUAL_BYTES = TILE_M * RESIDUAL_ROW;
 constexpr int CONSUMERS = TEAMS * WARPGROUPS * 128;
-constexpr int THREADS = CONSUMERS + 128;                  // a warpgroup of producers: one warp a team, the rest idle
+constexpr int THREADS = CONSUMERS + 128;                  // a warpgroup of producers: one warp per team, the rest idle
 constexpr int CONSUMER_REGISTERS = CONSUMERS <= 256 ? 240 : 160;
 static_assert(CONSUMERS <= 384, "more warpgroups have too few registers to keep wgmma running");
 constexpr int MAX_STAGES = 16;

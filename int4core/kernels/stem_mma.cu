@@ -2,7 +2,7 @@
 // a maximum over windows of the result, in one kernel for every chip from sm_75 on.
 //
 // A block makes POOL_ROWS rows of one image's maxima, TILE_N channels. It lays the input rows it needs into shared memory
-// with four bytes a pixel (the fourth is zero), so that a pixel of a window is one 32-bit word: eight words of a
+// with four bytes per pixel (the fourth is zero), so that a pixel of a window is one 32-bit word: eight words of a
 // window's row are a k-step of mma.m16n8k32, read without any rearrangement; places beyond TAPS_W have zero weights.
 // The requantised outputs stay in shared memory, and the maxima are taken from there. Requantised values are at
 // least 0, so rows and columns outside the image are zeros.

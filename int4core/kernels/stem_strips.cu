@@ -5,7 +5,7 @@
 // pixel (the fourth meets zero weights), so that eight words of a window's line are a k-step of mma.m16n8k32. A warp
 // works down a strip of sixteen columns, WARP_N channels, whose weights stay in registers. The rows of its mma are
 // columns of the image: row g and row g + 8 are the second and the third column of the maximum that group g makes. The
-// first is the third one of group g - 1, so a strip yields seven maxima a row: group 0 is there for group 1's sake.
+// first is the third one of group g - 1, so a strip yields seven maxima per row: group 0 is there for group 1's sake.
 // Requantisation does not decrease where its input increases, so the maximum may come first.
 //
 // Compile-time constants: TAPS_H, TAPS_W, STRIDE_H, STRIDE_W, WIDTH of the image, LEFT: pixels of zeros before it, LEAD:
@@ -24,7 +24,7 @@ constexpr int LINES = 2 * POOL_ROWS * STRIDE_H + TAPS_H;
 constexpr int THREADS = 32 * WARPS;
 constexpr int TILES = WARP_N / 8;                 // mma tiles of columns a warp
 constexpr int OUT_WORDS = WARP_N / 32;            // words a thread makes of a pixel
-constexpr int STRIP = 7;                          // maxima a row of a strip
+constexpr int STRIP = 7;                          // maxima per row of a strip
 constexpr int NOTHING = -2147483647 - 1;          // less than every sum
 
 static_assert(POOL_ROWS % 2 == 0, "two rows of maxima are requantised together");

@@ -1,4 +1,4 @@
-// Scale and top-1: the class with the largest float32 quotient sum / out_scale, the first of equals. A block an image.
+// Scale and top-1: the class with the largest float32 quotient sum / out_scale, the first of equals. A block per image.
 // Compile-time constants: WARPS.
 #include "ptx/dependency.cuh"
 

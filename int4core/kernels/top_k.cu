@@ -1,4 +1,4 @@
-// Scale, the best k classes and their scores, bit for bit as int4core/scores.py defines them. A block an image.
+// Scale, the best k classes and their scores, bit for bit as int4core/scores.py defines them. A block per image.
 //
 // A thread has classes threadIdx.x, threadIdx.x + THREADS, ... and offers the best that has not won yet; a round takes the
 // best offer. Keys order the classes: the logit in the upper half, as an integer, less the class, so that no two are

@@ -1,4 +1,4 @@
-"""Autoconfig files: one line a layer, `layer1_residual1_conv2=13`, the number of the kernel it uses.
+"""Autoconfig files: one line per layer, `layer1_residual1_conv2=13`, the number of the kernel it uses.
 
 A number means an entry of one engine's kernel table. Comments at the top say which, as `# key: value`
 (`# engine: ...`, `# gpu: ...`, `# origin: measured`); files of the original submission have none, and

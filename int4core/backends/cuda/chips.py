@@ -38,7 +38,7 @@ class Rates:
 
 
 TURING = Rates(1024, 2048, 64, 64, 64 << 10, 0, 32, 16)
-"""Shared memory at 64 bytes a clock: GA102 whitepaper, which doubles it."""
+"""Shared memory at 64 bytes per clock: GA102 whitepaper, which doubles it."""
 
 GA100 = Rates(2048, 4096, 64, 128, 164 << 10, 1 << 10, 64, 32, 5120)
 """L2: its whitepaper."""
@@ -62,8 +62,8 @@ class Chip:
         capability: (major, minor).
         multiprocessors: how many.
         shared_bytes: shared memory that one block may have.
-        tops: dense int8 operations a second / 1e12 by the vendor's data sheet; 0 where unknown.
-        bandwidth: bytes a second / 1e9 of device memory, likewise.
+        tops: dense int8 operations per second / 1e12 by the vendor's data sheet; 0 where unknown.
+        bandwidth: bytes per second / 1e9 of device memory, likewise.
         driver: a regular expression for what the driver calls it; `` for a chip without a record.
         rates: of a multiprocessor, where the static model has them.
         warning: what a user should know before a run on it.

@@ -1,4 +1,4 @@
-// cp.async: global memory to shared memory in the background, 16 bytes a thread (sm_80 and later).
+// cp.async: global memory to shared memory in the background, 16 bytes per thread (sm_80 and later).
 #pragma once
 
 // 16 bytes, or 16 zeros where `inside` is false; `source` must be a valid address only when it is true.

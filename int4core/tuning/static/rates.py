@@ -11,7 +11,7 @@ from int4core.backends.cuda.chips import Chip, Rates
 from int4core.errors import EngineError
 
 SCHEDULERS = 4
-"""Of a multiprocessor; each issues one warp instruction a clock (whitepapers)."""
+"""Of a multiprocessor; each issues one warp instruction per clock (whitepapers)."""
 
 REGISTERS = 65536
 """32-bit registers of a multiprocessor (Programming Guide, compute capabilities)."""

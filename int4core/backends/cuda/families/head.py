@@ -91,7 +91,7 @@ class Linear:
 
 @dataclass(frozen=True, eq=False)
 class Top1:
-    """Scale and top-1; a block an image."""
+    """Scale and top-1; a block per image."""
 
     op: TopOp
     number: None = None
@@ -121,7 +121,7 @@ class Top1:
 
 @dataclass(frozen=True, eq=False)
 class TopK:
-    """Scale, the best classes and their scores; a block an image."""
+    """Scale, the best classes and their scores; a block per image."""
 
     op: TopOp
     number: None = None

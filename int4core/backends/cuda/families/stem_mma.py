@@ -137,7 +137,7 @@ class StemConv:
 
 
 def default(op: StemOp, chip: Chip) -> StemConv:
-    """The most rows a block that still leave every multiprocessor two. Raises EngineError when none fits."""
+    """The most rows per block that still leave every multiprocessor two. Raises EngineError when none fits."""
 
     def cost(kernel: StemConv) -> int:
         return 0 if math.prod(kernel.grid) >= 2 * chip.multiprocessors else kernel.config.pool_rows

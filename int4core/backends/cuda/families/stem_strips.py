@@ -180,7 +180,7 @@ def arrange_strips(weight: Int8Array, warp_n: int, lead: int) -> Int8Array:
 
 
 def default(op: StemOp, chip: Chip) -> StripStem:
-    """The most rows a block that still leave every multiprocessor two blocks. Raises EngineError when none fits."""
+    """The most rows per block that still leave every multiprocessor two blocks. Raises EngineError when none fits."""
 
     def cost(kernel: StripStem) -> int:
         return 0 if math.prod(kernel.grid) >= 2 * chip.multiprocessors else kernel.config.pool_rows

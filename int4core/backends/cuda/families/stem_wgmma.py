@@ -100,7 +100,7 @@ def arrange_strips_wgmma(weight: Int8Array, lead: int) -> Int8Array:
 
 
 def default(op: StemOp, chip: Chip) -> WgmmaStem:
-    """Few rows a block where there are few images. Raises EngineError when none fits, or there are too few."""
+    """Few rows per block where there are few images. Raises EngineError when none fits, or there are too few."""
 
     def make(number: int) -> WgmmaStem:
         kernel = WgmmaStem(op, number, chip)

@@ -58,7 +58,7 @@ class Report:
 
     @property
     def registers(self) -> int:
-        """Registers a thread."""
+        """Registers per thread."""
         return max(int(count) for count in self._found(r"Used (\d+) registers"))
 
     @property

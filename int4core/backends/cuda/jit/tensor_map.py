@@ -24,11 +24,11 @@ def im2col_map(
     pointer: int, shape: tuple[int, int, int, int], taps: int, stride: int, pad: int,
     row_bytes: int, pixels: int,
 ) -> npt.NDArray[Any]:  # fmt: skip
-    """Encode the map of a byte tensor (n, h, w, bytes a pixel) read in the order of a convolution's outputs.
+    """Encode the map of a byte tensor (n, h, w, bytes per pixel) read in the order of a convolution's outputs.
 
     Args:
         pointer: device address of the tensor, a multiple of 16.
-        shape: (n, h, w, bytes a pixel).
+        shape: (n, h, w, bytes per pixel).
         taps, stride, pad: the square window's size, its step and its padding.
         row_bytes: bytes one copy takes of each pixel.
         pixels: pixels one copy takes.
@@ -50,12 +50,12 @@ def im2col_map(
 
 
 def box_map(pointer: int, shape: tuple[int, int, int, int], box: tuple[int, int, int]) -> npt.NDArray[Any]:
-    """Encode the map of a byte tensor (n, h, w, bytes a pixel) read in boxes of one image.
+    """Encode the map of a byte tensor (n, h, w, bytes per pixel) read in boxes of one image.
 
     Args:
         pointer: device address of the tensor, a multiple of 16.
-        shape: (n, h, w, bytes a pixel).
-        box: (rows, columns, bytes a pixel) of a copy, each at most 256.
+        shape: (n, h, w, bytes per pixel).
+        box: (rows, columns, bytes per pixel) of a copy, each at most 256.
 
     Raises:
         EngineError: the driver refuses the map, or there is no driver.
