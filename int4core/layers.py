@@ -181,9 +181,7 @@ class ResNet:
         return self.fc.out_features
 
 
-Layer: TypeAlias = (
-    Conv2d | Quantize | ReLU | MaxPool2d | AvgPool2d | Linear | Scale | Sequential | Bottleneck
-)
+Layer: TypeAlias = Conv2d | Quantize | ReLU | MaxPool2d | AvgPool2d | Linear | Scale | Sequential | Bottleneck
 
 
 def children(layer: Any) -> Iterator[Layer]:

@@ -169,9 +169,7 @@ class _Tracer:
         self.leaves(pooled, net.fc, net.scale)
 
     def bottleneck(self, block: Bottleneck, shape: Shape) -> Shape:
-        main = self.leaves(
-            shape, block.conv1, block.quantize1, block.conv2, block.quantize2, block.conv3
-        )
+        main = self.leaves(shape, block.conv1, block.quantize1, block.conv2, block.quantize2, block.conv3)
         branch = block.downsample
         layers = walk(branch) if isinstance(branch, Sequential) else [branch]
         residual = self.leaves(shape, *(layer for layer in layers if isinstance(layer, Leaf)))
@@ -196,7 +194,10 @@ class _Tracer:
                 self.windows(layer, extent, kernel, stride, pad, dilation, False)
                 for extent, kernel, stride, pad, dilation in zip(
                     (shape.height, shape.width),
-                    layer.kernel_size, layer.stride, layer.padding, layer.dilation,
+                    layer.kernel_size,
+                    layer.stride,
+                    layer.padding,
+                    layer.dilation,
                     strict=True,
                 )
             )
@@ -204,9 +205,7 @@ class _Tracer:
         if isinstance(layer, (MaxPool2d, AvgPool2d)):
             dilation = layer.dilation if isinstance(layer, MaxPool2d) else 1
             h, w = (
-                self.windows(
-                    layer, extent, layer.kernel_size, layer.stride, layer.padding, dilation, layer.ceil_mode
-                )
+                self.windows(layer, extent, layer.kernel_size, layer.stride, layer.padding, dilation, layer.ceil_mode)
                 for extent in (shape.height, shape.width)
             )
             return Shape(shape.channels, h, w)

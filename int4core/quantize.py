@@ -126,9 +126,7 @@ class FloatRescale:
         return bound < MANTISSA[np.dtype(dtype)] and reach <= MANTISSA[np.dtype(dtype)]
 
     @classmethod
-    def build(
-        cls, dtype: np.dtype[Any], factor: npt.ArrayLike, shift: int, out: IntType, bound: int
-    ) -> FloatRescale:
+    def build(cls, dtype: np.dtype[Any], factor: npt.ArrayLike, shift: int, out: IntType, bound: int) -> FloatRescale:
         """The rescale for |x| <= bound. Raises EngineError when it would not be exact in `dtype`."""
         if not cls.is_exact(dtype, factor, shift, out, bound):
             raise EngineError(f"rescaling |x| <= {bound} to {out.name} is not exact in {np.dtype(dtype)}")

@@ -101,9 +101,7 @@ class _Maker:
         self.random = np.random.default_rng(seed)
         self.seen = Moments(0.0, IMAGE_SPREAD)
 
-    def network(
-        self, blocks: Sequence[int], width: int, classes: int, stem_channels: int, pool: int
-    ) -> ResNet:
+    def network(self, blocks: Sequence[int], width: int, classes: int, stem_channels: int, pool: int) -> ResNet:
         conv1, spread = self.conv("conv1", "s8s8s32", 3, stem_channels, 7, 2)
         quantize1 = self.quantize("quantize1", "u31u16u4", np.zeros(stem_channels), spread)
         channels, stages = stem_channels, []

@@ -258,9 +258,7 @@ class _Checker:
     def equal(self, name: str, key: str, found: object, wanted: object, because: str) -> None:
         self.expect(found == wanted, name, key, f"{key}={found} must be {wanted}: {because}")
 
-    def tensor(
-        self, name: str, key: str, array: Any, dtype: type, shape: tuple[int, ...], because: str
-    ) -> None:
+    def tensor(self, name: str, key: str, array: Any, dtype: type, shape: tuple[int, ...], because: str) -> None:
         found, wanted = (" ".join(map(str, dims)) for dims in (array.shape, shape))
         self.expect(array.shape == shape, name, key, f"{key} is {found}, but {because} make it {wanted}")
         why = f"{key} is {array.dtype} in memory, but must be {np.dtype(dtype)}"

@@ -58,9 +58,7 @@ class Maker:
         conv3 = self.conv(f"{name}_conv3", width, out)
         mode, bits = ("u31u16u7", 7) if last else ("u31u16u4", 4)
         if stride != 1 or c != out:
-            up = Quantize(
-                f"{name}_downsample_2", "s8u16s32", 31, 0, 0, self.rng.integers(0, 40, out).astype(np.uint16)
-            )
+            up = Quantize(f"{name}_downsample_2", "s8u16s32", 31, 0, 0, self.rng.integers(0, 40, out).astype(np.uint16))
             branch = Sequential(f"{name}_downsample", (
                 self.conv(f"{name}_downsample_0", c, out, 1, stride),
                 self.quantize(f"{name}_downsample_1", "s32u16s8", 7, 35 * np.sqrt(c), out),
@@ -92,9 +90,7 @@ def random_network(
         for j in range(count):
             stride = 2 if i and not j else 1
             last = i == len(blocks) - 1 and j == count - 1
-            children.append(
-                make.bottleneck(f"layer{i + 1}_{j}", channels, width << i, stride, last, dilation, groups)
-            )
+            children.append(make.bottleneck(f"layer{i + 1}_{j}", channels, width << i, stride, last, dilation, groups))
             channels = 4 * (width << i)
         stages.append(Sequential(f"layer{i + 1}", tuple(children)))
     rng = make.rng

@@ -379,9 +379,7 @@ class TestRules:
         with pytest.raises(ModelError, match="keeps the 4 channels of maxpool, but conv3 gives 16"):
             check_network(altered(NETWORK, "layer1_0", downsample=lone))
         second = layer_of(NETWORK, "layer1_1")
-        strided = dataclasses.replace(
-            second, stride=2, conv2=dataclasses.replace(second.conv2, stride=(2, 2))
-        )
+        strided = dataclasses.replace(second, stride=2, conv2=dataclasses.replace(second.conv2, stride=(2, 2)))
         with pytest.raises(ModelError, match="keeps the map's size, but the block has stride=2"):
             check_network(altered(NETWORK, "layer1_1", **vars(strided)))
 

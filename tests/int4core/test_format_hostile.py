@@ -190,9 +190,7 @@ class TestMemory:
         assert peak(lambda: Model.load(published)) < 2.5 * size
 
     @pytest.mark.parametrize("shape", [{"width": 4}, {"width": 16}, {"blocks": (3, 8, 36, 3), "width": 8}])
-    def test_a_small_model_takes_less_than_4_times_its_files(
-        self, tmp_path: Path, shape: dict[str, Any]
-    ) -> None:
+    def test_a_small_model_takes_less_than_4_times_its_files(self, tmp_path: Path, shape: dict[str, Any]) -> None:
         random_model(**shape).save(tmp_path / "model")
         Model.load(tmp_path / "model")  # compiles and caches patterns, once for all models
         size = sum(f.stat().st_size for f in (tmp_path / "model").rglob("*") if f.is_file())

@@ -33,7 +33,7 @@ def test_every_chip_has_a_plan(gpu: str, capsys: pytest.CaptureFixture[str]) -> 
     assert text.startswith(f"{gpu} ({CHIPS[gpu].arch}), batch 64: kernels ")
     names = [words[0] for words in rows(text)]
     assert names == [op.name for op in fuse(Model.load(ROOT / "model").network, 64)]
-    assert f"{OPERATIONS} operations, 4.089 G multiply-adds an image" in text
+    assert f"{OPERATIONS} operations, 4.089 G multiply-adds per image" in text
 
 
 def test_floors_follow_from_the_sums(capsys: pytest.CaptureFixture[str]) -> None:

@@ -56,9 +56,7 @@ def test_depths_and_widths_of_the_family() -> None:
     assert [i for i, kind in enumerate(kinds) if kind is Sequential] == [0, 3, 7, 30]
 
 
-@pytest.mark.parametrize(
-    "sizes", [{"width": 0}, {"classes": 0}, {"pool": 0}, {"blocks": (1, 0, 1, 1)}, {"pool": 256}]
-)
+@pytest.mark.parametrize("sizes", [{"width": 0}, {"classes": 0}, {"pool": 0}, {"blocks": (1, 0, 1, 1)}, {"pool": 256}])
 def test_impossible_sizes_are_errors(sizes: dict[str, Any]) -> None:
     with pytest.raises((ModelError, ValueError)):
         random_model(**sizes)

@@ -196,5 +196,3 @@ def test_processes_share_the_folder_and_the_work(folder: Path) -> None:
     assert [process.returncode for process in processes] == [0] * 4
     assert sum(compiled) == 3  # each kernel by one of them
     assert sorted(file.suffix for file in folder.iterdir()) == ["", *[".cubin"] * 3]
-
-

@@ -49,8 +49,6 @@ CASES = {
 }  # fmt: skip
 
 
-
-
 def chip_of(number: int) -> Chip:
     """One that has the tensor cores of the entry."""
     return next(chip for name in ("t4", "l4") if is_native(number, chip := CHIPS[name]))

@@ -101,9 +101,7 @@ def run(cupy: Any, kernel: Kernel, problem: Problem) -> Any:
     file = compile_all([source], H200.arch).files[source]
     function = cupy.RawModule(path=str(file)).get_function(source.function)
     function.max_dynamic_shared_size_bytes = kernel.shared_bytes
-    constants = [
-        cupy.asarray(np.frombuffer(array.tobytes() or b"\0", np.uint8).copy()) for array in kernel.constants()
-    ]
+    constants = [cupy.asarray(np.frombuffer(array.tobytes() or b"\0", np.uint8).copy()) for array in kernel.constants()]
     arrays = {"input": problem.input, "residual": problem.residual, "output": problem.output}
     device = {name: cupy.asarray(array) for name, array in arrays.items()}
     addresses = {name: array.data.ptr for name, array in device.items()}

@@ -25,9 +25,7 @@ EPILOGUES = {
     "u4": WIDE,
     "u4 after a residual": replace(WIDE, residual=Residual.U4),
     "u7 after a residual": replace(WIDE, residual=Residual.U4, output=Output.U7),
-    "u4 after a residual convolution": replace(
-        WIDE, residual=Residual.CONVOLUTION, source=Source(28, 28, 512, 2)
-    ),
+    "u4 after a residual convolution": replace(WIDE, residual=Residual.CONVOLUTION, source=Source(28, 28, 512, 2)),
 }
 
 

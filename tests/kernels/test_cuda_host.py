@@ -126,9 +126,7 @@ def test_numbers_that_do_not_fit_are_warned_of_once_with_their_lines(
     assert second.startswith("mine:6: fc: kernel 5 does not fit here")
 
 
-def test_numbers_that_do_not_fit_are_an_error_if_strict(
-    freed: list[str], caplog: pytest.LogCaptureFixture
-) -> None:
+def test_numbers_that_do_not_fit_are_an_error_if_strict(freed: list[str], caplog: pytest.LogCaptureFixture) -> None:
     network = DeviceNetwork(MODEL, CudaOptions(autoconfig=parse(TABLE, "mine"), strict=True))
     with pytest.raises(EngineError, match=r"^mine:5: layer2_0_conv1: .* \(and 1 more like it\); .*--strict"):
         network.plan(1)

@@ -163,5 +163,3 @@ class _Job:
 def as_cupy(cupy: Any, x: Any) -> Any:
     """An array on the GPU as CuPy sees it, no copy; CuPy's current stream waits for what writes it."""
     return x if isinstance(x, cupy.ndarray) else cupy.from_dlpack(x)
-
-

@@ -82,9 +82,7 @@ class NumpyBackend:
         """Layer name -> int32 NCHW output (`fc`: (n, classes)), in running order."""
         x = on_host(x)
         outputs: dict[str, Int32Array] = {
-            layer.name: np.zeros(
-                (len(x), layer.output.channels, layer.output.height, layer.output.width), np.int32
-            )
+            layer.name: np.zeros((len(x), layer.output.channels, layer.output.height, layer.output.width), np.int32)
             for layer in self.layers
             if not isinstance(layer.layer, (ReLU, Scale))
         }

@@ -38,9 +38,7 @@ class ConvRectify:
     rectify: Rectify
 
     @classmethod
-    def build(
-        cls, conv: Conv2d, quantize: Quantize, shape: LayerShape, source: IntType, out: IntType
-    ) -> ConvRectify:
+    def build(cls, conv: Conv2d, quantize: Quantize, shape: LayerShape, source: IntType, out: IntType) -> ConvRectify:
         products = Products(conv, shape, source)
         factor, shift = quantize.requant_factor, quantize.shift_bits
         narrow = FloatRescale.is_exact(FLOAT32, factor, shift, out, products.bound)
@@ -117,10 +115,7 @@ class ConvResidual:
 
     def exact_in(self, dtype: np.dtype[Any]) -> bool:
         steps = ((self.down, self.middle, self.products.bound), (self.up, self.out, self.widest))
-        return all(
-            FloatRescale.is_exact(dtype, q.requant_factor, q.shift_bits, out, bound)
-            for q, out, bound in steps
-        )
+        return all(FloatRescale.is_exact(dtype, q.requant_factor, q.shift_bits, out, bound) for q, out, bound in steps)
 
     def prepare(self, dtype: np.dtype[Any]) -> None:
         self.products.prepare(dtype)

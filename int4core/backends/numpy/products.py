@@ -118,9 +118,7 @@ def _dense_weight(conv: Conv2d) -> Array:
 
 def unflatten(data: Array, tile: Tile) -> Array:
     """(pixels, C) -> (images, rows, W, C)."""
-    return data.reshape(
-        tile.images.stop - tile.images.start, tile.rows.stop - tile.rows.start, tile.width, -1
-    )
+    return data.reshape(tile.images.stop - tile.images.start, tile.rows.stop - tile.rows.start, tile.width, -1)
 
 
 class Rectify:
@@ -132,9 +130,7 @@ class Rectify:
     the order, as `FloatRescale` argues.
     """
 
-    def __init__(
-        self, quantize: Quantize, out: IntType, bias: Array, bound: int, dtype: np.dtype[Any]
-    ) -> None:
+    def __init__(self, quantize: Quantize, out: IntType, bias: Array, bound: int, dtype: np.dtype[Any]) -> None:
         factor = quantize.requant_factor.astype(np.int64)
         shift = quantize.shift_bits
         rescale = FloatRescale.build(dtype, factor, shift, out, bound)

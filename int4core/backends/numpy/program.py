@@ -55,9 +55,7 @@ class BlockProgram:
 
     def run(self, source: FeatureMap, target: FeatureMap, space: Workspace, record: Recorder | None) -> None:
         n = len(source.padded)
-        narrow = FeatureMap.take(
-            space, "narrow", n, self.head.output, self.middle.products.window.padding
-        )
+        narrow = FeatureMap.take(space, "narrow", n, self.head.output, self.middle.products.window.padding)
         self.head.run(source, narrow, space, record)
         mixed = FeatureMap.take(space, "mixed", n, self.middle.output, self.tail.products.window.padding)
         self.middle.run(narrow, mixed, space, record)
@@ -92,9 +90,7 @@ class Program:
         shapes = {layer.name: layer for layer in layers}
         self.input = layers[0].input
         stem_type = output_type(shapes, net.quantize1)
-        self.stem = ConvRectify.build(
-            net.conv1, net.quantize1, shapes[net.conv1.name], layers[0].input_type, stem_type
-        )
+        self.stem = ConvRectify.build(net.conv1, net.quantize1, shapes[net.conv1.name], layers[0].input_type, stem_type)
         self.maxpool = MaxPool(net.maxpool, shapes[net.maxpool.name].output)
         blocks = []
         source = stem_type

@@ -224,4 +224,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {printed(error)}", file=sys.stderr)
         return 1
     return 0
-

@@ -20,9 +20,7 @@ from int4core.backends.cuda.plan.ops import ConvOp
 from int4core.errors import EngineError
 from int4core.layers import Int8Array
 
-WINDOW = np.dtype(
-    [(name, "<i4") for name in ("h", "w", "pieces", "stride", "pad", "taps", "channel_blocks")]
-)
+WINDOW = np.dtype([(name, "<i4") for name in ("h", "w", "pieces", "stride", "pad", "taps", "channel_blocks")])
 """How windows of a tensor are read: its image, 16-byte pieces of a pixel, the square window, blocks of K of a tap."""
 
 CONV_SHAPE = np.dtype(

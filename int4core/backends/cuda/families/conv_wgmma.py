@@ -33,8 +33,7 @@ MAX_STAGES = 16
 """Buffers of a ring: MAX_STAGES in the kernel."""
 
 _SHAPE_FIELDS = (
-    "pixels tiles p q taps_w stride pad channel_blocks residual_blocks residual_stride blocks"
-    " out_channels stages"
+    "pixels tiles p q taps_w stride pad channel_blocks residual_blocks residual_stride blocks out_channels stages"
 )
 CONV_SHAPE = np.dtype([(name, "<i4") for name in _SHAPE_FIELDS.split()])
 """`ConvShape` in conv_wgmma.cu.

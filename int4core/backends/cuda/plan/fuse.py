@@ -92,9 +92,7 @@ def _bottleneck(block: Bottleneck, shapes: Shapes, n: int, source: str) -> list[
         limits += Limits(-reach, reach)
         read = shapes[conv.name].input
         place = Source(read.height, read.width, padded(read.channels), conv.stride[0])
-        tail["shape"] = _shape(
-            block.conv3, shapes, n, output=output, residual=Residual.CONVOLUTION, source=place
-        )
+        tail["shape"] = _shape(block.conv3, shapes, n, output=output, residual=Residual.CONVOLUTION, source=place)
     return [*head, ConvOp(block.conv3.name, second, source, last, limits=limits, **tail)]
 
 
@@ -117,9 +115,7 @@ def _head(net: ResNet, shapes: Shapes, n: int, source: str, top: int) -> tuple[O
     if top:
         check_k(top, net.classes)
     last = shapes[pool.name].input
-    mean = PoolOp(
-        pool.name, source, pool.name, n, last.height, last.width, padded(last.channels), pool.kernel_size
-    )
+    mean = PoolOp(pool.name, source, pool.name, n, last.height, last.width, padded(last.channels), pool.kernel_size)
     weight = np.zeros((len(fc.weight), mean.features), np.int8)
     weight[:, : fc.in_features] = fc.weight
     return (
@@ -167,4 +163,3 @@ def pad(array: npt.NDArray[Any], axis: int) -> npt.NDArray[Any]:
     if not missing:
         return array
     return np.pad(array, [(0, missing if i == axis else 0) for i in range(array.ndim)])
-

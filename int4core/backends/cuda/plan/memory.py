@@ -41,8 +41,7 @@ def lifetimes(ops: Sequence[Op], input_bytes: int, kept: Collection[str] = ()) -
         last[op.output.name] = i
     end = len(ops) - 1
     return tuple(
-        Lifetime(tensor, first, end if name in kept else last[name])
-        for name, (tensor, first) in written.items()
+        Lifetime(tensor, first, end if name in kept else last[name]) for name, (tensor, first) in written.items()
     )
 
 

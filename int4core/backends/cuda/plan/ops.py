@@ -318,7 +318,6 @@ class TopOp:
 Op: TypeAlias = StemOp | ConvOp | PoolOp | LinearOp | TopOp
 
 
-
 def with_batch(op: Op, n: int) -> Op:
     """The same operation on batches of `n` images."""
     if isinstance(op, ConvOp):
