@@ -8,14 +8,16 @@ from contextlib import closing
 from itertools import islice
 
 from int4core.errors import printable
+from pipeline.classify.begin import begin
 from pipeline.classify.evaluation import Evaluation
 from pipeline.classify.intake import Intake
+from pipeline.classify.on_ray import RayCommand
 from pipeline.classify.options import Options, parse
 from pipeline.classify.summary import decoded_line, summarise, summary_path
 from pipeline.commands.files import check_file
 from pipeline.commands.report import write_report
 from pipeline.commands.session import identity, session_spec
-from pipeline.commands.setup import Setup, set_up
+from pipeline.commands.setup import Setup
 from pipeline.commands.shell import Shell, run
 from pipeline.errors import PipelineError
 from pipeline.memory.segment import sweep_stale
@@ -24,8 +26,7 @@ from pipeline.report.json_file import write_json
 from pipeline.report.page import Ending, Reporter
 from pipeline.report.verdict import judge
 from pipeline.report.versions import versions
-from pipeline.samples.classes import read_classes
-from pipeline.samples.labels import BY_SHARD, Labels
+from pipeline.samples.labels import Labels
 from pipeline.samples.sources import Source
 from pipeline.session.abandon import abandon
 from pipeline.session.introduction import introductions
@@ -77,14 +78,12 @@ class ClassifyCommand:
         for option, file in written.items():
             if file is not None:
                 check_file(option, file)
+        if options.ray is not None and not options.dry_run:
+            return self._status(RayCommand(options, self._supervisor, self._shell).run())
         for path in sweep_stale():
             self._say(f"removed {path}, left behind by a run that was killed")
-        setup = set_up(options.engine, self._say)
-        names = read_classes(options.classes, setup.model, setup.network.classes)
-        if options.labels not in (None, BY_SHARD):
-            self._labels = Labels.read(str(options.labels), options.sources, names, setup.network.classes)
-        if options.top > setup.network.classes:
-            raise PipelineError(f"--top {options.top}: the model has {setup.network.classes} classes")
+        beginning = begin(options, options.engine, self._say)
+        setup, names, self._labels = beginning.setup, beginning.names, beginning.labels
         if options.report is not None and not options.dry_run:
             label_of = None if self._labels is None else self._labels.of
             self._reporter = Reporter(options.report, setup.network.classes, label_of)

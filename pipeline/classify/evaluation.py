@@ -53,9 +53,19 @@ class Evaluation:
         self._top5 += int(right[:, :TOP_5].any(axis=1).sum())
         self._has_top5 = rows.top_ids.shape[1] >= TOP_5
 
+    @property
+    def counts(self) -> tuple[int, int, int]:
+        """Labelled sources, and how many of them are right at once and among the best five: numbers that add up."""
+        return self._labelled, self._top1, self._top5
+
     def scores(self) -> Scores | None:
         """None when no source had a label."""
-        if not self._labelled:
-            return None
-        top5 = Accuracy.of(self._top5, self._labelled) if self._has_top5 else None
-        return Scores(Accuracy.of(self._top1, self._labelled), top5)
+        return scores_of(self.counts, top5=self._has_top5)
+
+
+def scores_of(counts: Sequence[int], *, top5: bool) -> Scores | None:
+    """What `Evaluation.counts` come to, with or without the best five; None when no source had a label."""
+    labelled, right, among = [*counts, 0, 0, 0][:3]
+    if not labelled:
+        return None
+    return Scores(Accuracy.of(right, labelled), Accuracy.of(among, labelled) if top5 else None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -57,6 +58,7 @@ class Options:
         strict: whether a row with an error makes the exit status 4.
         dry_run: say what would be done and do nothing.
         summary: the file for the summary, None: beside the table.
+        ray: the Ray cluster to run on, by its address or `local`; None: this machine alone.
         report: the file for a report in HTML, None: none.
     """
 
@@ -70,6 +72,7 @@ class Options:
     ordered: bool
     strict: bool
     dry_run: bool
+    ray: str | None
     summary: Path | None
     report: Path | None
     engine: EngineOptions
@@ -80,6 +83,16 @@ class Options:
         """For the summary: paths as text."""
         plain: dict[str, Any] = _plain(asdict(self))
         return plain
+
+
+# What a run on a cluster cannot do, by attribute: each of its actors has a run of its own.
+OF_ONE_MACHINE = {
+    "gpus": "--gpus: Ray gives each actor its GPU",
+    "trace": "--trace: a timeline is of one machine",
+    "report": "--report: the page is of one machine's run",
+}
+RAY_LOCAL = "local"
+RAY_ADDRESS = re.compile(rf"{RAY_LOCAL}|auto|[^/\s]+:[0-9]{{1,5}}")
 
 
 def parse(argv: Sequence[str]) -> Options:
@@ -93,6 +106,8 @@ def parse(argv: Sequence[str]) -> Options:
         wrong = f"--out {args.out} and --report {args.report} are one file; give one of them another name"
     if wrong is None:
         wrong = _no_place(args.out)
+    if wrong is None and args.ray is not None:
+        wrong = _wrong_with_ray(args)
     if wrong is not None:
         parser.error(wrong)
     try:
@@ -110,6 +125,7 @@ def parse(argv: Sequence[str]) -> Options:
         ordered=not args.unordered,
         strict=args.strict,
         dry_run=args.dry_run,
+        ray=args.ray,
         summary=args.summary,
         report=args.report,
         engine=engine_options(args),
@@ -157,12 +173,26 @@ def build_parser() -> argparse.ArgumentParser:
     what.add_argument("--unordered", action="store_true", help="rows as they come, not in the order of the sources")
     what.add_argument("--dry-run", action="store_true", help="list what would be classified, and do nothing")
     what.add_argument("--strict", action="store_true", help="exit status 4 when a source could not be classified")
+    what.add_argument(
+        "--ray", nargs="?", const=RAY_LOCAL, metavar="ADDRESS",
+        help="classify on a Ray cluster: at HOST:PORT, `auto` for the one this machine is of, or a new one on this "
+        "machine alone",
+    )  # fmt: skip
     add_engine(parser.add_argument_group("what computes"), strict="--strict-kernels")
     add_loaders(parser.add_argument_group("what loads"), decode=True)
     show = parser.add_argument_group("what to show and keep")
     show.add_argument("--summary", type=values.path, metavar="FILE", help="summary in JSON (default: beside the table)")
     add_showing(show)
     return parser
+
+
+def _wrong_with_ray(args: argparse.Namespace) -> str | None:
+    if not RAY_ADDRESS.fullmatch(args.ray):
+        return f"--ray {args.ray}: an address is HOST:PORT, auto or {RAY_LOCAL}; sources go before --ray"
+    if args.labels == BY_SHARD:
+        return f"--labels {BY_SHARD}: a map or {BY_FOLDER} will do; leave it out with --ray"
+    given = [sentence for name, sentence in OF_ONE_MACHINE.items() if getattr(args, name) is not None]
+    return f"{given[0]}; leave it out with --ray" if given else None
 
 
 def _plain(value: Any) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -27,7 +27,7 @@ from pipeline.samples.images import ImageRules
 from pipeline.samples.sources import BytesLocator, FailedLocator, Locator, PathLocator, Source
 from pipeline.samples.tables import image_column, image_in, kind_of
 from pipeline.sinks.parquet import ParquetFormat
-from pipeline.sinks.rows import COLUMNS, Rows
+from pipeline.sinks.rows import COLUMNS
 
 ANSWERS = COLUMNS[1:]
 DEFAULT_TOP = 5
@@ -139,8 +139,17 @@ class Classifier:
 class SourceClassifier(Classifier):
     """The same for a dataset of sources (columns KEY, PLACE and SOURCE), as the command lists them."""
 
-    def __init__(self, engine: EngineOptions, loaders: LoaderOptions, top: int, classes: Path | None) -> None:
+    def __init__(
+        self,
+        engine: EngineOptions,
+        loaders: LoaderOptions,
+        top: int,
+        classes: Path | None,
+        started: Callable[[list[dict[str, Any]]], None],
+    ) -> None:
+        """`started` is told when it is up, with what is to be said of its engines."""
         self._open(engine, loaders, top, classes)
+        started([{"note": note} for note in self._work.session.batches.infer.notes])
 
     def __call__(self, table: Any) -> Any:
         sources: Sequence[bytes] = table[SOURCE].to_pylist()
@@ -160,8 +169,3 @@ def _locator(cell: Any, column: str) -> Locator:
     except ImageError as error:
         return FailedLocator(error.path, error.why)
     return PathLocator(image) if isinstance(image, str) else BytesLocator(image)
-
-
-def rows_in(table: Any, file_format: ParquetFormat) -> Rows:
-    """The answers in an Arrow table of a `SourceClassifier`."""
-    return file_format.rows(table.combine_chunks().to_batches()[0])

@@ -81,4 +81,5 @@ class View:
 _SETS_UP = {
     "infer": "engines up (they read the model, prepare its kernels and measure themselves)",
     "decode": "loaders up",
+    "classify": "actors up (each starts loaders and an engine)",
 }

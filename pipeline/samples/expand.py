@@ -60,6 +60,13 @@ def expand(
     return chain.from_iterable(listing() for listing in planned)
 
 
+def spelled_out(argument: str) -> list[str]:
+    """The arguments that `argument` stands for: more than one where it has braces. Raises PipelineError."""
+    listed = argument == "-" or argument.startswith("@")
+    literal = listed or (not is_url(argument) and os.path.lexists(argument))
+    return [argument] if literal else _expand_braces(argument)
+
+
 def shard(sources: Iterable[Source], index: int, count: int) -> Iterator[Source]:
     """Of `sources`, those of shard `index` (0, 1, ...) of `count`: each is in one shard, by a hash of its key.
 
@@ -103,8 +110,7 @@ class _Expander:
         elif not argument:
             raise PipelineError("a source has an empty name; name a file, a folder or a list")
         else:
-            literal = not is_url(argument) and os.path.lexists(argument)
-            for name in [argument] if literal else _expand_braces(argument):
+            for name in spelled_out(argument):
                 yield self._plan_url(name) if is_url(name) else self._plan_path(name)
 
     def _plan_path(self, path: str) -> Callable[[], Iterator[Source]]:

@@ -14,6 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 DIGEST_BYTES = 16
+# All are of one length, so that numpy's taking closing zeros for nothing makes no two of them equal.
+DIGEST = np.dtype(f"S{DIGEST_BYTES}")
 
 UNWRITABLE = re.compile("[\\\\\0\ud800-\udfff]")
 ESCAPED = re.compile(r"\\(\\|x[0-9a-f]{2}|u[0-9a-f]{4})")
@@ -76,6 +78,38 @@ class KeySet:
 
     def __len__(self) -> int:
         return sum(table.size for table in self._tables)
+
+
+class SortedKeys:
+    """Keys that are not added to any more, 16 bytes each, in one array that many processes may map.
+
+    Attributes:
+        digests: S16 (n,), sorted.
+    """
+
+    def __init__(self, digests: npt.NDArray[np.bytes_]) -> None:
+        self.digests = digests
+
+    @classmethod
+    def merged(cls, parts: Sequence[npt.NDArray[np.bytes_]]) -> SortedKeys:
+        """Of digests in any order."""
+        return cls(np.sort(np.concatenate([np.empty(0, DIGEST), *parts])))
+
+    def hold(self, texts: Sequence[str]) -> npt.NDArray[np.bool_]:
+        """Which of the escaped keys (n,) are among them: bool (n,)."""
+        if not len(self.digests):
+            return np.zeros(len(texts), np.bool_)
+        wanted = digests(texts)
+        place = np.minimum(np.searchsorted(self.digests, wanted), len(self.digests) - 1)
+        return np.asarray(self.digests[place] == wanted)
+
+    def __len__(self) -> int:
+        return len(self.digests)
+
+
+def digests(texts: Sequence[str]) -> npt.NDArray[np.bytes_]:
+    """The digests of escaped keys (n,): S16 (n,)."""
+    return np.frombuffer(b"".join(map(_digest, texts)), DIGEST)
 
 
 def _digest(text: str) -> bytes:

@@ -57,6 +57,9 @@ class Sink(Protocol):
     def write(self, rows: Rows) -> None:
         """Take `rows`. Raises SinkError."""
 
+    def count(self, rows: int, errors: int) -> None:
+        """So many rows, with so many errors among them, came to where they are without `write`."""
+
     def tick(self) -> None:
         """To be called every second or so, when no rows come: what has waited long enough is made safe."""
 

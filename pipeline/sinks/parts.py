@@ -192,6 +192,11 @@ class PartsSink:
                 yield from self._format.read(path)
 
     @property
+    def file_format(self) -> Format:
+        """Of the parts."""
+        return self._format
+
+    @property
     def earlier_parts(self) -> tuple[Path, ...]:
         """The parts that were there when this was made."""
         return tuple(self._earlier)
@@ -202,7 +207,7 @@ class PartsSink:
         return PartWriter(self._parts_folder, self._format, self._about, run * PARTS_OF_A_RUN)
 
     def count(self, rows: int, errors: int) -> None:
-        """So many rows, with so many errors among them, are in parts that others wrote, or that earlier runs did."""
+        """So many rows, with so many errors among them, are in parts that others or earlier runs wrote."""
         self.rows += rows
         self.errors += errors
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import BinaryIO
 
 from pipeline.samples.keys import KeySet
@@ -27,8 +28,11 @@ class NoSink:
     def note(self, notes: Mapping[str, str]) -> None: ...
 
     def write(self, rows: Rows) -> None:
-        self.rows += len(rows)
-        self.errors += len(rows.errors)
+        self.count(len(rows), len(rows.errors))
+
+    def count(self, rows: int, errors: int) -> None:
+        self.rows += rows
+        self.errors += errors
 
     def tick(self) -> None: ...
 
@@ -44,17 +48,29 @@ class StreamSink(NoSink):
     def __init__(self, stream: BinaryIO, file_format: Format) -> None:
         super().__init__()
         self._stream = stream
-        self._format = file_format
+        self.file_format = file_format
 
     def __enter__(self) -> StreamSink:
         return self
 
     def write(self, rows: Rows) -> None:
-        try:
-            self._format.write(self._stream, rows, About({}, {}))
+        with self._plainly():
+            self.file_format.write(self._stream, rows, About({}, {}))
             self._stream.flush()
+        self.count(len(rows), len(rows.errors))
+
+    def write_text(self, text: bytes) -> None:
+        """Take rows that are in the format already; they are counted apart (`count`)."""
+        with self._plainly():
+            self._stream.write(text)
+            self._stream.flush()
+
+    @staticmethod
+    @contextmanager
+    def _plainly() -> Iterator[None]:
+        try:
+            yield
         except BrokenPipeError as error:
             raise SinkError("standard output: its reader has closed it") from error
         except OSError as error:
             raise SinkError(f"standard output: cannot be written ({error.strerror or error})") from error
-        super().write(rows)

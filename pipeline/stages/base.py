@@ -30,6 +30,10 @@ class StageFailure(PipelineError):
         super().__init__(f"stage {stage}: {what}")
         self.stage = stage
         self.traceback = traceback
+        self._what = what
+
+    def __reduce__(self) -> tuple[type[StageFailure], tuple[str, str, str]]:
+        return type(self), (self.stage, self._what, self.traceback)
 
     @classmethod
     def of(cls, stage: str, what: str, error: BaseException) -> StageFailure:

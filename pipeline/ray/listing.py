@@ -1,0 +1,194 @@
+"""Sources as a dataset: listed in tasks, none of them in the driver, and what they have counted."""
+
+from __future__ import annotations
+
+import io
+import pickle
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from typing import Any, BinaryIO
+
+from pipeline.extras import require
+from pipeline.ray.classifier import KEY, PLACE, SOURCE
+from pipeline.ray.cluster import nodes
+from pipeline.samples.expand import expand, shard
+from pipeline.samples.keys import KeySet, SortedKeys, escape_all
+from pipeline.samples.left_out import LeftOut
+
+PART = "part"
+
+# Sources of one part have places that follow each other, those of the next begin here: more than any part has.
+PLACES_OF_A_PART = 10**12
+
+LISTED_AT_A_TIME = 4096
+
+# Of a core, what is set apart for a task that lists, reads or writes: they wait for files more than they compute.
+TASK_CPUS = 0.05
+LISTING_TASKS_OF_A_NODE = 4
+PIECE_BYTES = 1 << 24
+
+
+@dataclass(frozen=True)
+class Listed:
+    """What has been listed: of a part, or of all.
+
+    Attributes:
+        seen: sources.
+        skipped: of those, the ones that were answered by an earlier run or named twice.
+        files, folders: see `pipeline.samples.left_out.LeftOut`.
+        ended: parts that have come to their end.
+        actors: that classify and are up, or have been.
+    """
+
+    seen: int = 0
+    skipped: int = 0
+    files: Counter[str] = field(default_factory=Counter)
+    folders: int = 0
+    ended: int = 0
+    actors: int = 0
+
+    def __add__(self, other: Listed) -> Listed:
+        return Listed(
+            self.seen + other.seen,
+            self.skipped + other.skipped,
+            self.files + other.files,
+            self.folders + other.folders,
+            self.ended + other.ended,
+        )
+
+    @property
+    def left_out(self) -> LeftOut:
+        left_out = LeftOut()
+        left_out.files, left_out.folders = self.files, self.folders
+        return left_out
+
+
+class Tally:
+    """An actor that is told what has been listed, and which actors are up. What is done again counts once."""
+
+    def __init__(self) -> None:
+        self._parts: dict[int, Listed] = {}
+        self._engines: dict[str, list[dict[str, Any]]] = {}
+
+    def started(self, actor: str, engines: list[dict[str, Any]]) -> None:
+        """An actor is up, with what is to be said of its engines."""
+        self._engines[actor] = engines
+
+    def engines(self) -> list[dict[str, Any]]:
+        return [engine for engines in self._engines.values() for engine in engines]
+
+    def report(self, part: int, listed: Listed) -> None:
+        self._parts[part] = listed
+
+    def total(self) -> Listed:
+        return replace(sum(self._parts.values(), Listed()), actors=len(self._engines))
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What every listing task is told.
+
+    Attributes:
+        column: of Parquet tables, the one with the images.
+        part: (index, count) of `--shard`.
+        done: a reference to the `SortedKeys` of the rows there are, None without any.
+        apart: whether a path that is found is to be passed over: the run's own output.
+        tally: the `Tally`.
+        stdin: references to the pieces of what standard input gave.
+    """
+
+    column: str | None
+    part: tuple[int, int]
+    done: Any
+    apart: Callable[[str], bool]
+    tally: Any
+    stdin: tuple[Any, ...] = ()
+
+
+def list_sources(table: Any, listing: Listing) -> Iterator[Any]:
+    """The sources of the parts in `table` (PART, pickled numbers and arguments) as tables of KEY, PLACE and SOURCE."""
+    ray = require("ray", "ray", "classification on Ray")
+    arrow = require("pyarrow", "ray", "classification on Ray")
+    done = SortedKeys.merged([]) if listing.done is None else ray.get(listing.done)
+    for part in table[PART].to_pylist():
+        number, arguments = pickle.loads(part)
+        for chunk in _part(number, arguments, listing, done):
+            places, keys, sources = zip(*chunk, strict=True) if chunk else ((), (), ())
+            yield arrow.table(
+                {
+                    KEY: arrow.array(keys, arrow.string()),
+                    PLACE: arrow.array(places, arrow.int64()),
+                    SOURCE: arrow.array(sources, arrow.binary()),
+                }
+            )
+
+
+def _part(
+    number: int, arguments: Sequence[str], listing: Listing, done: SortedKeys
+) -> Iterator[list[tuple[int, str, bytes]]]:
+    """(place, escaped key, pickled source) of what is left to do, some at a time; the tally is told of all."""
+    left_out, given, seen, skipped = LeftOut(), KeySet(), 0, 0
+    stdin = io.BufferedReader(Pieces(listing.stdin)) if "-" in arguments else None
+    sources = shard(
+        expand(arguments, column=listing.column, left_out=left_out, stdin=stdin, apart=listing.apart), *listing.part
+    )
+
+    def listed(ended: int) -> Listed:
+        return Listed(seen, skipped, Counter(left_out.files), left_out.folders, ended)
+
+    while some := list(islice(sources, LISTED_AT_A_TIME)):
+        keys = escape_all([source.key for source in some])
+        known = done.hold(keys)
+        fresh = [not known[n] and given.add_escaped(key) for n, key in enumerate(keys)]
+        to_do = [(key, pickle.dumps(source)) for key, source, new in zip(keys, some, fresh, strict=True) if new]
+        first = number * PLACES_OF_A_PART + seen - skipped
+        yield [(first + n, key, source) for n, (key, source) in enumerate(to_do)]
+        seen += len(some)
+        skipped += len(some) - len(to_do)
+        listing.tally.report.remote(number, listed(0))
+    listing.tally.report.remote(number, listed(1))
+
+
+class Pieces(io.RawIOBase):
+    """A stream of bytes that are in the object store, a piece at a time."""
+
+    def __init__(self, pieces: Sequence[Any]) -> None:
+        self._pieces = iter(pieces)
+        self._left = memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        if not self._left:
+            piece = next(self._pieces, None)
+            if piece is None:
+                return 0
+            self._left = memoryview(require("ray", "ray", "classification on Ray").get(piece))
+        count = min(len(buffer), len(self._left))
+        buffer[:count], self._left = self._left[:count], self._left[count:]
+        return count
+
+
+def put_pieces(ray: Any, stream: BinaryIO) -> tuple[Any, ...]:
+    """References to what `stream` gives until its end, in pieces; one piece is in the driver's memory at a time."""
+    return tuple(ray.put(piece) for piece in iter(lambda: stream.read(PIECE_BYTES), b""))
+
+
+def sources_dataset(ray: Any, parts: Iterable[Sequence[str]], listing: Listing, *, rows: int) -> Any:
+    """A dataset of the sources that `parts` name, in blocks of `rows`; nothing is listed yet."""
+    items = [{PART: pickle.dumps(part)} for part in enumerate(parts)]
+    return (
+        ray.data.from_items(items, override_num_blocks=len(items))
+        .map_batches(
+            list_sources,
+            batch_size=1,
+            batch_format="pyarrow",
+            fn_kwargs={"listing": listing},
+            num_cpus=TASK_CPUS,
+            concurrency=LISTING_TASKS_OF_A_NODE * len(nodes(ray)),
+        )
+        .repartition(target_num_rows_per_block=rows)
+    )

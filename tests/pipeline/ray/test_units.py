@@ -1,0 +1,95 @@
+"""How arguments are parted for the tasks that list them, and how actors are laid out. No Ray is needed."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import PipelineError
+from pipeline.ray.cluster import Layout, lay_out
+from pipeline.ray.units import NAMED_IN_A_PART, parted
+from pipeline.samples.expand import expand
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("a/b/1.jpg", "a/2.jpg", "c/3.jpg", "x.jpg", "y.jpg", "z.jpg"):
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).touch()
+    for number in range(3):
+        Path(f"s{number}.tar").write_bytes(bytes(1024))
+    Path("list.txt").write_text("x.jpg\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (["a", "c"], [("a",), ("c",)]),
+        (["s{0..2}.tar"], [("s0.tar",), ("s1.tar",), ("s2.tar",)]),
+        (["s*.tar", "c"], [("s0.tar",), ("s1.tar",), ("s2.tar",), ("c",)]),
+        (["x.jpg", "y.jpg", "a", "z.jpg"], [("x.jpg", "y.jpg"), ("a",), ("z.jpg",)]),
+        # Whatever may give a key twice is listed by one task.
+        (["a", "c", "a/b/1.jpg"], [("a", "a/b/1.jpg"), ("c",)]),
+        (["a/b", "c", "a/"], [("a/b", "a/"), ("c",)]),
+        (["s0.tar", "c", "s0.tar"], [("s0.tar", "s0.tar"), ("c",)]),
+        (["a/*.jpg", "c", "a/2.jpg"], [("a/*.jpg", "a/2.jpg"), ("c",)]),
+        (["a", "@list.txt", "c"], [("a", "@list.txt", "c")]),
+        (["a", "-"], [("a", "-")]),
+    ],
+)
+def test_arguments_are_parted_where_no_key_can_be_in_two_parts(arguments: list[str], parts: list) -> None:
+    assert parted(arguments) == parts
+    if "-" not in arguments:
+        keys = [{source.key for source in expand(part)} for part in parts]
+        assert sum(map(len, keys)) == len(set.union(*keys))
+
+
+def test_images_that_are_named_one_by_one_are_listed_some_thousand_at_a_time() -> None:
+    folder = Path("many")
+    folder.mkdir()
+    names = [f"many/{n}.jpg" for n in range(NAMED_IN_A_PART + 3)]
+    for name in names:
+        os.link("x.jpg", name)
+    assert [len(part) for part in parted(names)] == [NAMED_IN_A_PART, 3]
+
+
+def test_what_other_machines_cannot_read_is_refused() -> None:
+    os.mkfifo("pipe")
+    with pytest.raises(PipelineError, match="no regular file, so other machines cannot read it; give the list as -"):
+        parted(["@pipe"])
+    with pytest.raises(PipelineError, match="nothing: there is no such file or folder"):
+        parted(["nothing"])
+
+
+@pytest.mark.parametrize(
+    ("nodes", "gpu", "actors", "layout"),
+    [
+        ([{"CPU": 2}], "auto", None, Layout(1, 0.5, 0, 1)),
+        ([{"CPU": 2}], "auto", 2, Layout(2, 0.25, 0, 1)),
+        ([{"CPU": 16, "GPU": 1}, {"CPU": 32, "GPU": 2}, {"CPU": 8}], "auto", None, Layout(3, 14.0, 1, 14)),
+        ([{"CPU": 128, "GPU": 8}] * 2, "h100", None, Layout(16, 15.0, 1, 15)),
+        ([{"CPU": 128, "GPU": 8}, {"CPU": 4}], "cpu", None, Layout(2, 2.0, 0, 2)),
+    ],
+)
+def test_actors_are_laid_out_on_what_a_cluster_has(
+    nodes: list[dict[str, float]], gpu: str, actors: int | None, layout: Layout
+) -> None:
+    assert lay_out(nodes, gpu, actors) == layout
+
+
+@pytest.mark.parametrize(
+    ("nodes", "gpu", "actors", "sentence"),
+    [
+        ([{"CPU": 1}], "auto", None, "no node with 2 CPUs"),
+        ([{"CPU": 2}], "h100", None, "no node with a GPU, and --gpu h100 was asked for"),
+        ([{"CPU": 8, "GPU": 1}], "auto", 2, "2 actors: the Ray cluster has 1 GPUs"),
+    ],
+)
+def test_what_a_cluster_cannot_hold_is_an_error(
+    nodes: list[dict[str, float]], gpu: str, actors: int | None, sentence: str
+) -> None:
+    with pytest.raises(PipelineError, match=sentence):
+        lay_out(nodes, gpu, actors)
