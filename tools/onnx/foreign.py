@@ -44,6 +44,9 @@ FACTOR_MAX = 65535
 SHIFTS = {"u4": 20, "u7": 16, "s8": 16, "u31": 16, "s32": 16}
 """Most shift of a Quantize to each type: (hi + 1) * 2^shift <= 2^24 keeps float32 exact, and more adds little."""
 
+BIAS_ROOM = 32000
+"""Units of a sum that a bias may have after its channel's 8-bit weights were made coarser."""
+
 STAGES = 4
 
 
@@ -258,6 +261,15 @@ class _Builder:
         with np.errstate(divide="ignore", invalid="ignore"):
             crowded = (np.abs(sums.bias) > unit * S16.hi) | (beside > unit * FACTOR_MAX / 2)
         moves = unit * np.abs(weight).reshape(len(weight), -1).sum(axis=1) * max(source.hi, -source.lo) / out_step
+        if kind is S8 and (tight := crowded & (moves >= 0.5)).any():
+            # Of 8 bits some can be spared; finetune widens steps for the same reason.
+            wider = np.where(tight, np.abs(sums.bias) / np.where(tight, unit, 1) / BIAS_ROOM, 1.0)
+            weight, unit = np.rint(weight / wider[:, None, None, None]).astype(np.int64), unit * wider
+            crowded &= ~tight
+            self.found.notes.append(
+                f"{name}: weights of {int(tight.sum())} channels rounded to steps up to {wider.max():.2f} times as "
+                "wide, so that their biases fit 16 bits"
+            )
         if wrong := np.flatnonzero(crowded & (moves >= 0.5)).tolist():
             units = abs(sums.bias[wrong[0]]) / unit[wrong[0]]
             why = f"channel {wrong[0]}: its bias is {units:,.0f} units of its sums; the format holds {S16.hi:,}"
