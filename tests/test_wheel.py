@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import re
 import subprocess
 import sys
 import zipfile
@@ -44,6 +45,13 @@ def test_it_carries_the_data_files(wheel: Path) -> None:
         tracked = {p.relative_to(ROOT).as_posix() for p in (ROOT / folder).rglob(pattern) if p.is_file()}
         assert {n for n in tracked if "__pycache__" not in n} <= names
     assert not [n for n in names if n.startswith(("tests/", "tools/", "benchmarks/"))]
+
+
+def test_installing_it_brings_what_the_commands_need(wheel: Path, tmp_path: Path) -> None:
+    zipfile.ZipFile(wheel).extractall(tmp_path)
+    distribution = next(iter(metadata.distributions(path=[str(tmp_path)])))
+    required = {re.split("[ <>=!~;]", r)[0] for r in distribution.requires or [] if "extra ==" not in r}
+    assert required == {"numpy", "pillow", "mlcommons-loadgen", "psutil", "rich", "nvidia-ml-py"}
 
 
 @pytest.fixture(scope="module")

@@ -138,8 +138,9 @@ def _matches(names: list[str], segments: list[str]) -> bool:
 def _local_entries(folder: str) -> Iterator[Entry]:
     with os.scandir(folder) as found:
         while window := list(islice(found, WINDOW)):
-            window.sort(key=lambda entry: entry.name)
-            for entry in window:
+            window.sort(key=lambda entry: entry.name, reverse=True)
+            while window:
+                entry = window.pop()  # what it finds out of a link stays with it: a window of links is 57 MB
                 yield Entry(os.path.join(folder, entry.name), entry.name, _kind(entry))
 
 
