@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +57,7 @@ def describe_system(plan: Plan) -> dict[str, str]:
         "framework": f"int4-resnet50 {versions()['int4-resnet50']}",
         "other_software_stack": _software(machine),
     }
-    return found | _host(machine) | _accelerators(machine["gpus"])
+    return found | _host(machine) | accelerators(machine["gpus"])
 
 
 def unfinished(description: Mapping[str, object]) -> list[str]:
@@ -83,15 +83,17 @@ def _host(machine: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def _accelerators(gpus: list[Mapping[str, Any]]) -> dict[str, str]:
+def accelerators(gpus: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """What the driver says of `gpus`, the `gpus` of `describe_machine`; N/A without one."""
     if not gpus:
         nothing = ("accelerator_model_name", "accelerator_memory_capacity", *_about_accelerators())
         return {"accelerators_per_node": "0", **dict.fromkeys(nothing, NO_ACCELERATOR)}
-    memory = gpus[0].get("memory_bytes") or gpus[0].get("memory_total_bytes")
+    memory, clock = gpus[0]["memory_bytes"], gpus[0]["clock_limit_mhz"]
     return {
         "accelerators_per_node": str(len(gpus)),
         "accelerator_model_name": str(gpus[0]["name"]),
         "accelerator_memory_capacity": _gib(memory) if memory else f"{FILL_IN}: such as 141 GB",
+        "accelerator_frequency": f"{clock} MHz" if clock else "",
     }
 
 
@@ -101,8 +103,8 @@ def _about_accelerators() -> list[str]:
 
 def _software(machine: Mapping[str, Any]) -> str:
     named = [f"{name} {version}" for name, version in versions().items() if version and name != "int4-resnet50"]
-    drivers = {str(gpu.get("driver")) for gpu in machine["gpus"] if gpu.get("driver")}
-    return ", ".join([*named, *(f"driver {driver}" for driver in sorted(drivers))])
+    driver = machine.get("nvidia_driver")
+    return ", ".join([*named, *([f"NVIDIA driver {driver}"] if driver else [])])
 
 
 def _sockets() -> int:

@@ -7,7 +7,7 @@ import pytest
 
 from tools.submission.__main__ import main
 from tools.submission.plan import Plan, read_plan
-from tools.submission.system import FILL_IN, MAY_BE_EMPTY, NOT_EMPTY, unfinished
+from tools.submission.system import FILL_IN, MAY_BE_EMPTY, NOT_EMPTY, accelerators, unfinished
 
 ARGUMENTS = ["init", "--round", "v6.1", "--submitter", "ACME", "--system", "box"]
 
@@ -58,3 +58,17 @@ def test_a_damaged_plan_is_named(text: str, tmp_path: Path, capsys: pytest.Captu
     (tmp_path / "submission.json").write_text(text)
     assert main(["check", str(tmp_path)]) == 1
     assert "submission.json" in capsys.readouterr().err
+
+
+def test_what_the_driver_tells_of_gpus() -> None:
+    gpu = {"name": "NVIDIA H200", "memory_bytes": 141 * 2**30, "clock_limit_mhz": 1980}
+    assert accelerators([gpu, gpu]) == {
+        "accelerators_per_node": "2",
+        "accelerator_model_name": "NVIDIA H200",
+        "accelerator_memory_capacity": "141 GiB",
+        "accelerator_frequency": "1980 MHz",
+    }
+    unknown = accelerators([{**gpu, "memory_bytes": None, "clock_limit_mhz": None}])
+    assert unknown["accelerator_memory_capacity"].startswith(FILL_IN)
+    assert unknown["accelerator_frequency"] == ""
+    assert set(accelerators([]).values()) == {"0", "N/A"}
