@@ -152,8 +152,9 @@ class Batches:
         self._underway: dict[int, _Batch] = {}
         self._tickets = 0
         self._timer = Timer(self.pump, on_failure)
-        self.infer = infer_stage(engine, timeout_s=timeout_s, on_result=self._on_answers, on_failure=on_failure)
-        self.infer.on_room = self.pump
+        self.infer = infer_stage(
+            engine, timeout_s=timeout_s, on_result=self._on_answers, on_failure=on_failure, on_room=self.pump
+        )
         self.complete: ThreadStage[tuple[_Batch, Answered], None] = ThreadStage(
             "complete",
             self._complete,

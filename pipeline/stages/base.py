@@ -48,7 +48,7 @@ class Stage(ABC, Generic[T, R]):
 
     `submit` blocks while `capacity` samples are waiting or being worked on: that is how a slow stage
     holds back the ones before it. When the stage fails, `on_failure` is called once and every blocked
-    `submit` or `drain` raises the failure. `on_room`, when set, is called after every finished task:
+    `submit` or `drain` raises the failure. `on_room`, if given, is called after every finished task:
     the moment to offer the next one to `try_submit`.
     """
 
@@ -59,6 +59,7 @@ class Stage(ABC, Generic[T, R]):
         capacity: int,
         on_result: Callable[[Task[T], R], None],
         on_failure: Callable[[StageFailure], None],
+        on_room: Callable[[], None] | None = None,
     ) -> None:
         self.name = name
         self.workers = workers
@@ -70,7 +71,7 @@ class Stage(ABC, Generic[T, R]):
         self._failed_samples = 0
         self._failure: StageFailure | None = None
         self._stopping = threading.Event()
-        self.on_room: Callable[[], None] | None = None
+        self._on_room = on_room
         self._began_s: float | None = None
         self._counted_s = time.monotonic()
         self._meters = [Meter(self._counted_s) for _ in range(workers)]
@@ -191,8 +192,8 @@ class Stage(ABC, Generic[T, R]):
             self._queued -= task.samples
             self._meters[worker].add(now_s, busy_s, task.samples)
             self._changed.notify_all()
-        if self.on_room is not None:
-            self.on_room()
+        if self._on_room is not None:
+            self._on_room()
 
     def _fail(self, failure: StageFailure) -> None:
         with self._changed:

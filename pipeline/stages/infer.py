@@ -90,6 +90,7 @@ def infer_stage(
     timeout_s: float,
     on_result: Callable[[Task[int], None], None],
     on_failure: Callable[[StageFailure], None],
+    on_room: Callable[[], None] | None = None,
 ) -> InferStage:
     """The stage over `spec.engines` processes; a task's body is the number of a record of the exchange."""
     overlapped = spec.backend == "cuda"
@@ -110,6 +111,7 @@ def infer_stage(
         timeout_s=timeout_s,
         on_result=on_result,
         on_failure=on_failure,
+        on_room=on_room,
         depth=spec.inflight + 1,
         serve=serve_overlapped if overlapped else serve,
     )

@@ -66,12 +66,13 @@ class ProcessStage(Stage[T, R]):
         timeout_s: float,
         on_result: Callable[[Task[T], R], None],
         on_failure: Callable[[StageFailure], None],
+        on_room: Callable[[], None] | None = None,
         depth: int = 2,
         serve: Callable[..., None] = serve,
         on_lost: OnLost[T] | None = None,
         item_timeout_s: float | None = None,
     ) -> None:
-        super().__init__(name, workers, capacity, on_result, on_failure)
+        super().__init__(name, workers, capacity, on_result, on_failure, on_room)
         if item_timeout_s is not None and on_lost is None:
             raise ValueError("without on_lost no worker is replaced, and an item has no time of its own")
         self._make_worker = make_worker
@@ -373,8 +374,8 @@ class ProcessStage(Stage[T, R]):
         with self._changed:
             self._queued -= task.samples
             self._changed.notify_all()
-        if self.on_room is not None:
-            self.on_room()
+        if self._on_room is not None:
+            self._on_room()
 
 
 def _register(selector: selectors.BaseSelector, child: Child) -> None:

@@ -26,9 +26,16 @@ SIZE = 100
 class FakeInfer:
     """Stands in for the stage of engines: keeps what it is given until the test answers it."""
 
-    def __init__(self, _engine: EngineSpec, *, on_result: Callable[[Task[int], None], None], **_options: Any) -> None:
+    def __init__(
+        self,
+        _engine: EngineSpec,
+        *,
+        on_result: Callable[[Task[int], None], None],
+        on_room: Callable[[], None],
+        **_options: Any,
+    ) -> None:
         self.tasks: list[Task[int]] = []
-        self.on_room: Callable[[], None] | None = None
+        self._on_room = on_room
         self._on_result = on_result
 
     def try_submit(self, task: Task[int]) -> bool:
@@ -39,8 +46,7 @@ class FakeInfer:
         task = self.tasks.pop(0)
         exchange.classes(task.body, task.samples)[:] = value
         self._on_result(task, None)
-        if self.on_room is not None:
-            self.on_room()
+        self._on_room()
 
 
 class SlowClient:

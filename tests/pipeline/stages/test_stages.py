@@ -289,13 +289,12 @@ def test_workers_ignore_the_groups_signals() -> None:
 def test_a_wake_up_follows_every_finished_task() -> None:
     outcome = Outcome()
     left = list(range(20))
-    with processes(outcome, workers=1, capacity=2) as stage:
 
-        def pump() -> None:
-            while left and stage.try_submit(Task(left[0], 1, left[0])):
-                left.pop(0)
+    def pump() -> None:
+        while left and stage.try_submit(Task(left[0], 1, left[0])):
+            left.pop(0)
 
-        stage.on_room = pump
+    with processes(outcome, workers=1, capacity=2, on_room=pump) as stage:
         pump()
         deadline = time.monotonic() + 10
         while len(outcome.results) < 20 and time.monotonic() < deadline:
