@@ -152,6 +152,59 @@ class Bottleneck:
     relu: ReLU
     downsample: Sequential | Quantize
 
+    @property
+    def convs(self) -> tuple[Conv2d, ...]:
+        """Its convolutions in running order, without the residual branch's; the last one's sums get the residual."""
+        return self.conv1, self.conv2, self.conv3
+
+    @property
+    def quantizes(self) -> tuple[Quantize, ...]:
+        """What follows each of `convs`."""
+        return self.quantize1, self.quantize2, self.quantize3
+
+    @property
+    def strided(self) -> Conv2d:
+        """The convolution that has the block's stride."""
+        return self.conv2
+
+
+@dataclass(frozen=True, eq=False)
+class BasicBlock:
+    """One residual block of two 3x3 convolutions (`BasicBlockQuantized`), as in ResNet-18 and 34.
+
+    This project's extension: the published format has bottlenecks only.
+    out = quantize2(relu(conv2(q1(relu(conv1(x)))) + downsample(x))), the sum in s32. `downsample` and `stride` are as
+    in Bottleneck; the stride equals conv1's.
+    """
+
+    name: str
+    stride: int
+    downsample_layer: bool
+    conv1: Conv2d
+    quantize1: Quantize
+    conv2: Conv2d
+    quantize2: Quantize
+    relu: ReLU
+    downsample: Sequential | Quantize
+
+    @property
+    def convs(self) -> tuple[Conv2d, ...]:
+        """As Bottleneck's."""
+        return self.conv1, self.conv2
+
+    @property
+    def quantizes(self) -> tuple[Quantize, ...]:
+        """What follows each of `convs`."""
+        return self.quantize1, self.quantize2
+
+    @property
+    def strided(self) -> Conv2d:
+        """The convolution that has the block's stride."""
+        return self.conv1
+
+
+Block: TypeAlias = Bottleneck | BasicBlock
+
 
 @dataclass(frozen=True, eq=False)
 class ResNet:
@@ -171,26 +224,29 @@ class ResNet:
     scale: Scale
 
     @property
-    def blocks(self) -> tuple[Bottleneck, ...]:
-        """Every bottleneck, in the order they run."""
+    def blocks(self) -> tuple[Block, ...]:
+        """Every residual block, in the order they run."""
         stages = (self.layer1, self.layer2, self.layer3, self.layer4)
-        return tuple(b for stage in stages for b in stage.children if isinstance(b, Bottleneck))
+        return tuple(b for stage in stages for b in stage.children if isinstance(b, Block))
 
     @property
     def classes(self) -> int:
         return self.fc.out_features
 
 
-Layer: TypeAlias = Conv2d | Quantize | ReLU | MaxPool2d | AvgPool2d | Linear | Scale | Sequential | Bottleneck
+Layer: TypeAlias = (
+    Conv2d | Quantize | ReLU | MaxPool2d | AvgPool2d | Linear | Scale | Sequential | Bottleneck | BasicBlock
+)
 
 
 def children(layer: Any) -> Iterator[Layer]:
-    """The direct children of a Sequential, Bottleneck or ResNet, in running order; none for a leaf."""
+    """The direct children of a Sequential, a block or a ResNet, in running order; none for a leaf."""
     if isinstance(layer, Sequential):
         yield from layer.children
-    elif isinstance(layer, Bottleneck):
-        yield from (layer.conv1, layer.quantize1, layer.conv2, layer.quantize2, layer.conv3)
-        yield from (layer.downsample, layer.relu, layer.quantize3)
+    elif isinstance(layer, Block):
+        for conv, quantize in zip(layer.convs[:-1], layer.quantizes[:-1], strict=True):
+            yield from (conv, quantize)
+        yield from (layer.convs[-1], layer.downsample, layer.relu, layer.quantizes[-1])
     elif isinstance(layer, ResNet):
         yield from (layer.conv1, layer.quantize1, layer.relu, layer.maxpool)
         yield from (layer.layer1, layer.layer2, layer.layer3, layer.layer4)

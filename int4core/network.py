@@ -13,7 +13,7 @@ from int4core.dtypes import INT_TYPES, IntType, split_mode
 from int4core.errors import EngineError, shown
 from int4core.layers import (
     AvgPool2d,
-    Bottleneck,
+    Block,
     Conv2d,
     Layer,
     Linear,
@@ -115,7 +115,7 @@ def default_input_size(net: ResNet) -> Pair:
         EngineError: that is more than MAX_SIDE pixels a side.
     """
     height = width = net.avgpool.kernel_size * net.maxpool.stride
-    for conv in (net.conv1, *(block.conv2 for block in net.blocks)):
+    for conv in (net.conv1, *(block.strided for block in net.blocks)):
         height, width = height * conv.stride[0], width * conv.stride[1]
         if max(height, width) > MAX_SIDE:
             raise EngineError(
@@ -160,7 +160,7 @@ class _Tracer:
         shape = self.leaves(shape, net.conv1, net.quantize1, net.relu, net.maxpool)
         for block in net.blocks:
             self.block = block.name
-            shape = self.bottleneck(block, shape)
+            shape = self.residual_block(block, shape)
         self.block = ""
         pooled = self.leaves(shape, net.avgpool)
         if pooled.pixels != 1:
@@ -168,14 +168,15 @@ class _Tracer:
             raise self.misfit(net.avgpool, why)
         self.leaves(pooled, net.fc, net.scale)
 
-    def bottleneck(self, block: Bottleneck, shape: Shape) -> Shape:
-        main = self.leaves(shape, block.conv1, block.quantize1, block.conv2, block.quantize2, block.conv3)
+    def residual_block(self, block: Block, shape: Shape) -> Shape:
+        inner = zip(block.convs[:-1], block.quantizes[:-1], strict=True)
+        main = self.leaves(shape, *(layer for pair in inner for layer in pair), block.convs[-1])
         branch = block.downsample
         layers = walk(branch) if isinstance(branch, Sequential) else [branch]
         residual = self.leaves(shape, *(layer for layer in layers if isinstance(layer, Leaf)))
         if residual != main:
-            raise self.misfit(branch, f"gives a {residual} residual, but {block.conv3.name} gives {main}")
-        return self.leaves(main, block.relu, block.quantize3)
+            raise self.misfit(branch, f"gives a {residual} residual, but {block.convs[-1].name} gives {main}")
+        return self.leaves(main, block.relu, block.quantizes[-1])
 
     def leaves(self, shape: Shape, *layers: Leaf) -> Shape:
         for layer in layers:

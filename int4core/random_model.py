@@ -1,4 +1,4 @@
-"""A bottleneck ResNet with random weights, in exactly the published format: untrained, for tests and trials.
+"""A ResNet with random weights, in exactly the published format: untrained, for tests and trials.
 
 Nothing is run to choose its factors. Each layer's sums are taken as normal, with a spread that follows
 from its weights and from the moments of its input, and each factor puts that spread into the range of
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import exp, pi, sqrt
 from statistics import NormalDist
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,8 @@ import numpy.typing as npt
 from int4core.dtypes import INT_TYPES
 from int4core.layers import (
     AvgPool2d,
+    BasicBlock,
+    Block,
     Bottleneck,
     Conv2d,
     Int8Array,
@@ -70,18 +72,21 @@ def random_model(
     stem_channels: int | None = None,
     pool: int = 7,
     seed: int = 0,
+    basic: bool = False,
 ) -> Model:
     """An untrained ResNet: its answers mean nothing, its arithmetic is that of a trained one.
 
-    ResNet-50 is `blocks=(3, 4, 6, 3), width=64, classes=1000`. The same arguments give the same model.
+    ResNet-50 is `blocks=(3, 4, 6, 3), width=64, classes=1000`, ResNet-34 the same with
+    `basic=True`. The same arguments give the same model.
 
     Args:
-        blocks: bottlenecks of each of the four stages, each at least 1; the strides are 1, 2, 2, 2.
+        blocks: residual blocks of each of the four stages, each at least 1; the strides are 1, 2, 2, 2.
         width: inner channels of the first stage; they double with each stage.
         classes: outputs.
         stem_channels: outputs of the first convolution; `width` if None.
         pool: side of the last map, and so of the average pool: inputs are 32 * pool pixels square.
         seed: of the weights.
+        basic: blocks of two 3x3 convolutions instead of bottlenecks.
 
     Raises:
         ModelError: the sizes make no valid network.
@@ -89,7 +94,7 @@ def random_model(
     """
     if len(blocks) != 4:
         raise ValueError(f"blocks={tuple(blocks)} must name four stages")
-    network = _Maker(seed).network(blocks, width, classes, stem_channels or width, pool)
+    network = _Maker(seed, basic).network(blocks, width, classes, stem_channels or width, pool)
     check_network(network)
     return Model(network)
 
@@ -97,8 +102,10 @@ def random_model(
 class _Maker:
     """Makes layers in running order; `seen` are the moments of the tensor that the next one takes."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, basic: bool) -> None:
         self.random = np.random.default_rng(seed)
+        self.basic = basic
+        self.expansion = 1 if basic else EXPANSION
         self.seen = Moments(0.0, IMAGE_SPREAD)
 
     def network(self, blocks: Sequence[int], width: int, classes: int, stem_channels: int, pool: int) -> ResNet:
@@ -111,7 +118,7 @@ class _Maker:
                 stride = 2 if i > 0 and j == 0 else 1
                 last = i == 3 and j == count - 1
                 made.append(self.block(f"layer{i + 1}_{j}", channels, width << i, stride, last))
-                channels = (width << i) * EXPANSION
+                channels = (width << i) * self.expansion
             stages.append(Sequential(f"layer{i + 1}", tuple(made)))
         fc, spread = self.linear(channels, classes)
         return ResNet(
@@ -129,14 +136,18 @@ class _Maker:
             scale=Scale("scale", "s32f32f32", (np.maximum(spread, 1.0) / 2).astype(np.float32)),
         )
 
-    def block(self, name: str, channels: int, inner: int, stride: int, last: bool) -> Bottleneck:
-        outer = inner * EXPANSION
+    def block(self, name: str, channels: int, inner: int, stride: int, last: bool) -> Block:
+        outer = inner * self.expansion
+        plan = [(channels, inner, 3, stride), (inner, outer, 3, 1)]
+        if not self.basic:
+            plan = [(channels, inner, 1, 1), (inner, inner, 3, stride), (inner, outer, 1, 1)]
         entered = self.seen
-        conv1, spread = self.conv(f"{name}_conv1", "u4s4s32", channels, inner, 1, 1)
-        quantize1 = self.quantize(f"{name}_quantize1", "u31u16u4", np.zeros(inner), spread)
-        conv2, spread = self.conv(f"{name}_conv2", "u4s4s32", inner, inner, 3, stride)
-        quantize2 = self.quantize(f"{name}_quantize2", "u31u16u4", np.zeros(inner), spread)
-        conv3, spread = self.conv(f"{name}_conv3", "u4s4s32", inner, outer, 1, 1)
+        parts: dict[str, Any] = {}
+        for i, (c, k, kernel, step) in enumerate(plan, start=1):
+            conv, spread = self.conv(f"{name}_conv{i}", "u4s4s32", c, k, kernel, step)
+            parts[f"conv{i}"] = conv
+            if i < len(plan):
+                parts[f"quantize{i}"] = self.quantize(f"{name}_quantize{i}", "u31u16u4", np.zeros(k), spread)
         left, self.seen = self.seen, entered
         downsample: Sequential | Quantize
         if stride == 1 and channels == outer:
@@ -145,22 +156,12 @@ class _Maker:
             downsample, means, added = self.projection(f"{name}_downsample", channels, outer, stride, spread)
         self.seen = left
         # Half of the residual's mean stays: without any, a deep network would lose it block by block.
-        np.subtract(conv3.bias, np.rint(means / 2).clip(0, S16_MAX // 2).astype(np.int16), out=conv3.bias)
-        mode = "u31u16u7" if last else "u31u16u4"
-        quantize3 = self.quantize(f"{name}_quantize3", mode, means / 2, np.hypot(spread, added))
-        return Bottleneck(
-            name=name,
-            stride=stride,
-            downsample_layer=True,
-            conv1=conv1,
-            quantize1=quantize1,
-            conv2=conv2,
-            quantize2=quantize2,
-            conv3=conv3,
-            quantize3=quantize3,
-            relu=ReLU(f"{name}_relu", "s32u31", True),
-            downsample=downsample,
-        )
+        np.subtract(conv.bias, np.rint(means / 2).clip(0, S16_MAX // 2).astype(np.int16), out=conv.bias)
+        mode, i = "u31u16u7" if last else "u31u16u4", len(plan)
+        parts[f"quantize{i}"] = self.quantize(f"{name}_quantize{i}", mode, means / 2, np.hypot(spread, added))
+        kind = BasicBlock if self.basic else Bottleneck
+        relu = ReLU(f"{name}_relu", "s32u31", True)
+        return kind(name=name, stride=stride, downsample_layer=True, relu=relu, downsample=downsample, **parts)
 
     def identity(self, name: str, target: Float64Array) -> tuple[Quantize, Float64Array, Float64Array]:
         """A residual as wide as `target`; with it the mean and deviation that it has by its factors."""

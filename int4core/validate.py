@@ -17,6 +17,8 @@ from int4core.dtypes import INT_TYPES, S8, S32, U4, U7, IntType, split_mode
 from int4core.errors import ModelError, shown
 from int4core.layers import (
     AvgPool2d,
+    BasicBlock,
+    Block,
     Bottleneck,
     Conv2d,
     Layer,
@@ -89,19 +91,19 @@ class _Checker:
         self.maxpool(net.maxpool)
         return len(sums)
 
-    def blocks(self, net: ResNet) -> list[tuple[Bottleneck, str]]:
-        found: list[tuple[Bottleneck, str]] = []
+    def blocks(self, net: ResNet) -> list[tuple[Block, str]]:
+        found: list[tuple[Block, str]] = []
         stages = (net.layer1, net.layer2, net.layer3, net.layer4)
         for name, stage in zip(("layer1", "layer2", "layer3", "layer4"), stages, strict=True):
             self.layer(stage, name, Sequential)
             self.expect(len(stage.children) > 0, name, "children_count", "a stage needs at least one block")
             for i, block in enumerate(stage.children):
-                self.layer(block, f"{name}_{i}", Bottleneck)
-                assert isinstance(block, Bottleneck)
+                self.layer(block, f"{name}_{i}", BasicBlock if isinstance(block, BasicBlock) else Bottleneck)
+                assert isinstance(block, Block)
                 found.append((block, f"{name}_{i}"))
         return found
 
-    def block(self, block: Bottleneck, name: str, channels: int, source: str, out: IntType) -> int:
+    def block(self, block: Block, name: str, channels: int, source: str, out: IntType) -> int:
         self.expect(
             block.downsample_layer is True,
             name,
@@ -109,33 +111,31 @@ class _Checker:
             "downsample_layer must be True: every block has a residual branch",
         )
         self.expect(1 <= block.stride <= 3, name, "stride", f"stride={block.stride} must be 1, 2 or 3")
-        parts = (
-            (block.conv1, block.quantize1, 1, 1),
-            (block.conv2, block.quantize2, 3, block.stride),
-            (block.conv3, None, 1, 1),
-        )
+        kernels = (3, 3) if isinstance(block, BasicBlock) else (1, 3, 1)
         width, giver = channels, source
-        for i, (conv, quantize, kernel, stride) in enumerate(parts, start=1):
+        for i, (conv, kernel) in enumerate(zip(block.convs, kernels, strict=True), start=1):
             conv_name = f"{name}_conv{i}"
             sums = self.conv(conv, conv_name, "u4s4s32", width, giver, U4)
-            self.block_window(conv, conv_name, kernel, stride, block)
+            self.block_window(conv, conv_name, kernel, block.stride if conv is block.strided else 1, block)
             width, giver = len(sums), conv_name
-            if quantize:
-                self.quantize(quantize, f"{name}_quantize{i}", "u31u16u4", width, giver)
+            if i < len(kernels):
+                self.quantize(block.quantizes[i - 1], f"{name}_quantize{i}", "u31u16u4", width, giver)
         residual = self.residual(block, f"{name}_downsample", channels, source, sums)
         worst = int((sums + residual).max())
         why = f"with the residual its sums could reach {worst}, and must fit 32 bits ({S32.hi})"
         self.expect(worst <= S32.hi, giver, "weight", why)
         self.relu(block.relu, f"{name}_relu")
-        self.quantize(block.quantize3, f"{name}_quantize3", f"u31u16{out.name}", width, giver)
+        self.quantize(block.quantizes[-1], f"{name}_quantize{len(kernels)}", f"u31u16{out.name}", width, giver)
         return width
 
-    def residual(self, block: Bottleneck, name: str, channels: int, source: str, main: Bounds) -> Bounds:
+    def residual(self, block: Block, name: str, channels: int, source: str, main: Bounds) -> Bounds:
         """The largest magnitude that the residual branch gives to each channel."""
         branch = block.downsample
         if isinstance(branch, Quantize):
             self.quantize(branch, name, "u4u16u31", channels, source)
-            why = f"one Quantize keeps the {channels} channels of {source}, but conv3 gives {len(main)}"
+            why = (
+                f"one Quantize keeps the {channels} channels of {source}, but {block.convs[-1].name} gives {len(main)}"
+            )
             self.expect(channels == len(main), name, "", f"{why}: a convolution is needed")
             why = f"one Quantize keeps the map's size, but the block has stride={block.stride}"
             self.expect(block.stride == 1, name, "", f"{why}: a convolution is needed")
@@ -151,7 +151,7 @@ class _Checker:
         assert isinstance(to_s32, Quantize)
         sums = self.conv(conv, f"{name}_0", "u4s4s32", channels, source, U4)
         self.block_window(conv, f"{name}_0", 1, block.stride, block)
-        why = f"out_channels={len(sums)}, but {block.conv3.name}, which it is added to, gives {len(main)}"
+        why = f"out_channels={len(sums)}, but {block.convs[-1].name}, which it is added to, gives {len(main)}"
         self.expect(len(sums) == len(main), f"{name}_0", "out_channels", why)
         self.quantize(to_s8, f"{name}_1", "s32u16s8", len(sums), f"{name}_0")
         self.quantize(to_s32, f"{name}_2", "s8u16s32", len(sums), f"{name}_1")
@@ -271,10 +271,12 @@ class _Checker:
         self.expect(1 <= stride <= kernel, name, "stride", why)
         self.expect(padding >= 0, name, "padding", f"padding={padding} is negative")
 
-    def block_window(self, conv: Conv2d, name: str, kernel: int, stride: int, block: Bottleneck) -> None:
-        """A bottleneck's convolutions: their kernels, and strides that only the block's stride allows."""
-        self.equal(name, "kernel_size", conv.kernel_size, (kernel, kernel), f"{block.name} is a bottleneck")
-        why = f"{block.name} has stride={block.stride}, for conv2 and the residual branch only"
+    def block_window(self, conv: Conv2d, name: str, kernel: int, stride: int, block: Block) -> None:
+        """A block's convolutions: their kernels, and strides that only the block's stride allows."""
+        kind = "basic block" if isinstance(block, BasicBlock) else "bottleneck"
+        self.equal(name, "kernel_size", conv.kernel_size, (kernel, kernel), f"{block.name} is a {kind}")
+        strided = block.strided.name.rpartition("_")[2]
+        why = f"{block.name} has stride={block.stride}, for {strided} and the residual branch only"
         self.equal(name, "stride", conv.stride, (stride, stride), why)
         self.equal(name, "padding", conv.padding, (kernel // 2, kernel // 2), "only the stride shrinks a map")
 

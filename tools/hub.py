@@ -16,7 +16,7 @@ from typing import Any
 from int4core.atomic import write_atomically
 from int4core.errors import FileError, Int4CoreError, printable, printed
 from int4core.format.packed import CONFIG, packed_files
-from int4core.layers import ResNet
+from int4core.layers import BasicBlock, ResNet
 from int4core.model import Model
 from int4core.network import default_input_size
 from int4core.preprocess import INPUT_RANGE, INT8_LIMIT, MEAN, STD
@@ -36,7 +36,7 @@ def about(net: ResNet, names: tuple[str, ...] | None) -> dict[str, Any]:
     said: dict[str, Any] = {
         "architectures": ["ResNetQuantized"],
         "architecture": {
-            "blocks": [len(stage.children) for stage in stages], "block": "bottleneck",
+            "blocks": [len(stage.children) for stage in stages], "block": _kind(net),
             "stem_channels": net.conv1.out_channels, "features": net.fc.in_features, "classes": net.classes,
             "image_size": list(default_input_size(net)),
         },
@@ -56,6 +56,11 @@ def about(net: ResNet, names: tuple[str, ...] | None) -> dict[str, Any]:
     return said
 
 
+def _kind(net: ResNet) -> str:
+    kinds = {"basic" if isinstance(block, BasicBlock) else "bottleneck" for block in net.blocks}
+    return " and ".join(sorted(kinds))
+
+
 def card(model: Model, title: str, accuracy: str | None, source: str | None) -> str:
     """The model card: what it is, how it is used, what it reaches and how that was measured."""
     net = model.network
@@ -65,8 +70,8 @@ def card(model: Model, title: str, accuracy: str | None, source: str | None) -> 
         "---", "library_name: int4core", "pipeline_tag: image-classification",
         "tags: [int4, resnet, quantized, image-classification]", "---", "",
         f"# {title}", "",
-        f"An INT4 ResNet of {len(net.blocks)} bottleneck blocks and {net.classes:,} classes, for images of {height} x "
-        f"{width}: weights and activations of 4 bits, 8 at both ends, all sums exact in 32 bits.", "",
+        f"An INT4 ResNet of {len(net.blocks)} {_kind(net)} blocks and {net.classes:,} classes, for images of {height} "
+        f"x {width}: weights and activations of 4 bits, 8 at both ends, all sums exact in 32 bits.", "",
         "```python", "from int4core import Engine, Model", "", 'with Engine(Model.load("FOLDER")) as engine:',
         "    engine.top1(images)  # int8 (N, 3, H, W), prepared as `preprocessing` of config.json says", "```", "",
         "## Accuracy", "", measured, "",

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from int4core.errors import ModelError, shown
-from int4core.format.files import DATA_LIMIT
+from int4core.format.files import DATA_LIMIT, MODEL
 from int4core.format.npdata import Array, pack
 from int4core.format.parts import Stored, network_of, plain_values
 from int4core.format.schema import KINDS, SCHEMA, Declared, Tensor, parse_tensor
@@ -38,8 +38,9 @@ DTYPES = {"s4": "uint8", "s8": "int8", "s16": "int16", "u16": "uint16", "s32": "
 
 def is_packed(path: str | os.PathLike[str]) -> bool:
     """Whether `path` is a folder of this kind and no model folder."""
-    folder = Path(path)
-    return (folder / CONFIG).is_file() and (folder / TENSORS).is_file() and not (folder / "model").exists()
+    # Not by pathlib, which raises for names that no file can have.
+    config, tensors = (os.path.isfile(os.path.join(path, name)) for name in (CONFIG, TENSORS))
+    return config and tensors and not os.path.lexists(os.path.join(path, MODEL))
 
 
 def packed_files(net: ResNet, more: Mapping[str, Any]) -> dict[str, bytes]:

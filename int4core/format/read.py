@@ -13,6 +13,8 @@ from int4core.format.schema import KINDS, Declared
 from int4core.format.text import Entry, LayerText, parse_layer
 from int4core.layers import (
     AvgPool2d,
+    BasicBlock,
+    Block,
     Bottleneck,
     Conv2d,
     Linear,
@@ -110,17 +112,17 @@ class _Reader:
         count = self.children_count(self.text(name, "every ResNet has it", Sequential))
         return Sequential(name, tuple(self.block(f"{name}_{i}", name) for i in range(count)))
 
-    def block(self, name: str, stage: str) -> Bottleneck:
-        text = self.text(name, f"children_count of {stage} asks for it", Bottleneck)
-        return Bottleneck(
+    def block(self, name: str, stage: str) -> Block:
+        text = self.text(name, f"children_count of {stage} asks for it", Bottleneck, BasicBlock)
+        parts: dict[str, Any] = {}
+        kind, count = (BasicBlock, 2) if text.kind == KINDS[BasicBlock] else (Bottleneck, 3)
+        for i in range(1, count + 1):
+            parts[f"conv{i}"] = self.leaf(f"{name}_conv{i}", Conv2d)
+            parts[f"quantize{i}"] = self.leaf(f"{name}_quantize{i}", Quantize)
+        return kind(
             name=name,
             **text.plain(),
-            conv1=self.leaf(f"{name}_conv1", Conv2d),
-            quantize1=self.leaf(f"{name}_quantize1", Quantize),
-            conv2=self.leaf(f"{name}_conv2", Conv2d),
-            quantize2=self.leaf(f"{name}_quantize2", Quantize),
-            conv3=self.leaf(f"{name}_conv3", Conv2d),
-            quantize3=self.leaf(f"{name}_quantize3", Quantize),
+            **parts,
             relu=self.leaf(f"{name}_relu", ReLU),
             downsample=self.residual(f"{name}_downsample"),
         )

@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 
 from int4core.layers import (
     AvgPool2d,
+    BasicBlock,
     Bottleneck,
     Conv2d,
     Linear,
@@ -172,6 +173,7 @@ SCHEMA: dict[str, dict[str, Codec]] = {
     "Scale": {"compute_mode": MODE, "out_scale": Tensor(("f32",), 1)},
     "Sequential": {"children_count": INT},
     "BottleneckQuantized": {"stride": INT, "downsample_layer": FLAG},
+    "BasicBlockQuantized": {"stride": INT, "downsample_layer": FLAG},
     "ResNetQuantized": {"compute_mode": MODE},
 }
 
@@ -185,6 +187,7 @@ KINDS: dict[type, str] = {
     Scale: "Scale",
     Sequential: "Sequential",
     Bottleneck: "BottleneckQuantized",
+    BasicBlock: "BasicBlockQuantized",
     ResNet: "ResNetQuantized",
 }
 """Layer class -> the type name on the first line of its file."""

@@ -168,15 +168,16 @@ def reference_trace(net: ResNet, x: np.ndarray) -> dict[str, np.ndarray]:
     x = keep("maxpool", views.max(axis=(4, 5)))
     for stage in (net.layer1, net.layer2, net.layer3, net.layer4):
         for block in stage.children:
-            main = rectified(block.conv1, block.quantize1, x)
-            main = rectified(block.conv2, block.quantize2, main)
-            main = conv(block.conv3, main)
+            main = x
+            for c, q in zip(block.convs[:-1], block.quantizes[:-1], strict=True):
+                main = rectified(c, q, main)
+            main = conv(block.convs[-1], main)
             if isinstance(block.downsample, Sequential):
                 first, down, up = block.downsample.children
                 kept = quantize(up, quantize(down, conv(first, x)))
             else:
                 kept = quantize(block.downsample, x)
-            x = quantize(block.quantize3, np.maximum(main + kept, 0))
+            x = quantize(block.quantizes[-1], np.maximum(main + kept, 0))
     k = net.avgpool.kernel_size
     total = x[:, :, :k, :k].sum(axis=(2, 3))
     mean = np.minimum((2 * total + k * k) // (2 * k * k), 127)

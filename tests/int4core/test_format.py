@@ -376,7 +376,7 @@ class TestRules:
         lone = layer_of(NETWORK, "layer1_1_downsample")
         lone = dataclasses.replace(lone, name="layer1_0_downsample", requant_factor=lone.requant_factor[:4])
         lone = dataclasses.replace(lone, max_requant=int(lone.requant_factor.max()))
-        with pytest.raises(ModelError, match="keeps the 4 channels of maxpool, but conv3 gives 16"):
+        with pytest.raises(ModelError, match="keeps the 4 channels of maxpool, but layer1_0_conv3 gives 16"):
             check_network(altered(NETWORK, "layer1_0", downsample=lone))
         second = layer_of(NETWORK, "layer1_1")
         strided = dataclasses.replace(second, stride=2, conv2=dataclasses.replace(second.conv2, stride=(2, 2)))

@@ -83,7 +83,7 @@ def test_both_float_types_are_taken() -> None:
 
     def types(net: ResNet) -> set[np.dtype]:
         blocks = NumpyBackend(as_model(net))._program.blocks
-        return {part.products.weight.dtype for b in blocks for part in (b.head, b.middle, b.tail)}
+        return {part.products.weight.dtype for b in blocks for part in (*b.heads, b.tail)}
 
     assert types(random_network()) == {FLOAT32}
     assert FLOAT64 in types(random_network(shift=26, bias=3000))

@@ -16,13 +16,14 @@ class Exported:
     """Draws a network, in the order and with the operators of Brevitas's exports; the same for both forms."""
 
     def __init__(self, form: str, seed: int = 0, *, input_step: float = 0.03, blocks: tuple[int, ...] = (2, 1, 1, 1),
-                 whole_mean: bool = False, last_bits: int = 7) -> None:  # fmt: skip
+                 whole_mean: bool = False, last_bits: int = 7, basic: bool = False) -> None:  # fmt: skip
         self.form = form
         self.random = np.random.default_rng(seed)
         self.nodes: list[onnx.NodeProto] = []
         self.constants: list[onnx.TensorProto] = []
         self.input_step = input_step
         self.spread = 1.0
+        self.basic, expansion = basic, 1 if basic else 4
         x = self.activations("images", "images", input_step, 8, signed=True)
         x = self.act("stem", self.conv("stem", x, 3, WIDTH, 7, 2, bits=8), 4)
         x = self.node("MaxPool", [x], "pool", kernel_shape=[3, 3], strides=[2, 2], pads=[1] * 4)
@@ -32,7 +33,7 @@ class Exported:
                 last = i == len(blocks) - 1 and j == count - 1
                 stride = 2 if i and not j else 1
                 x = self.block(f"b{i}{j}", x, channels, WIDTH << i, stride, last_bits if last else 4)
-                channels = 4 * (WIDTH << i)
+                channels = expansion * (WIDTH << i)
         if whole_mean:
             x = self.node("GlobalAveragePool", [x], "mean")
         else:
@@ -51,10 +52,15 @@ class Exported:
         return helper.make_model(graph, opset_imports=opsets, ir_version=8)
 
     def block(self, name: str, x: str, channels: int, width: int, stride: int, bits: int) -> str:
-        outer, entered = 4 * width, self.spread
-        y = self.act(f"{name}.1", self.conv(f"{name}.1", x, channels, width, 1, 1), 4)
-        y = self.act(f"{name}.2", self.conv(f"{name}.2", y, width, width, 3, stride), 4)
-        y = self.conv(f"{name}.3", y, width, outer, 1, 1)
+        outer, entered = width if self.basic else 4 * width, self.spread
+        plan = [(channels, width, 1, 1), (width, width, 3, stride), (width, outer, 1, 1)]
+        if self.basic:
+            plan = [(channels, width, 3, stride), (width, width, 3, 1)]
+        y = x
+        for i, (c, k, kernel, step) in enumerate(plan, start=1):
+            y = self.conv(f"{name}.{i}", y, c, k, kernel, step)
+            if i < len(plan):
+                y = self.act(f"{name}.{i}", y, 4)
         main = self.spread
         if stride != 1 or channels != outer:
             self.spread = entered

@@ -48,6 +48,14 @@ def test_pack_load_save_gives_the_same_folder(tiny: Path, packed: Path, tmp_path
     assert read_classes(None, packed, 3) == ("tench", "Säge", "shark, white")
 
 
+def test_basic_blocks_come_back_too(tmp_path: Path) -> None:
+    random_model(width=3, classes=3, pool=1, basic=True).save(tmp_path / "model")
+    assert main(["pack", str(tmp_path / "model"), str(tmp_path / "packed")]) == 0
+    Model.load(tmp_path / "packed").save(tmp_path / "back")
+    assert files_of(tmp_path / "back") == files_of(tmp_path / "model")
+    assert "4 basic blocks" in (tmp_path / "packed" / "README.md").read_text(encoding="utf-8")
+
+
 @needs_shared
 def test_the_published_model_comes_back_byte_for_byte(tmp_path: Path) -> None:
     folder = SHARED / "model-v0.5" / "model"

@@ -86,6 +86,13 @@ def test_any_network_of_the_format(form: str, more: dict[str, int]) -> None:
 
 
 @pytest.mark.parametrize("form", FORMS)
+def test_basic_blocks(form: str) -> None:
+    net = random_model(blocks=(2, 1, 1, 1), width=4, classes=5, pool=2, basic=True).network
+    x = random_input(net, 3)
+    np.testing.assert_array_equal(in_runtime(to_onnx(net, form), x)[0], reference_trace(net, x)["fc"])
+
+
+@pytest.mark.parametrize("form", FORMS)
 def test_partial_windows_and_maps_larger_than_the_average(form: str) -> None:
     """ceil_mode adds a column to the stem's maps, which arrive as 3x3 at an average of 2x2."""
     net = random_network(1, width=4, ceil_mode=True)

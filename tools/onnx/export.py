@@ -9,7 +9,7 @@ import onnx
 
 from int4core.dtypes import INT_TYPES, S8, U4, IntType, split_mode
 from int4core.format.parts import plain_values
-from int4core.layers import Bottleneck, Conv2d, Quantize, ResNet, Sequential
+from int4core.layers import Block, Conv2d, Quantize, ResNet, Sequential
 from int4core.model import Model
 from int4core.network import LayerShape, trace_shapes
 from int4core.preprocess import INPUT_RANGE, INT8_LIMIT, MEAN, STD
@@ -81,15 +81,15 @@ class _Emitter:
         sums = self.form.conv(conv, x, source)
         return self.form.rectified(quantize, sums, conv_bound(conv, source), output_type(quantize))
 
-    def block(self, block: Bottleneck, x: str) -> str:
-        y = self.rectified(block.conv1, block.quantize1, x, U4)
-        y = self.rectified(block.conv2, block.quantize2, y, U4)
-        last = block.conv3
+    def block(self, block: Block, x: str) -> str:
+        y = x
+        for conv, quantize in zip(block.convs[:-1], block.quantizes[:-1], strict=True):
+            y = self.rectified(conv, quantize, y, U4)
+        last, quantize = block.convs[-1], block.quantizes[-1]
         sums = self.form.conv(last, y, U4)
         kept, bound = self.residual(block.downsample, x)
         total = self.form.add(sums, kept, f"{block.name} sum")
-        out = output_type(block.quantize3)
-        return self.form.rectified(block.quantize3, total, conv_bound(last, U4) + bound, out)
+        return self.form.rectified(quantize, total, conv_bound(last, U4) + bound, output_type(quantize))
 
     def residual(self, branch: Sequential | Quantize, x: str) -> tuple[str, int]:
         """The branch's value, and the largest magnitude it can have."""

@@ -9,8 +9,9 @@ become 0, and what it moved by counts as an error.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 import onnx
@@ -19,6 +20,8 @@ from int4core.dtypes import INT_TYPES, S8, S16, S32, U4, U7, IntType
 from int4core.errors import EngineError, ModelError, shown
 from int4core.layers import (
     AvgPool2d,
+    BasicBlock,
+    Block,
     Bottleneck,
     Conv2d,
     Linear,
@@ -163,10 +166,12 @@ class _Builder:
         while convs[0].source is not entered:
             before = convs[0].source.origin
             if not isinstance(before, Sums) or len(convs) == 3:
-                self.refuse(total.node, "no chain of 3 convolutions leads from its shortcut's begin to its other input")
+                self.refuse(
+                    total.node, "no chain of 2 or 3 convolutions leads from its shortcut's begin to its other input"
+                )
             convs.insert(0, before)
-        if len(convs) != 3:
-            self.refuse(total.node, f"a block of {len(convs)} convolutions; the format's have 3")
+        if len(convs) < 2:
+            self.refuse(total.node, f"a block of {len(convs)} convolution; the format's have 2 or 3")
         return _Block(tuple(convs), total, out, entered)
 
     def stages(self, blocks: list[_Block]) -> list[Sequential]:
@@ -205,14 +210,16 @@ class _Builder:
         self.found.nodes[quantize] = out.node
         return layer, self.quantize(quantize, unit / out.step, kind, kind.hi)
 
-    def block(self, name: str, block: _Block, kind: IntType) -> Bottleneck:
-        first, second, last = block.convs
+    def block(self, name: str, block: _Block, kind: IntType) -> Block:
         total, out, entered = block.total, block.out, block.entered
-        conv1, quantize1 = self.rectified(f"{name}_conv1", f"{name}_quantize1", first, second.source, U4, U4)
-        conv2, quantize2 = self.rectified(f"{name}_conv2", f"{name}_quantize2", second, last.source, U4, U4)
+        parts: dict[str, Any] = {}
+        for i, (sums, taker) in enumerate(pairwise(block.convs), start=1):
+            layers = self.rectified(f"{name}_conv{i}", f"{name}_quantize{i}", sums, taker.source, U4, U4)
+            parts[f"conv{i}"], parts[f"quantize{i}"] = layers
         self.expect_range(out, kind, rectified=total.rectified)
-        shortcut = total.shortcut
-        conv3, unit = self.conv(f"{name}_conv3", last, U4, out.step, np.full(len(last.gain), shortcut.step))
+        shortcut, last, end = total.shortcut, block.convs[-1], len(block.convs)
+        conv, unit = self.conv(f"{name}_conv{end}", last, U4, out.step, np.full(len(last.gain), shortcut.step))
+        parts[f"conv{end}"] = conv
         downsample: Sequential | Quantize
         branch = f"{name}_downsample"
         if block.branch is None:
@@ -231,13 +238,11 @@ class _Builder:
                 conv, self.quantize(f"{branch}_1", small / shortcut.step, S8, reach),
                 self.quantize(f"{branch}_2", shortcut.step / unit, S32, reach),
             ))  # fmt: skip
-        self.found.nodes[f"{name}_quantize3"] = out.node
-        quantize3 = self.quantize(f"{name}_quantize3", unit / out.step, kind, kind.hi)
-        return Bottleneck(
-            name=name, stride=second.stride[0], downsample_layer=True, conv1=conv1, quantize1=quantize1, conv2=conv2,
-            quantize2=quantize2, conv3=conv3, quantize3=quantize3, relu=ReLU(f"{name}_relu", "s32u31", True),
-            downsample=downsample,
-        )  # fmt: skip
+        self.found.nodes[f"{name}_quantize{end}"] = out.node
+        parts[f"quantize{end}"] = self.quantize(f"{name}_quantize{end}", unit / out.step, kind, kind.hi)
+        stride = block.convs[-2].stride[0]
+        relu, made = ReLU(f"{name}_relu", "s32u31", True), Bottleneck if end == 3 else BasicBlock
+        return made(name=name, stride=stride, downsample_layer=True, relu=relu, downsample=downsample, **parts)
 
     def expect_range(self, out: Quantised, kind: IntType, *, rectified: bool) -> None:
         if (out.lo, out.hi) != (kind.lo, kind.hi):

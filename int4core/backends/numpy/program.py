@@ -19,7 +19,7 @@ from int4core.backends.numpy.products import Products, Recorder
 from int4core.backends.numpy.tiles import Array, FeatureMap, Tile, Workspace
 from int4core.dtypes import U7, IntType
 from int4core.errors import EngineError, shown
-from int4core.layers import Bottleneck, Conv2d, Int8Array, Int32Array, Pair, Quantize, ResNet
+from int4core.layers import Block, Conv2d, Int8Array, Int32Array, Pair, Quantize, ResNet
 from int4core.network import LayerShape, Shape
 from int4core.quantize import rounded_mean
 
@@ -28,38 +28,40 @@ Shapes: TypeAlias = dict[str, LayerShape]
 
 @dataclass(frozen=True, eq=False)
 class BlockProgram:
-    """One bottleneck: two rectified convolutions and the tail that adds the residual."""
+    """One residual block: rectified convolutions, one or two, and the tail that adds the residual."""
 
-    head: ConvRectify
-    middle: ConvRectify
+    heads: tuple[ConvRectify, ...]
     tail: BlockTail
 
     @classmethod
-    def build(cls, block: Bottleneck, shapes: Shapes, source: IntType) -> BlockProgram:
-        first = output_type(shapes, block.quantize1)
-        second = output_type(shapes, block.quantize2)
-        head = ConvRectify.build(block.conv1, block.quantize1, shapes[block.conv1.name], source, first)
-        middle = ConvRectify.build(block.conv2, block.quantize2, shapes[block.conv2.name], first, second)
-        last = Products(block.conv3, shapes[block.conv3.name], second)
+    def build(cls, block: Block, shapes: Shapes, source: IntType) -> BlockProgram:
+        heads, entered = [], source
+        for conv, quantize in zip(block.convs[:-1], block.quantizes[:-1], strict=True):
+            out = output_type(shapes, quantize)
+            heads.append(ConvRectify.build(conv, quantize, shapes[conv.name], entered, out))
+            entered = out
+        last, quantize = block.convs[-1], block.quantizes[-1]
+        products = Products(last, shapes[last.name], entered)
         residual = residual_branch(block, shapes, source)
-        tail = BlockTail.build(last, residual, block.quantize3, output_type(shapes, block.quantize3))
-        return cls(head, middle, tail)
+        tail = BlockTail.build(products, residual, quantize, output_type(shapes, quantize))
+        return cls(tuple(heads), tail)
 
     @property
     def input_border(self) -> Pair:
         """The border that serves conv1 and, when it has weights, the residual branch."""
-        paddings = [self.head.products.window.padding]
+        paddings = [self.heads[0].products.window.padding]
         if isinstance(self.tail.residual, ConvResidual):
             paddings.append(self.tail.residual.products.window.padding)
         return max(p[0] for p in paddings), max(p[1] for p in paddings)
 
     def run(self, source: FeatureMap, target: FeatureMap, space: Workspace, record: Recorder | None) -> None:
-        n = len(source.padded)
-        narrow = FeatureMap.take(space, "narrow", n, self.head.output, self.middle.products.window.padding)
-        self.head.run(source, narrow, space, record)
-        mixed = FeatureMap.take(space, "mixed", n, self.middle.output, self.tail.products.window.padding)
-        self.middle.run(narrow, mixed, space, record)
-        self.tail.run(source, mixed, target, space, record)
+        n, current = len(source.padded), source
+        takers = (*(head.products for head in self.heads[1:]), self.tail.products)
+        for head, taker, name in zip(self.heads, takers, ("narrow", "mixed"), strict=False):
+            inner = FeatureMap.take(space, name, n, head.output, taker.window.padding)
+            head.run(current, inner, space, record)
+            current = inner
+        self.tail.run(source, current, target, space, record)
 
 
 def output_type(shapes: Shapes, quantize: Quantize) -> IntType:
@@ -69,7 +71,7 @@ def output_type(shapes: Shapes, quantize: Quantize) -> IntType:
     return found
 
 
-def residual_branch(block: Bottleneck, shapes: Shapes, source: IntType) -> KeptResidual | ConvResidual:
+def residual_branch(block: Block, shapes: Shapes, source: IntType) -> KeptResidual | ConvResidual:
     branch = block.downsample
     if isinstance(branch, Quantize):
         return KeptResidual(branch, source, output_type(shapes, branch))
@@ -96,7 +98,7 @@ class Program:
         source = stem_type
         for block in net.blocks:
             blocks.append(BlockProgram.build(block, shapes, source))
-            source = output_type(shapes, block.quantize3)
+            source = output_type(shapes, block.quantizes[-1])
         self.blocks = tuple(blocks)
         if net.avgpool.padding:
             raise EngineError(f"{net.avgpool.name}: padding={net.avgpool.padding} is not supported, only 0")

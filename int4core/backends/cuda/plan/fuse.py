@@ -45,6 +45,8 @@ def fuse(net: ResNet, n: int, size: Pair | None = None, top: int = 0) -> tuple[O
     ops: list[Op] = [_stem(net, shapes, n)]
     source = net.maxpool.name
     for block in net.blocks:
+        if not isinstance(block, Bottleneck):
+            raise EngineError(f"{block.name}: no CUDA kernel computes basic blocks: use the backend numpy")
         ops += _bottleneck(block, shapes, n, source)
         source = block.quantize3.name
     return (*ops, *_head(net, shapes, n, source, top))
