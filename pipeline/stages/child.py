@@ -10,6 +10,8 @@ from functools import partial
 from multiprocessing.context import SpawnContext, SpawnProcess
 from typing import Any
 
+import psutil
+
 from pipeline.stages.channels import FROM_WORKER, TO_WORKER, Channel, Rates, Task
 from pipeline.stages.place import At, Place
 from pipeline.telemetry.trace import Records
@@ -92,8 +94,18 @@ class Child:
 
     def kill(self) -> None:
         """End the process, whatever it is doing. One that waits in the system is gone as soon as it comes out."""
-        self.process.kill()
+        self.send_kill()
         self.process.join(GRACE_S)
+
+    def send_kill(self) -> None:
+        """Kill the process and what it has started (a library may have had a program run), without waiting for it."""
+        started: list[psutil.Process] = []
+        with contextlib.suppress(psutil.Error):
+            started = psutil.Process(self.pid).children(recursive=True)
+        self.process.kill()
+        for process in started:
+            with contextlib.suppress(psutil.Error):
+                process.kill()
 
     def ending(self) -> str:
         """How the process ended, as in `worker 3 <ending>`."""

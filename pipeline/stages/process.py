@@ -195,7 +195,7 @@ class ProcessStage(Stage[T, R]):
             child.process.join(max(0.0, deadline - time.monotonic()))
         late = [c for c in self._children if c.process.is_alive()]
         for child in late:
-            child.process.kill()
+            child.send_kill()
         for child in late:
             child.process.join(GRACE_S)
         if self._thread.is_alive() and self._thread is not threading.current_thread():

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -185,6 +187,27 @@ def test_stop_kills_a_worker_that_hangs() -> None:
         with pytest.raises(StageFailure, match="stopped"):
             stage.drain()
     assert not outcome.failures
+
+
+class Starter(Doubler):
+    """Has a program run for every task, and waits for it."""
+
+    def work(self, task: Task[int]) -> int:
+        return subprocess.run([sys.executable, "-c", "import time; time.sleep(60)"], check=False).returncode
+
+
+def test_what_a_worker_has_started_ends_with_it() -> None:
+    outcome = Outcome()
+    with processes(outcome, workers=1, make_worker=Starter) as stage:
+        stage.submit(Task(0, 1, 1))
+        worker = psutil.Process(stage.pids[0])
+        deadline = time.monotonic() + 10
+        while not (started := worker.children()) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert len(started) == 1
+        stage.stop()
+        psutil.wait_procs(started, 5)
+        assert not any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in started)
 
 
 def test_a_wait_ends_when_the_stage_is_stopped_by_another_thread() -> None:
