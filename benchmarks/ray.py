@@ -95,8 +95,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         rates: dict[str, list[float]] = {"direct": [], "Ray": []}
         for _ in range(args.turns):
             rates["direct"].append(rate(direct(path, options, args.batch)))
-            # Tasks of two batches: some come back before all have.
-            table = ray.data.read_parquet(str(path), override_num_blocks=max(1, args.images // (2 * args.batch)))
+            # As `pipeline.ray.classify` does it.
+            table = ray.data.read_parquet(str(path)).repartition(target_num_rows_per_block=args.batch)
             dataset = map_images(table, Classifier, options, layout, batch=args.batch)
             rates["Ray"].append(rate(dataset.iter_batches(batch_size=None, batch_format="pyarrow")))
             print("  ".join(f"{name} {values[-1]:,.0f} images/s" for name, values in rates.items()))

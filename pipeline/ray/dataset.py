@@ -32,9 +32,10 @@ def classify(
         ray.init()
     layout = lay_out(nodes(ray), gpu, actors)
     options = {"model": model, "gpu": gpu, "batch_size": batch_size, "loaders": layout.loaders, **options}
-    return map_images(
-        dataset, Classifier, options, layout, batch=batch_size or (GPU_BATCH if layout.gpus else CPU_BATCH)
-    )
+    batch = batch_size or (GPU_BATCH if layout.gpus else CPU_BATCH)
+    # Else what one task has read is one actor's, while the others wait.
+    blocks = dataset.repartition(target_num_rows_per_block=batch)
+    return map_images(blocks, Classifier, options, layout, batch=batch)
 
 
 def map_images(dataset: Any, classifier: type, options: dict[str, Any], layout: Layout, *, batch: int) -> Any:

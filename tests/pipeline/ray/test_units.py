@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
 
 from pipeline.errors import PipelineError
+from pipeline.ray import classify
 from pipeline.ray.cluster import Layout, lay_out
+from pipeline.ray.run import connect
 from pipeline.ray.units import NAMED_IN_A_PART, parted
 from pipeline.samples.expand import expand
 
@@ -93,3 +96,13 @@ def test_what_a_cluster_cannot_hold_is_an_error(
 ) -> None:
     with pytest.raises(PipelineError, match=sentence):
         lay_out(nodes, gpu, actors)
+
+
+def test_without_ray_one_sentence_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    for asked in (lambda: connect("local"), lambda: classify(None)):
+        with pytest.raises(
+            PipelineError, match=r"needs ray, which cannot be imported .*pip install .*\[ray\]"
+        ) as raised:
+            asked()
+        assert "\n" not in str(raised.value)
