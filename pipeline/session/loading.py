@@ -118,18 +118,12 @@ class Loading:
                 yield outcomes
         feeder.raise_error()
 
-    def offer(self, stream: Stream[Any], source: Located, until: Callable[[], bool] = lambda: False) -> bool:
-        """Hand a source in as soon as there is room; False when `until` came true instead.
-
-        Raises what ended the session.
-        """
+    def offer(self, stream: Stream[Any], source: Located) -> None:
+        """Hand a source in as soon as there is room. Raises what ended the session."""
         with self._changed:
-            self._wait_for(lambda: until() or self.core.room(stream) > 0)
-            if until():
-                return False
+            self._wait_for(lambda: self.core.room(stream) > 0)
             self.core.offer(stream, [source])
         self._dispatch()
-        return True
 
     @property
     def hungry(self) -> bool:

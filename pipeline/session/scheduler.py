@@ -158,32 +158,21 @@ class Scheduler(Generic[S]):
             queue.extend(kept)
 
     def room(self, stream: Stream[S]) -> int:
-        """How many sources may be offered now."""
+        """How many sources may be offered now; none of a stream that was dropped."""
+        if stream.dropped:
+            return 0
         return min(len(self._free), stream.window - self._in_window(stream))
 
     def offer(self, stream: Stream[S], sources: Sequence[S]) -> None:
-        """Take in sources. Raises ValueError when there is no room for as many, or the stream is dropped."""
-        if stream.dropped or len(sources) > self.room(stream):
-            raise ValueError(f"{len(sources)} sources, and room for {0 if stream.dropped else self.room(stream)}")
+        """Take in sources. Raises ValueError when there is no room for as many."""
+        if len(sources) > self.room(stream):
+            raise ValueError(f"{len(sources)} sources, and room for {self.room(stream)}")
         for source in sources:
             held = _Held(source, stream, self._free.pop())
             stream.under_way += 1
             if stream.ordered:
                 stream.held.append(held)
             self._waiting.append(held)
-
-    def refuse(self, stream: Stream[S], source: S, why: str) -> None:
-        """Answer a source with an error at once, at its place among the others; it takes no slot.
-
-        Raises ValueError when the stream's window is full or the stream is dropped.
-        """
-        if stream.dropped or self._in_window(stream) >= stream.window:
-            raise ValueError("no room in the stream's window")
-        held = _Held(source, stream, -1)
-        stream.under_way += 1
-        if stream.ordered:
-            stream.held.append(held)
-        self._end(held, None, why)
 
     def take_job(self) -> Job[S] | None:
         """Sources for a loader that has room; None when none wait.
@@ -305,5 +294,4 @@ class Scheduler(Generic[S]):
 
     def _release(self, held: _Held[S]) -> None:
         held.stream.under_way -= 1
-        if held.slot >= 0:
-            self._free.append(held.slot)
+        self._free.append(held.slot)

@@ -287,3 +287,12 @@ def test_a_source_is_not_kept_waiting_for_those_after_it(session: Session, paths
     for event, answer in zip(came, session.classify(slowly()), strict=True):
         assert (answer.classes, answer.scores) == best[3]
         event.set()
+
+
+def test_callers_that_leave_at_once_leave_nothing(session: Session, paths: list[str], best: list) -> None:
+    for _ in range(50):
+        answers = session.classify_in_batches(iter(paths), wait_s=0.0)
+        next(answers)
+        answers.close()
+    assert [a.classes for a in session.classify(paths)] == [classes for classes, _ in best]
+    wait_for(lambda: session.leases == 0)

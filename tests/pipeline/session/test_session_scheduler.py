@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from pipeline.session.scheduler import Job, Outcome, Scheduler, Stream
 
 # What a source does to those who touch it.
-GOOD, BAD, KILLS, KILLS_ONCE, HANGS, REFUSED = "good", "bad", "kills", "kills once", "hangs", "refused"
+GOOD, BAD, KILLS, KILLS_ONCE, HANGS = "good", "bad", "kills", "kills once", "hangs"
 UNDECODED = "an engine cannot decode it"
-FATES = (GOOD,) * 12 + (BAD, BAD, KILLS, KILLS_ONCE, HANGS, REFUSED, UNDECODED)
+FATES = (GOOD,) * 12 + (BAD, BAD, KILLS, KILLS_ONCE, HANGS, UNDECODED)
 DEPTH = 2
 
 
@@ -68,16 +68,9 @@ class World:
         caller = self.rng.choice(self.callers)
         if caller.dropped or not caller.left:
             return False
-        if caller.left[0].fate == REFUSED:
-            try:
-                self.core.refuse(caller.stream, caller.left[0], "refused")
-            except ValueError:
-                return False
-            caller.left.popleft()
-            return True
         room = self.core.room(caller.stream)
         some = []
-        while caller.left and caller.left[0].fate != REFUSED and len(some) < min(room, self.rng.randint(1, 6)):
+        while caller.left and len(some) < min(room, self.rng.randint(1, 6)):
             some.append(caller.left.popleft())
         self.core.offer(caller.stream, some)
         return bool(some)
@@ -182,7 +175,7 @@ class World:
 
 
 def expected(source: Source) -> str | None:
-    return {GOOD: None, KILLS_ONCE: None, UNDECODED: None, BAD: "bad", REFUSED: "refused"}.get(source.fate, source.fate)
+    return {GOOD: None, KILLS_ONCE: None, UNDECODED: None, BAD: "bad"}.get(source.fate, source.fate)
 
 
 @settings(max_examples=2000, deadline=None)
@@ -326,8 +319,6 @@ def test_more_than_there_is_room_for_is_refused() -> None:
     with pytest.raises(ValueError, match="room for 1"):
         core.offer(stream, ["a", "b"])
     core.offer(stream, ["a"])
-    with pytest.raises(ValueError, match="window"):
-        core.refuse(stream, "b", "no such key")
     core.drop(stream)
     with pytest.raises(ValueError, match="room for 0"):
         core.offer(stream, ["c"])
