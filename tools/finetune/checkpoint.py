@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from tools.finetune.train import save_atomically
 def architecture(name: str, classes: int | None) -> Architecture:
     """One of `ARCHITECTURES`, with its own number of classes if given."""
     arch = ARCHITECTURES[name]
-    return arch if classes is None else Architecture(arch.blocks, arch.width, classes)
+    return arch if classes is None else replace(arch, classes=classes)
 
 
 def _read(path: Path) -> Any:
@@ -79,6 +80,6 @@ def torchvision_parent(name: str) -> ResNet:
     except ImportError as error:
         raise FinetuneError(f"its weights need torchvision: {install_command('train')}") from error
     if name == "tiny":
-        raise FinetuneError("torchvision has no weights for --arch tiny: take resnet50, 101 or 152")
+        raise FinetuneError("torchvision has no weights for --arch tiny: take one of the others")
     source = getattr(models, name)(weights="IMAGENET1K_V1")
     return load_parent(source.state_dict(), ARCHITECTURES[name], f"torchvision {name}")

@@ -20,7 +20,7 @@ BIAS_ROOM = 16000
 """Weight steps are widened until |bias| is at most this many accumulator units: half of s16."""
 
 RATIO_ROOM = 16000.0
-"""Likewise for the residual: one step of the shortcut is at most this many units of conv3's accumulator."""
+"""Likewise for the residual: one step of the shortcut is at most this many units of the last accumulator."""
 
 FACTOR_ROOM = 1.25
 """And the s8 step of a residual branch is at least this many units of its accumulator."""
@@ -45,7 +45,7 @@ def parent_norms(parent: ResNet, model: QuantResNet) -> dict[QuantConv, nn.Batch
     """The batch norm that each convolution of `model` folds in."""
     norms = {model.conv1: parent.bn1}
     for block, source in zip(model.blocks, parent.blocks(), strict=True):
-        norms |= {block.conv1: source.bn1, block.conv2: source.bn2, block.conv3: source.bn3}
+        norms |= {conv: norm for conv, (_, norm) in zip(block.convs(), source.pairs(), strict=True)}
         if block.downsample is not None and source.downsample is not None:
             norms[block.downsample] = source.downsample[1]
     return norms
@@ -89,16 +89,18 @@ def make_room(model: QuantResNet) -> None:
     widen(model.conv1, torch.full_like(model.quantize1.base, INPUT_STEP))
     step = model.quantize1.step
     for block in model.blocks:
-        widen(block.conv1, step)
-        widen(block.conv2, block.quantize1.step)
-        shortcut = step
+        shortcut = entered = step
+        *inner, last = block.convs()
+        for conv, tensor_range in zip(inner, block.quantizes(), strict=False):
+            widen(conv, entered)
+            entered = tensor_range.step
         if block.downsample is not None:
             widen(block.downsample, step)
             branch = block.downsample_1
             branch.base.copy_(torch.maximum(branch.base, FACTOR_ROOM * block.downsample.unit(step).max()))
             shortcut = branch.step
-        widen(block.conv3, block.quantize2.step, shortcut)
-        step = block.quantize3.step
+        widen(last, entered, shortcut)
+        step = block.quantizes()[-1].step
 
 
 class _Statistics:

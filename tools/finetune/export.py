@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -94,10 +96,18 @@ def _relu(name: str) -> layers.ReLU:
     return layers.ReLU(name=name, compute_mode="s32u31", inplace=True)
 
 
-def _block(block: QuantBlock, step: torch.Tensor) -> layers.Bottleneck:
+def _block(block: QuantBlock, step: torch.Tensor) -> layers.Block:
     name = block.name
-    step1, step2, step3 = block.quantize1.step, block.quantize2.step, block.quantize3.step
-    unit = block.conv3.unit(step2)
+    *inner, last = block.convs()
+    *ranges, out = block.quantizes()
+    parts: dict[str, Any] = {}
+    entered = step
+    for i, (conv, tensor_range) in enumerate(zip(inner, ranges, strict=True), start=1):
+        parts[f"conv{i}"] = _conv(f"{name}_conv{i}", conv, entered, "u4s4s32", 0, 15)
+        ratio = conv.unit(entered) / tensor_range.step
+        parts[f"quantize{i}"] = _quantize(f"{name}_quantize{i}", ratio, SHIFT, "u31u16u4", 4)
+        entered = tensor_range.step
+    unit, end = last.unit(entered), block.count
 
     def residual(ratio: torch.Tensor, kind: str, mode: str) -> layers.Quantize:
         return _quantize(f"{name}_{kind}", ratio, int(residual_shift(ratio)), mode, 31)
@@ -117,21 +127,17 @@ def _block(block: QuantBlock, step: torch.Tensor) -> layers.Bottleneck:
                 residual(branch_step / unit, "downsample_2", "s8u16s32"),
             ),
         )
-    last = block.quantize3.hi == 127
-    return layers.Bottleneck(
+    parts[f"conv{end}"] = _conv(f"{name}_conv{end}", last, entered, "u4s4s32", 0, 15)
+    mode, bits = ("u31u16u7", 7) if out.hi == 127 else ("u31u16u4", 4)
+    parts[f"quantize{end}"] = _quantize(f"{name}_quantize{end}", unit / out.step, SHIFT, mode, bits)
+    kind, strided = (layers.BasicBlock, 0) if end == 2 else (layers.Bottleneck, 1)
+    return kind(
         name=name,
-        stride=int(block.conv2.stride[0]),
+        stride=int(inner[strided].stride[0]),
         downsample_layer=True,
-        conv1=_conv(f"{name}_conv1", block.conv1, step, "u4s4s32", 0, 15),
-        quantize1=_quantize(f"{name}_quantize1", block.conv1.unit(step) / step1, SHIFT, "u31u16u4", 4),
-        conv2=_conv(f"{name}_conv2", block.conv2, step1, "u4s4s32", 0, 15),
-        quantize2=_quantize(f"{name}_quantize2", block.conv2.unit(step1) / step2, SHIFT, "u31u16u4", 4),
-        conv3=_conv(f"{name}_conv3", block.conv3, step2, "u4s4s32", 0, 15),
-        quantize3=_quantize(
-            f"{name}_quantize3", unit / step3, SHIFT, "u31u16u7" if last else "u31u16u4", 7 if last else 4
-        ),
         relu=_relu(f"{name}_relu"),
         downsample=downsample,
+        **parts,
     )
 
 
@@ -168,7 +174,7 @@ def to_model(model: QuantResNet, image_size: int = 224) -> Model:
     stages: list[list[layers.Layer]] = [[] for _ in range(4)]
     for block in model.blocks:
         stages[int(block.name[len("layer")]) - 1].append(_block(block, out))
-        out = block.quantize3.step
+        out = block.quantizes()[-1].step
     linear, scale = _linear(model.fc, out)
     window = -(-image_size // 32)
     pool = layers.AvgPool2d(

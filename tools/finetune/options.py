@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-ARCHITECTURE_NAMES = ("resnet50", "resnet101", "resnet152", "tiny")
+ARCHITECTURE_NAMES = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "tiny")
 
 
 def _common(sub: argparse.ArgumentParser) -> None:
@@ -44,7 +44,7 @@ def _training(sub: argparse.ArgumentParser, lr: float, epochs: float) -> None:
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m tools.finetune",
-        description="Turn an FP32 bottleneck ResNet into an INT4 model.",
+        description="Turn an FP32 ResNet into an INT4 model.",
         epilog="order: prepare (or pretrain), calibrate, train, export, verify",
     )
     commands = parser.add_subparsers(dest="command", required=True)

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from int4core.preprocess import INPUT_RANGE, INT8_LIMIT
 from tools.finetune.fakequant import QuantConv, QuantLinear, Range, requantize, rescale, round_ste
-from tools.finetune.resnet import Architecture, Bottleneck, ResNet
+from tools.finetune.resnet import Architecture, Block, ResNet
 
 INPUT_STEP = INPUT_RANGE / INT8_LIMIT
 """Real (normalised) units of one int8 input step."""
@@ -25,21 +25,27 @@ def quantize_input(images: torch.Tensor) -> torch.Tensor:
 
 
 class QuantBlock(nn.Module):
-    """BottleneckQuantized: integers and their step in, integers and their step out."""
+    """BottleneckQuantized or BasicBlockQuantized: integers and their step in, integers and their step out."""
 
-    def __init__(self, block: Bottleneck, out_hi: int) -> None:
+    def __init__(self, block: Block, out_hi: int) -> None:
         super().__init__()
         self.name = block.name
-        self.conv1 = QuantConv(block.conv1, bits=4)
-        self.quantize1 = Range(15)
-        self.conv2 = QuantConv(block.conv2, bits=4)
-        self.quantize2 = Range(15)
-        self.conv3 = QuantConv(block.conv3, bits=4)
-        self.quantize3 = Range(out_hi)
+        self.count = block.count
+        for i, (conv, _) in enumerate(block.pairs(), start=1):
+            self.add_module(f"conv{i}", QuantConv(conv, bits=4))
+            self.add_module(f"quantize{i}", Range(out_hi if i == self.count else 15))
         self.downsample: QuantConv | None = None
         if block.downsample is not None:
             self.downsample = QuantConv(block.downsample[0], bits=4)
             self.downsample_1 = Range(127)
+
+    def convs(self) -> list[QuantConv]:
+        """In running order, without the shortcut's."""
+        return [getattr(self, f"conv{i}") for i in range(1, self.count + 1)]
+
+    def quantizes(self) -> list[Range]:
+        """What follows each of `convs`."""
+        return [getattr(self, f"quantize{i}") for i in range(1, self.count + 1)]
 
     def forward(
         self, x: torch.Tensor, step: torch.Tensor, dtype: torch.dtype, trace: Trace | None
@@ -49,23 +55,24 @@ class QuantBlock(nn.Module):
                 trace[f"{self.name}_{name}"] = value
             return value
 
-        step1, step2, step3 = self.quantize1.step, self.quantize2.step, self.quantize3.step
-        acc1 = seen("conv1", self.conv1(x, step, dtype))
-        y = seen("quantize1", requantize(acc1, self.conv1.unit(step) / step1, 0, 15))
-        acc2 = seen("conv2", self.conv2(y, step1, dtype))
-        z = seen("quantize2", requantize(acc2, self.conv2.unit(step1) / step2, 0, 15))
-        acc3 = seen("conv3", self.conv3(z, step2, dtype))
-        unit = self.conv3.unit(step2)
+        *inner, last = self.convs()
+        *ranges, out_range = self.quantizes()
+        y, entered = x, step
+        for i, (conv, tensor_range) in enumerate(zip(inner, ranges, strict=True), start=1):
+            acc = seen(f"conv{i}", conv(y, entered, dtype))
+            y = seen(f"quantize{i}", requantize(acc, conv.unit(entered) / tensor_range.step, 0, 15))
+            entered = tensor_range.step
+        acc, unit = seen(f"conv{self.count}", last(y, entered, dtype)), last.unit(entered)
         if self.downsample is None:
-            shortcut = seen("downsample", rescale(x.to(acc3.dtype), step / unit))
+            shortcut = seen("downsample", rescale(x.to(acc.dtype), step / unit))
         else:
             branch_step = self.downsample_1.step
             branch = seen("downsample_0", self.downsample(x, step, dtype))
             small = requantize(branch, self.downsample.unit(step) / branch_step, -128, 127)
             shortcut = seen("downsample_2", rescale(seen("downsample_1", small), branch_step / unit))
-        out = requantize(acc3 + shortcut, unit / step3, 0, self.quantize3.hi)
+        out = requantize(acc + shortcut, unit / out_range.step, 0, out_range.hi)
         # bf16 holds these integers exactly, and halves the traffic between blocks.
-        return seen("quantize3", out).to(dtype), step3
+        return seen(f"quantize{self.count}", out).to(dtype), out_range.step
 
 
 RunBlock = Callable[
@@ -97,9 +104,8 @@ class QuantResNet(nn.Module):
         """Every convolution under its name in the format, in running order."""
         yield "conv1", self.conv1
         for block in self.blocks:
-            yield f"{block.name}_conv1", block.conv1
-            yield f"{block.name}_conv2", block.conv2
-            yield f"{block.name}_conv3", block.conv3
+            for i, conv in enumerate(block.convs(), start=1):
+                yield f"{block.name}_conv{i}", conv
             if block.downsample is not None:
                 yield f"{block.name}_downsample_0", block.downsample
 
@@ -107,11 +113,12 @@ class QuantResNet(nn.Module):
         """Every tensor range under the name of its Quantize layer, in running order."""
         yield "quantize1", self.quantize1
         for block in self.blocks:
-            yield f"{block.name}_quantize1", block.quantize1
-            yield f"{block.name}_quantize2", block.quantize2
+            *inner, last = block.quantizes()
+            for i, tensor_range in enumerate(inner, start=1):
+                yield f"{block.name}_quantize{i}", tensor_range
             if block.downsample is not None:
                 yield f"{block.name}_downsample_1", block.downsample_1
-            yield f"{block.name}_quantize3", block.quantize3
+            yield f"{block.name}_quantize{block.count}", last
 
     def forward(
         self,

@@ -1,4 +1,4 @@
-"""The FP32 parent: bottleneck ResNet v1.5 (He et al. 2015; the stride is in the 3x3 convolution).
+"""The FP32 parent: ResNet v1.5 (He et al. 2015; the stride is in the 3x3 convolution).
 
 Parameter names are torchvision's, so that its pretrained weights load as they are.
 """
@@ -21,21 +21,25 @@ Tap = Callable[[str, torch.Tensor], None]
 
 @dataclass(frozen=True)
 class Architecture:
-    """A bottleneck ResNet's shape: blocks in each of the four stages, stem width, classes."""
+    """A ResNet's shape: blocks in each of the four stages, stem width, classes, and which kind of block."""
 
     blocks: tuple[int, ...]
     width: int = 64
     classes: int = 1000
+    basic: bool = False
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 
     @staticmethod
     def from_dict(fields: dict[str, Any]) -> Architecture:
-        return Architecture(tuple(fields["blocks"]), int(fields["width"]), int(fields["classes"]))
+        basic = bool(fields.get("basic", False))
+        return Architecture(tuple(fields["blocks"]), int(fields["width"]), int(fields["classes"]), basic)
 
 
 ARCHITECTURES = {
+    "resnet18": Architecture((2, 2, 2, 2), basic=True),
+    "resnet34": Architecture((3, 4, 6, 3), basic=True),
     "resnet50": Architecture((3, 4, 6, 3)),
     "resnet101": Architecture((3, 4, 23, 3)),
     "resnet152": Architecture((3, 8, 36, 3)),
@@ -45,19 +49,17 @@ ARCHITECTURES = {
 EXPANSION = 4
 
 
-class Bottleneck(nn.Module):
-    """1x1, 3x3, 1x1 with batch norms, and the shortcut around them."""
+class Block(nn.Module):
+    """Convolutions with batch norms, conv1 to conv2 or conv3 in torchvision's names, and the shortcut around them."""
 
-    def __init__(self, name: str, in_channels: int, width: int, stride: int) -> None:
+    def __init__(self, name: str, layers: list[nn.Conv2d], stride: int) -> None:
         super().__init__()
-        out_channels = width * EXPANSION
         self.name = name
-        self.conv1 = nn.Conv2d(in_channels, width, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(width)
-        self.conv2 = nn.Conv2d(width, width, 3, stride=stride, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(width)
-        self.conv3 = nn.Conv2d(width, out_channels, 1, bias=False)
-        self.bn3 = nn.BatchNorm2d(out_channels)
+        self.count = len(layers)
+        for i, conv in enumerate(layers, start=1):
+            self.add_module(f"conv{i}", conv)
+            self.add_module(f"bn{i}", nn.BatchNorm2d(conv.out_channels))
+        in_channels, out_channels = layers[0].in_channels, layers[-1].out_channels
         self.downsample: nn.Sequential | None = None
         if stride != 1 or in_channels != out_channels:
             self.downsample = nn.Sequential(
@@ -65,18 +67,47 @@ class Bottleneck(nn.Module):
                 nn.BatchNorm2d(out_channels),
             )
 
+    def pairs(self) -> list[tuple[nn.Conv2d, nn.BatchNorm2d]]:
+        """Each convolution with its batch norm, in running order, without the shortcut's."""
+        return [(getattr(self, f"conv{i}"), getattr(self, f"bn{i}")) for i in range(1, self.count + 1)]
+
     def forward(self, x: torch.Tensor, tap: Tap | None = None) -> torch.Tensor:
-        y = F.relu(self.bn1(self.conv1(x)), inplace=True)
-        z = F.relu(self.bn2(self.conv2(y)), inplace=True)
+        *inner, (last, norm) = self.pairs()
+        y, seen = x, []
+        for conv, bn in inner:
+            y = F.relu(bn(conv(y)), inplace=True)
+            seen.append(y)
         shortcut = x if self.downsample is None else self.downsample(x)
-        out = F.relu(self.bn3(self.conv3(z)) + shortcut, inplace=True)
+        out = F.relu(norm(last(y)) + shortcut, inplace=True)
         if tap is not None:
-            tap(f"{self.name}_quantize1", y)
-            tap(f"{self.name}_quantize2", z)
+            for i, y in enumerate([*seen, out], start=1):
+                tap(f"{self.name}_quantize{i}", y)
             if self.downsample is not None:
                 tap(f"{self.name}_downsample_1", shortcut)
-            tap(f"{self.name}_quantize3", out)
         return out
+
+
+class Bottleneck(Block):
+    """1x1, 3x3, 1x1."""
+
+    def __init__(self, name: str, in_channels: int, width: int, stride: int) -> None:
+        layers = [
+            nn.Conv2d(in_channels, width, 1, bias=False),
+            nn.Conv2d(width, width, 3, stride=stride, padding=1, bias=False),
+            nn.Conv2d(width, width * EXPANSION, 1, bias=False),
+        ]
+        super().__init__(name, layers, stride)
+
+
+class BasicBlock(Block):
+    """3x3, 3x3."""
+
+    def __init__(self, name: str, in_channels: int, width: int, stride: int) -> None:
+        layers = [
+            nn.Conv2d(in_channels, width, 3, stride=stride, padding=1, bias=False),
+            nn.Conv2d(width, width, 3, padding=1, bias=False),
+        ]
+        super().__init__(name, layers, stride)
 
 
 class ResNet(nn.Module):
@@ -89,14 +120,14 @@ class ResNet(nn.Module):
         self.arch = arch
         self.conv1 = nn.Conv2d(3, arch.width, 7, stride=2, padding=3, bias=False)
         self.bn1 = nn.BatchNorm2d(arch.width)
-        channels = arch.width
+        channels, kind = arch.width, BasicBlock if arch.basic else Bottleneck
         for i, count in enumerate(arch.blocks):
             width = arch.width << i
             stage = []
             for j in range(count):
                 stride = 2 if i > 0 and j == 0 else 1
-                stage.append(Bottleneck(f"layer{i + 1}_{j}", channels, width, stride))
-                channels = width * EXPANSION
+                stage.append(kind(f"layer{i + 1}_{j}", channels, width, stride))
+                channels = width if arch.basic else width * EXPANSION
             self.add_module(f"layer{i + 1}", nn.Sequential(*stage))
         self.fc = nn.Linear(channels, arch.classes)
         self._initialise()
@@ -107,12 +138,12 @@ class ResNet(nn.Module):
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
         for block in self.blocks():
-            nn.init.zeros_(block.bn3.weight)
+            nn.init.zeros_(block.pairs()[-1][1].weight)
         nn.init.normal_(self.fc.weight, std=0.01)
         nn.init.zeros_(self.fc.bias)
 
-    def blocks(self) -> list[Bottleneck]:
-        return [m for m in self.modules() if isinstance(m, Bottleneck)]
+    def blocks(self) -> list[Block]:
+        return [m for m in self.modules() if isinstance(m, Block)]
 
     def forward(self, images: torch.Tensor, tap: Tap | None = None) -> torch.Tensor:
         x = F.relu(self.bn1(self.conv1(images)), inplace=True)
