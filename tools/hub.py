@@ -19,12 +19,12 @@ from int4core.format.packed import CONFIG, packed_files
 from int4core.layers import BasicBlock, ResNet
 from int4core.model import Model
 from int4core.network import default_input_size
-from int4core.preprocess import INPUT_RANGE, INT8_LIMIT, MEAN, STD
 from int4core.regular import read_regular
 from int4core.streams import run_command
 from pipeline.commands.values import path
 from pipeline.errors import PipelineError
 from pipeline.samples.classes import CLASSES_NAME, read_classes
+from tools.input_contract import as_values
 
 README = "README.md"
 README_LIMIT = 1 << 20
@@ -45,11 +45,7 @@ def about(net: ResNet, names: tuple[str, ...] | None) -> dict[str, Any]:
             "activations": "u4, s8 images, u7 features",
             "requantise": "(sum * factor[c] + half) >> shift, u16 factors, halves away from zero",
         },
-        "preprocessing": {
-            "resize_short_side": 256, "interpolation": "bilinear (Pillow)", "centre_crop": 224, "channels": "RGB",
-            "layout": "NCHW", "divide_by": 255, "mean": MEAN, "std": STD, "dtype": "int8",
-            "quantise": f"clamp(round_half_even(x * {INT8_LIMIT} / {INPUT_RANGE}), -{INT8_LIMIT}, {INT8_LIMIT})",
-        },
+        "preprocessing": as_values(),
     }  # fmt: skip
     if names is not None:
         said["id2label"] = {str(i): name for i, name in enumerate(names)}

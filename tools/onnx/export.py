@@ -12,9 +12,9 @@ from int4core.format.parts import plain_values
 from int4core.layers import Block, Conv2d, Quantize, ResNet, Sequential
 from int4core.model import Model
 from int4core.network import LayerShape, trace_shapes
-from int4core.preprocess import INPUT_RANGE, INT8_LIMIT, MEAN, STD
 from int4core.quantize import rounding_half
 from pipeline.samples.classes import read_classes
+from tools.input_contract import as_values
 from tools.onnx.forms import Float32Form, Form, IntegerForm, QcdqForm, conv_bound
 from tools.onnx.graph import IMAGES, Graph
 
@@ -26,16 +26,6 @@ FORMS: dict[str, type[IntegerForm] | type[Float32Form] | type[QcdqForm]] = {
 
 FORM, LAYERS, CLASSES, PREPROCESSING = "int4core.form", "int4core.layers", "class_names", "preprocessing"
 """Keys of the metadata."""
-
-
-def preprocessing() -> str:
-    """How an image becomes the graph's input, as JSON."""
-    return json.dumps({
-        "resize_short_side": 256, "interpolation": "bilinear (Pillow, antialiased)", "centre_crop": 224,
-        "channels": "RGB", "layout": "NCHW", "divide_by": 255, "mean": MEAN, "std": STD,
-        "quantise": f"clamp(round_half_even(x * {INT8_LIMIT} / {INPUT_RANGE}), -{INT8_LIMIT}, {INT8_LIMIT})",
-        "dtype": "int8",
-    })  # fmt: skip
 
 
 def class_names(model: Model) -> tuple[str, ...] | None:
@@ -55,7 +45,7 @@ def to_onnx(net: ResNet, form: str, names: tuple[str, ...] | None = None) -> onn
     graph = Graph()
     emitter = _Emitter(FORMS[form](graph), {shape.name: shape for shape in trace_shapes(net)})
     emitter.network(net)
-    metadata = {FORM: form, LAYERS: json.dumps(plain_values(net)), PREPROCESSING: preprocessing()}
+    metadata = {FORM: form, LAYERS: json.dumps(plain_values(net)), PREPROCESSING: json.dumps(as_values())}
     if names is not None:
         metadata[CLASSES] = json.dumps(names, ensure_ascii=False)
     image = emitter.shapes[net.conv1.name].input
