@@ -156,7 +156,7 @@ def test_sums_that_float32_cannot_hold_are_refused_by_layer(form: str) -> None:
 
 @pytest.mark.parametrize("count", [1, 4, 49, 64, 121 * 121])
 def test_means_in_float32_are_the_engines_by_division_and_by_reciprocal(count: int) -> None:
-    """Every total is tried: what `Float32Form.mean` says of its proof."""
+    """Every total is tried: what `_float_mean` says of its proof."""
     total = np.arange(127 * count + 1, dtype=np.float32)
     right = (2 * total.astype(np.int64) + count) // (2 * count)
     scaled = total * np.float32(4) + np.float32(2 * count + 1)

@@ -96,6 +96,26 @@ def _attributes(layer: Conv2d) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def mean_is_exact(count: int) -> bool:
+    """Whether `_float_mean` is proved for means of `count` u7 values."""
+    return 4 * U7.hi * count + 2 * count + 1 <= EXACT and 4 * count < 1 << 16
+
+
+def _float_mean(g: Graph, layer: AvgPool2d, x: str) -> str:
+    """floor((4 t + 2 n + 1) / 4 n), which is the mean of n values of sum t rounded half up, of float32 maps.
+
+    The quotient is 1 / 4 n or more from every integer, and a float32 division, or a multiplication by the rounded
+    reciprocal, is at most 2^-16 off; so either gives the right floor.
+    """
+    name, count = layer.name, layer.kernel_size**2
+    axes = g.constant("axes of a map", [2, 3], np.int64)
+    total = g.node("ReduceSum", [x, axes], f"{name} total", keepdims=0)
+    scaled = g.node("Mul", [total, g.scalar(4, np.float32)], f"{name} scaled")
+    half_up = g.node("Add", [scaled, g.scalar(2 * count + 1, np.float32)], f"{name} half up")
+    quotient = g.node("Div", [half_up, g.scalar(4 * count, np.float32)], f"{name} mean")
+    return g.node("Floor", [quotient], f"{name} whole")
+
+
 class IntegerForm:
     """Activations uint8 (images too, offset by 128), sums int32."""
 
@@ -143,7 +163,10 @@ class IntegerForm:
         return g.cast(self._rescaled(layer, g.cast(x, np.int64, f"{name} s64")), np.int32, name)
 
     def mean(self, layer: AvgPool2d, x: str) -> str:
+        """In float32 where that is proved exact: some runtimes divide int32 in floating point, and round."""
         g, name, count = self.graph, layer.name, layer.kernel_size**2
+        if mean_is_exact(count):
+            return g.cast(_float_mean(g, layer, g.cast(x, np.float32, f"{name} f32")), np.uint8, name)
         axes = g.constant("axes of a map", [2, 3], np.int64)
         total = g.node("ReduceSum", [g.cast(x, np.int32, f"{name} s32"), axes], f"{name} total", keepdims=0)
         twice = g.node("Mul", [total, g.scalar(2, np.int32)], f"{name} twice")
@@ -208,20 +231,10 @@ class Float32Form:
         return self._half_up(layer, self._scaled(layer, x, bound, out))
 
     def mean(self, layer: AvgPool2d, x: str) -> str:
-        """floor((4 t + 2 n + 1) / 4 n), which is the mean of n values of sum t rounded half up.
-
-        The quotient is 1 / 4 n or more from every integer, and a float32 division, or a multiplication by the rounded
-        reciprocal, is at most 2^-16 off; so either gives the right floor.
-        """
-        g, name, count = self.graph, layer.name, layer.kernel_size**2
-        if 4 * U7.hi * count + 2 * count + 1 > EXACT or 4 * count >= 1 << 16:
+        name, count = layer.name, layer.kernel_size**2
+        if not mean_is_exact(count):
             raise OnnxError(f"{name}: a mean of {count} values is not proved exact in float32; {self.remedy}")
-        axes = g.constant("axes of a map", [2, 3], np.int64)
-        total = g.node("ReduceSum", [x, axes], f"{name} total", keepdims=0)
-        scaled = g.node("Mul", [total, g.scalar(4, np.float32)], f"{name} scaled")
-        half_up = g.node("Add", [scaled, g.scalar(2 * count + 1, np.float32)], f"{name} half up")
-        quotient = g.node("Div", [half_up, g.scalar(4 * count, np.float32)], f"{name} mean")
-        return self._carried(name, g.node("Floor", [quotient], f"{name} whole"), U7)
+        return self._carried(name, _float_mean(self.graph, layer, x), U7)
 
     def linear(self, layer: Linear, x: str) -> str:
         g, name = self.graph, layer.name
