@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -390,19 +391,22 @@ def test_a_damaged_about(out: str) -> None:
 class TestFullDisk:
     """Writes that the system refuses, in the middle of a part and of the final file."""
 
-    @pytest.fixture
-    def _file_size_limit(self) -> Iterator[None]:
+    @staticmethod
+    @contextlib.contextmanager
+    def _files_of_4_kib() -> Iterator[None]:
+        """Around the writes alone: the limit is the process's, and what a test runner prints may go to a file too."""
         soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
         resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
-        yield
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
-    @pytest.mark.usefixtures("_file_size_limit")
     def test_a_part_larger_than_the_system_allows(self, out: str) -> None:
         many = [f"{n}{'x' * 50}{hash((n, 1))}" for n in range(3000)]
         sink = opened(out, rows_per_part=10)
         sink.write(made(KEYS[:10]))
-        with pytest.raises(PipelineError) as caught, sink:
+        with self._files_of_4_kib(), pytest.raises(PipelineError) as caught, sink:
             sink.write(made(many))
         assert "larger than a file may be here" in str(caught.value)
         assert "the same command goes on; 10 rows are safe" in str(caught.value)
