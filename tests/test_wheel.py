@@ -51,7 +51,7 @@ def test_installing_it_brings_what_the_commands_need(wheel: Path, tmp_path: Path
     zipfile.ZipFile(wheel).extractall(tmp_path)
     distribution = next(iter(metadata.distributions(path=[str(tmp_path)])))
     required = {re.split("[ <>=!~;]", r)[0] for r in distribution.requires or [] if "extra ==" not in r}
-    assert required == {"numpy", "pillow", "mlcommons-loadgen", "psutil", "rich", "nvidia-ml-py"}
+    assert required == {"numpy", "pillow", "mlcommons-loadgen", "psutil", "rich", "nvidia-ml-py", "threadpoolctl"}
 
 
 @pytest.fixture(scope="module")

@@ -79,6 +79,7 @@ def test_a_pipe_is_written_into(tmp_path: Path) -> None:
     os.mkfifo(pipe)
     reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
     os.set_blocking(reader, True)
+    writer = os.open(pipe, os.O_WRONLY)  # without one, the reader might see the end before the first byte
     data = bytes(200_000)  # more than a pipe holds: the reader is waited for
 
     def read() -> None:
@@ -90,6 +91,7 @@ def test_a_pipe_is_written_into(tmp_path: Path) -> None:
     write.start()
     thread.start()
     write.join(30)
+    os.close(writer)
     thread.join(30)
     assert found == [data]
     assert pipe.is_fifo()
