@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import random
 import shutil
 import subprocess
@@ -41,7 +42,9 @@ def kill_and_go_on(out: str, kills: int, seed: int) -> None:
     hit = 0
     while hit < kills:
         process = subprocess.Popen(
-            [sys.executable, "-m", "tests.pipeline.sinks.kills", "--write", out], cwd=ROOT, stdout=subprocess.PIPE
+            [sys.executable, "-m", "tests.pipeline.sinks.kills", "--write", out],
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            stdout=subprocess.PIPE,
         )
         with process:
             assert process.stdout is not None
@@ -49,6 +52,7 @@ def kill_and_go_on(out: str, kills: int, seed: int) -> None:
             with suppress(subprocess.TimeoutExpired):
                 process.wait(rng.expovariate(1 / MEAN_SECONDS))
             process.kill()
+        assert Path(out).exists() or Path(f"{out}.parts").exists()
         if process.returncode == 0:
             check(out)
             remove(out)
