@@ -7,10 +7,11 @@ arguments -> parts -> listing tasks -> actors -> writing tasks -> the output's p
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from int4core.errors import printable
@@ -182,12 +183,12 @@ class RayCommand:
                     )
                 if isinstance(sink, StreamSink):
                     sink.write_text(delivered.text)
-                self._count(sink, delivered.totals)
+                self._count(sink, delivered.totals, delivered.files)
         run.progress.enter("done")
 
-    def _count(self, sink: Sink, totals: Totals) -> None:
+    def _count(self, sink: Sink, totals: Totals, files: Iterable[Path] = ()) -> None:
         self._totals += totals
-        sink.count(totals.rows, totals.errors)
+        sink.count(totals.rows, totals.errors, files)
 
 
 def _receiver(sink: Sink) -> Receiver:

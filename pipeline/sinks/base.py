@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Protocol
@@ -57,8 +57,8 @@ class Sink(Protocol):
     def write(self, rows: Rows) -> None:
         """Take `rows`. Raises SinkError."""
 
-    def count(self, rows: int, errors: int) -> None:
-        """So many rows, with so many errors among them, came to where they are without `write`."""
+    def count(self, rows: int, errors: int, files: Iterable[Path] = ()) -> None:
+        """So many rows, with so many errors among them, came to where they are (`files`) without `write`."""
 
     def tick(self) -> None:
         """To be called every second or so, when no rows come: what has waited long enough is made safe."""

@@ -1,7 +1,7 @@
 """An output in parts that a killed run leaves whole: the parts are the manifest.
 
     a.parquet.parts/            out/                      while a run goes on
-        _about.json                 _about.json           what the parts are of (identity, notes)
+        _about.json                 _about.json           what the parts are of (identity, notes), and which run writes
         part-000000.parquet         part-000000.parquet   rows, there from its renaming on or not at all
         .part-000001.parquet.tmp    ...                   a part that is being written; of a dead run: removed
     a.parquet.lock              out/.lock                 held by the run (`lock`)
@@ -20,7 +20,7 @@ import secrets
 import socket
 import stat
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +40,8 @@ LOCK = ".lock"
 PART = re.compile(r"part-([0-9]{6,})")
 # Numbers of the parts that a run's writers have; one process alone counts on from the last.
 PARTS_OF_A_RUN = 10**18
+# In ABOUT: what the run that writes is known by, so that tasks of one before it, which may outlive it, write no more.
+RUN = "run"
 # Notes of a finished output.
 ROWS = "rows"
 ERRORS = "errors"
@@ -92,6 +94,7 @@ class PartsSink:
         self._parts_folder = self.out if folder else self._beside(".parts")
         with plainly(self.out):
             make_folder(self.out if folder else self.out.parent)
+        self._run = secrets.token_hex(8)
         self._lock = OutputLock(self.out / LOCK if folder else self._beside(".lock"), self.out)
         try:
             with plainly(self.out):
@@ -101,6 +104,7 @@ class PartsSink:
             raise
         parts = self._parts()
         self._earlier = [self.out] if self.complete and not folder else parts
+        self._names = {path.name for path in parts}
         self._next_part = 1 + max((_number(path) for path in parts), default=-1)
 
     def __enter__(self) -> PartsSink:
@@ -168,6 +172,7 @@ class PartsSink:
             self.errors -= len(rows.errors)
             self._broken = error
             raise
+        self._names.add(path.name)
         self._next_part += 1
 
     def finish(self) -> None:
@@ -177,6 +182,7 @@ class PartsSink:
         self.cut()
         self.note({ROWS: str(self.rows), ERRORS: str(self.errors)})
         with plainly(self.out, lambda: self.rows):
+            self._remove_what_came_too_late()
             if self._folder:
                 self._write_about(self.out / ABOUT)
                 write_durably(self.out / SUCCESS, lambda file: None)
@@ -204,12 +210,16 @@ class PartsSink:
     def writer(self) -> PartWriter:
         """What other processes write parts of this output with, from now until this is left."""
         run = self._next_part // PARTS_OF_A_RUN + 1
-        return PartWriter(self._parts_folder, self._format, self._about, run * PARTS_OF_A_RUN)
+        return PartWriter(self._parts_folder, self._format, self._about, run * PARTS_OF_A_RUN, self._run)
 
-    def count(self, rows: int, errors: int) -> None:
-        """So many rows, with so many errors among them, are in parts that others or earlier runs wrote."""
+    def count(self, rows: int, errors: int, files: Iterable[Path] = ()) -> None:
+        """So many rows, with so many errors among them, are in parts of earlier runs, or in `files` that others wrote.
+
+        Those of this run that are not named here are removed when it is finished.
+        """
         self.rows += rows
         self.errors += errors
+        self._names.update(path.name for path in files)
 
     def _join(self, file: BinaryIO) -> None:
         self._format.join(self._parts(), file, self._about)
@@ -232,7 +242,7 @@ class PartsSink:
                     f"{self._parts_folder}: {min(others)} is in it, and nothing says that it is an output of this "
                     "command; give --out another name"
                 )
-            self._write_about(self._parts_folder / ABOUT)
+            self._write_about(self._parts_folder / ABOUT, {RUN: self._run})
             return
         self._check_identity(self._parts_folder, about)
         for leftover in self._leftovers():
@@ -240,6 +250,8 @@ class PartsSink:
         if self._folder and (self.out / SUCCESS).exists():
             self._take_as_complete(about)
             return
+        # Before the parts are looked at: what an earlier run's tasks write from now on would be in none of them.
+        self._write_about(self._parts_folder / ABOUT, {RUN: self._run})
         for path in self._parts() if self._read_keys else ():
             for keys, errors in self._keys(path):
                 for key in keys:
@@ -298,6 +310,12 @@ class PartsSink:
             path.unlink(missing_ok=True)
         self._remove_parts_folder()
 
+    def _remove_what_came_too_late(self) -> None:
+        """Parts of an earlier run whose task was at its renaming when this run began: this run has their rows too."""
+        for path in self._parts():
+            if path.name not in self._names:
+                path.unlink()
+
     def _remove_if_nothing_came(self) -> None:
         if not self.complete and not self._parts():
             with suppress(OSError):
@@ -351,12 +369,14 @@ class PartWriter:
     Attributes:
         folder: of the parts; the machines have to share it.
         first: what the numbers of this run's parts count from.
+        run: what the run is known by; once another goes on with the output, nothing is written any more.
     """
 
     folder: Path
     file_format: Format
     about: About
     first: int
+    run: str
 
     def write(self, number: int, rows: Rows) -> Path:
         """Write `rows` as the part `number` of this run, and return where it is.
@@ -365,17 +385,29 @@ class PartWriter:
         """
         if not 0 <= number < PARTS_OF_A_RUN:
             raise ValueError(f"part {number} of {PARTS_OF_A_RUN}")
-        if not (self.folder / ABOUT).is_file():
-            raise SinkError(
-                f"{self.folder}: is not the output's folder on {socket.gethostname()}; give --out a name in a folder "
-                "that all nodes share"
-            )
+        self._check_run()
         path = self.folder / _part_name(self.first + number, self.file_format)
         # Two may write it at a time: a task, and one in its place when it was given up too soon.
         temporary = temporary_of(path.with_stem(f"{path.stem}.{secrets.token_hex(4)}"))
         with plainly(self.folder):
-            write_durably(path, lambda file: self.file_format.write(file, rows, self.about), temporary)
+            write_durably(path, lambda file: self._fill(file, rows), temporary)
         return path
+
+    def _fill(self, file: BinaryIO, rows: Rows) -> None:
+        self.file_format.write(file, rows, self.about)
+        # Once more, as late as can be: writing may have taken long.
+        self._check_run()
+
+    def _check_run(self) -> None:
+        try:
+            about = json.loads((self.folder / ABOUT).read_bytes())
+        except (FileNotFoundError, NotADirectoryError):
+            raise SinkError(
+                f"{self.folder}: is not the output's folder on {socket.gethostname()}; give --out a name in a folder "
+                "that all nodes share"
+            ) from None
+        if about.get(RUN) != self.run:
+            raise SinkError(f"{self.folder}: another run goes on with this output, or has finished it")
 
 
 def _part_name(number: int, file_format: Format) -> str:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import BinaryIO
 
 from pipeline.samples.keys import KeySet
@@ -30,7 +31,7 @@ class NoSink:
     def write(self, rows: Rows) -> None:
         self.count(len(rows), len(rows.errors))
 
-    def count(self, rows: int, errors: int) -> None:
+    def count(self, rows: int, errors: int, files: Iterable[Path] = ()) -> None:
         self.rows += rows
         self.errors += errors
 

@@ -191,6 +191,7 @@ def test_keys_of_any_bytes_are_done(out: str) -> None:
 @pytest.mark.parametrize("seed", [0])
 def test_killed_at_random_moments(out: str, seed: int) -> None:
     kill_and_go_on(out, kills=2, seed=seed)
+    assert not any((ROOT / name).exists() for name in OUTS)
 
 
 class Death(BaseException):
@@ -496,13 +497,49 @@ def test_parts_that_other_processes_write_are_the_outputs(out: str) -> None:
         sink.leave()
     with opened(out, read_keys=False) as sink:
         assert (len(sink.earlier_parts), len(sink.done), sink.rows) == (3, 0, 0)
-        sink.writer().write(0, made(KEYS[60:62]))  # and one of other processes after that
+        part = sink.writer().write(0, made(KEYS[60:62]))  # and one of other processes after that
         assert len(list(sink.writer().folder.glob("part-*"))) == 4
         wanted = made([*KEYS[:5], *KEYS[7:12], KEYS[50], *KEYS[60:62]])
-        sink.count(len(wanted), len(wanted.errors))
+        sink.count(len(wanted), len(wanted.errors), [part])
     with opened(out) as sink:
         assert (sink.complete, sink.rows, sink.errors) == (True, len(wanted), len(wanted.errors))
         assert as_tuples(Rows.concatenate(list(sink.earlier()))) == as_tuples(wanted)
+
+
+@pytest.mark.parametrize("read_keys", [True, False])
+def test_tasks_that_outlive_their_run_write_no_more(out: str, read_keys: bool) -> None:
+    """Not once another run goes on, whose rows theirs are too; and what slips in between is not kept."""
+    with opened(out, read_keys=False) as first:
+        late = first.writer()
+        late.write(0, made(KEYS[:5]))
+        first.leave()
+    with opened(out, read_keys=read_keys) as second:
+        with pytest.raises(SinkError, match="another run goes on with this output"):
+            late.write(1, made(KEYS[5:10]))
+        # As if it had been at its renaming.
+        part = second._parts()[0]
+        part.with_stem(f"part-{late.first + 1}").write_bytes(part.read_bytes())
+        if read_keys:
+            second.write(made(KEYS[5:10]))
+        else:
+            files = [second.writer().write(0, made(KEYS[5:10]))]
+            second.count(5, 0)
+            second.count(5, 0, files)
+    with pytest.raises(SinkError):
+        late.write(1, made(KEYS[5:10]))
+    with opened(out) as sink:
+        assert sink.complete
+        assert as_tuples(Rows.concatenate(list(sink.earlier()))) == as_tuples(made(KEYS[:10]))
+
+
+def test_tasks_write_nothing_to_a_run_that_began_where_theirs_had_left_nothing(out: str) -> None:
+    with opened(out, read_keys=False) as first:
+        late = first.writer()
+        first.leave()
+    with opened(out, read_keys=False) as second:
+        with pytest.raises(SinkError, match="another run goes on with this output"):
+            late.write(0, made(KEYS[:5]))
+        second.leave()
 
 
 def test_a_part_is_not_written_where_the_outputs_folder_is_another(tmp_path: Path) -> None:
