@@ -69,10 +69,10 @@ class Samples:
     def check(self) -> tuple[BadFile, ...]:
         """Decode every file that was not decoded before; as many good ones as fit stay resident.
 
-        Returns all that are bad.
+        Returns all that are bad, those that were on their way already among them.
         """
         with self._changed:
-            files = np.flatnonzero(~self._known & ~self._residents.coming)
+            files = np.flatnonzero(~self._known)
             self._wanted = files
             self._to_check = len(files)
         self._fetch(self._one_by_one(files))
@@ -164,16 +164,24 @@ class Samples:
         return self._residents.free + int(self._residents.coming.sum()) < spare
 
     def _one_by_one(self, files: Indices) -> Iterator[int]:
-        """Files to check, each as soon as there is a slot for it."""
+        """Files to check that nobody else fetches, each as soon as there is a slot for it."""
         for number in files.tolist():
             with self._changed:
-                self._changed.wait_for(lambda: self._over is not None or self._room_to_check())
+                self._changed.wait_for(
+                    lambda: self._over is not None or self._is_fetched(number) or self._room_to_check()  # noqa: B023
+                )
                 if self._over is not None:
                     return
-                given = self._residents.claim(np.array([number]), at_any_cost=True)
                 self._to_check -= 1
+                if self._is_fetched(number):
+                    continue
+                given = self._residents.claim(np.array([number]), at_any_cost=True)
             self._loading.unpin(given)
             yield number
+
+    def _is_fetched(self, number: int) -> bool:
+        """Whether a file was decoded, or is on its way. Called with `_changed` held."""
+        return bool(self._known[number] or self._residents.coming[number])
 
     def _room_to_check(self) -> bool:
         """Whether there is a slot for a file to check: at the cost of another only where none will come free."""

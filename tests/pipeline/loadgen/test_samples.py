@@ -242,6 +242,18 @@ def test_bad_files_end_the_next_load_and_a_check_names_the_others(many: Path, tm
         assert (made.known, made.snapshot().done) == (MANY, MANY)
 
 
+def test_a_check_waits_for_files_that_are_on_their_way(folder: Path, tmp_path: Path) -> None:
+    with store(folder, tmp_path, image_timeout_s=1.5, loaders=2, at_a_time=2, ahead=True) as (made, arena):
+        made.load(np.array([0, 1]))
+        deadline = time.monotonic() + 20
+        while not made._residents.coming[SLOW] and time.monotonic() < deadline:
+            time.sleep(0.001)
+        assert made._residents.coming[SLOW]
+        assert [b.number for b in made.check()] == [SLOW]
+        assert made.known == len(NAMES)
+        assert_the_others_are_there(made, arena, folder)
+
+
 def test_a_load_ends_when_the_samples_do(many: Path, tmp_path: Path) -> None:
     with store(many, tmp_path, image_timeout_s=60.0, loaders=1, slots=MANY) as (made, _):
         errors: list[BaseException] = []
