@@ -161,8 +161,8 @@ def _copies(
         "neighbouring slots": np.arange(batch.n, dtype=np.int32) % arena.spec.slots,
     }
     record = exchange.take(patterns["random slots"])
-    for name, transfer in device.transfers.items():
-        device.transfer = transfer
+    for name in device.transfers:
+        device.copy_by(name)
         for pattern, slots in patterns.items():
             exchange.slots(record, batch.n)[:] = slots
             yield f"{name}, {pattern}", rate(lambda: device.upload(batch, record, batch.n, stream))
@@ -179,8 +179,8 @@ def _together(
     jobs = [(i % spec.inflight, spec.batch) for i in range(count)]
     for ordered in (False, True):
         scheduler = Scheduler(device, Sizes.full(spec.batch), spec.inflight, ordered=ordered)
-        for name, transfer in device.transfers.items():
-            device.transfer = transfer
+        for name in device.transfers:
+            device.copy_by(name)
             scheduler.run_through(jobs[: 2 * spec.inflight])
             yield (name, ordered), len(jobs) * spec.batch / scheduler.run_through(jobs)
         del scheduler

@@ -26,10 +26,8 @@ class CudaDevice:
     """One GPU with a network on it, over one arena and one exchange.
 
     Attributes:
-        transfer: how samples come to the device; may be changed while nothing is under way.
-        transfers: the ways that work here.
+        transfers: the ways to bring samples to the device that work here, by their names.
         decode: what makes samples of files; None where slots hold samples alone.
-        decoding: whether slots may hold files by now; not while rates are measured on samples.
         notice: what it runs on, and how its memory is reached.
     """
 
@@ -49,7 +47,7 @@ class CudaDevice:
         self._exchange = exchange
         self._held = ExitStack()
         self._down: WeakKeyDictionary[DeviceBatch, Any] = WeakKeyDictionary()
-        self.decoding = False
+        self._decoding = False
         network.device.use()
         self.notice = network.notice
         self._exchange_base = self._arena_base = 0
@@ -58,13 +56,26 @@ class CudaDevice:
         except BaseException:
             self.close()
             raise
-        self.transfer: Transfer = next(iter(self.transfers.values()))
+        self._transfer: Transfer = next(iter(self.transfers.values()))
         self.decode: Decode | None = None
         if sampling is not None:
             if not self._exchange_base:
                 self.close()
                 raise PipelineError("--decode gpu: files are copied out of pinned memory, and there is none")
             self.decode = Decode(arena, self._arena_base, network.device.id, sampling)
+
+    @property
+    def copies_by(self) -> str:
+        """The name of the way in which samples come to the device."""
+        return self._transfer.name
+
+    def copy_by(self, name: str) -> None:
+        """Bring samples to the device in this way from now on. Nothing may be under way."""
+        self._transfer = self.transfers[name]
+
+    def start_decoding(self) -> None:
+        """Slots may hold files from now on; rates are measured before, on samples. Nothing may be under way."""
+        self._decoding = True
 
     def stream(self) -> Any:
         return self._cupy.cuda.Stream(non_blocking=True)
@@ -86,11 +97,11 @@ class CudaDevice:
 
     def upload(self, batch: DeviceBatch, record: int, count: int, stream: Any) -> None:
         slots = self._exchange.slots(record, count)
-        if self.decode is not None and self.decoding:
+        if self.decode is not None and self._decoding:
             self.decode(slots, batch, stream)
             return
         address = self._exchange_base + slots.ctypes.data - self._exchange.memory.ctypes.data
-        self.transfer(slots, address if self._exchange_base else 0, batch, stream)
+        self._transfer(slots, address if self._exchange_base else 0, batch, stream)
 
     def download(self, batch: DeviceBatch, record: int, count: int, stream: Any) -> None:
         runtime = self._cupy.cuda.runtime
@@ -105,7 +116,7 @@ class CudaDevice:
             answers = self._pinned_answers(batch, count)
             for place, values in zip(self._exchange.answers(record, count), answers, strict=True):
                 place[:] = values
-        if self.decode is not None and self.decoding:
+        if self.decode is not None and self._decoding:
             self.decode.mark(batch, self._exchange.classes(record, count))
 
     def close(self) -> None:

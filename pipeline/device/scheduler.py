@@ -22,6 +22,9 @@ from typing import Any, Generic
 
 from pipeline.device.base import B, Device, Event, Marks, Spans
 
+MEASURED = -1
+"""The ticket of batches that are run to measure the device."""
+
 
 @dataclass(frozen=True)
 class Sizes:
@@ -98,13 +101,13 @@ class Scheduler(Generic[B]):
 
     Args:
         ordered: whether networks take turns too; else they may run side by side where the device has room.
-
-    Attributes:
-        spans: who is told when the parts of a batch ran; may be changed while nothing is under way.
+        spans: who is told when the parts of a batch ran, those of measurements left out.
     """
 
-    def __init__(self, device: Device[B], sizes: Sizes, lanes: int, *, ordered: bool = False) -> None:
-        self.spans: Spans | None = None
+    def __init__(
+        self, device: Device[B], sizes: Sizes, lanes: int, *, ordered: bool = False, spans: Spans | None = None
+    ) -> None:
+        self._spans = spans
         self._device = device
         self._sizes = sizes
         self._ordered = ordered
@@ -169,7 +172,7 @@ class Scheduler(Generic[B]):
         for record, count in jobs:
             while not self.room:
                 self.finished()
-            self.begin(-1, record, count)
+            self.begin(MEASURED, record, count)
         self.drain()
         return time.perf_counter() - began
 
@@ -209,15 +212,15 @@ class Scheduler(Generic[B]):
         return time.perf_counter() - began
 
     def _mark(self, stream: Any) -> Any:
-        return None if self.spans is None else self.spans.mark(stream)
+        return None if self._spans is None else self._spans.mark(stream)
 
     def _retire(self, lane: _Lane[B]) -> Answer:
         flight = lane.flight
         assert flight is not None, "a lane without a batch is not under way"
         self._device.collect(flight.batch, flight.record, flight.count)
         self._underway.remove(lane)
-        if self.spans is not None:
-            self.spans.complete(lane.number, flight.ticket, flight.count, flight.marks)
+        if self._spans is not None and flight.ticket != MEASURED:
+            self._spans.complete(lane.number, flight.ticket, flight.count, flight.marks)
         lane.flight = None
         self._free.append(lane)
         now = time.perf_counter()

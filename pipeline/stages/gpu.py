@@ -122,19 +122,19 @@ class DeviceInferrer:
         self._held.callback(network.close)
         device = CudaDevice(network, arena, exchange, cast("H2d", spec.h2d), spec.sampling)
         self._held.callback(device.close)
-        self._scheduler = Scheduler(device, spec.sizes, spec.inflight, ordered=spec.ordered)
+        spans = CudaSpans(self.tracer, network.cupy) if isinstance(self.tracer, Tracer) else None
+        self._scheduler = Scheduler(device, spec.sizes, spec.inflight, ordered=spec.ordered, spans=spans)
         self._held.callback(self._scheduler.drain)
         self._small = spec.batch_size <= LATENCY_SAMPLES
         # The records of a process that is setting up are nobody's yet, and so is what is in them.
         records = [number * spec.inflight + i for i in range(spec.inflight)]
         self._rates, by_transfer = choose_transfer(device, self._scheduler, arena, exchange, records)
-        device.decoding = spec.sampling is not None
-        if isinstance(self.tracer, Tracer):
-            self._scheduler.spans = CudaSpans(self.tracer, network.cupy)
+        if spec.sampling is not None:
+            device.start_decoding()
         copies = ", ".join(f"{name} {rate:,.0f}/s" for name, rate in by_transfer.items())
         self._note = (
             f"{device.notice}; batches of {', '.join(map(str, spec.sizes.values))}, {spec.inflight} in flight; "
-            f"samples by {device.transfer.name} (measured: {copies})"
+            f"samples by {device.copies_by} (measured: {copies})"
         )
 
 
@@ -153,12 +153,12 @@ def choose_transfer(
     fill(arena, np.unique([exchange.slots(record, size) for record in records]), rng)
     jobs = [(records[i % len(records)], size) for i in range(TRIAL_BATCHES)]
     rates = {}
-    for name, transfer in device.transfers.items():
-        device.transfer = transfer
+    for name in device.transfers:
+        device.copy_by(name)
         scheduler.run_through(jobs[:WARM_UP_BATCHES])
         rates[name] = len(jobs) * size / scheduler.run_through(jobs)
     best = max(rates, key=lambda name: rates[name])
-    device.transfer = device.transfers[best]
+    device.copy_by(best)
     count = max(len(jobs), round(ROUND_S * rates[best] / size))
     jobs = [jobs[i % len(jobs)] for i in range(count)]
     samples = count * size

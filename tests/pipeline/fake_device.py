@@ -93,23 +93,19 @@ class FakeDevice:
         self._arena = arena
         self._exchange = exchange
         self._kernel_s = kernel_s
-        self._copy_s = copy_s
+        self.copy_s = copy_s
         self._deaf = deaf
         self._random = random.Random(0)
         self.streams: list[FakeStream] = []
         self.batches: list[FakeBatch] = []
         self.notice = "a fake device"
-        self.transfers = {"slow": self._copy_s, "fast": 0.0}
+        self.transfers = {"slow": self.copy_s, "fast": 0.0}
+        self.copies_by = "slow"
         self.uploads = 0
         self.closed = False
 
-    @property
-    def transfer(self) -> float:
-        return self._copy_s
-
-    @transfer.setter
-    def transfer(self, copy_s: float) -> None:
-        self._copy_s = copy_s
+    def copy_by(self, name: str) -> None:
+        self.copies_by, self.copy_s = name, self.transfers[name]
 
     def stream(self) -> FakeStream:
         self.streams.append(FakeStream())
@@ -132,7 +128,7 @@ class FakeDevice:
     def upload(self, batch: FakeBatch, record: int, count: int, stream: FakeStream) -> None:
         def copy() -> None:
             # The slots are read when the copy runs, as the gather kernel does.
-            time.sleep(self._random.uniform(0, self._copy_s))
+            time.sleep(self._random.uniform(0, self.copy_s))
             slots = self._exchange.slots(record, count).copy()
             batch.input[:count] = self._arena.gather(slots).reshape(count, -1)
             self.uploads += count
@@ -141,7 +137,7 @@ class FakeDevice:
 
     def download(self, batch: FakeBatch, record: int, count: int, stream: FakeStream) -> None:
         def copy() -> None:
-            time.sleep(self._random.uniform(0, self._copy_s))
+            time.sleep(self._random.uniform(0, self.copy_s))
             classes = batch.top1[:count].copy()
             best = best_of(classes, self._exchange.spec.top)
             for place, values in zip(self._exchange.answers(record, count), (classes, *best), strict=False):

@@ -132,7 +132,7 @@ def test_a_lane_reused_too_early_would_be_seen(tmp_path: Path, monkeypatch: pyte
 def test_copies_run_under_kernels(tmp_path: Path) -> None:
     with device(tmp_path, 4, 4, kernel_s=0.0, copy_s=0.0) as (fake, exchange):
         fake._random.uniform = lambda _low, high: high  # type: ignore[method-assign]
-        fake._kernel_s, fake.transfer = 0.02, 0.01
+        fake._kernel_s, fake.copy_s = 0.02, 0.01
         jobs = [(i % 3, 4) for i in range(12)]
         alone = Scheduler(fake, Sizes.full(4), 1).run_through(jobs)
         overlapped = Scheduler(fake, Sizes.full(4), 3, ordered=True).run_through(jobs)
@@ -148,7 +148,7 @@ def test_the_faster_copies_are_chosen(tmp_path: Path) -> None:
         rates, by_transfer = choose_transfer(fake, Scheduler(fake, Sizes.full(4), 3), arena, exchange, [0, 1, 2])
         assert set(by_transfer) == {"slow", "fast"}
         assert rates.expected == by_transfer["fast"] > by_transfer["slow"]
-        assert fake.transfer == 0.0
+        assert fake.copies_by == "fast"
 
 
 @pytest.mark.parametrize(("kernel_s", "copy_s"), [(0.02, 0.0), (0.0, 0.02)], ids=["slow network", "slow copies"])
@@ -235,8 +235,10 @@ class HostSpans:
 
 def test_spans_of_a_batch_are_in_order_and_of_its_lane(tmp_path: Path) -> None:
     with device(tmp_path, 2, 4) as (fake, exchange):
-        scheduler = Scheduler(fake, Sizes.full(4), 2)
-        scheduler.spans = spans = HostSpans()
+        spans = HostSpans()
+        scheduler = Scheduler(fake, Sizes.full(4), 2, spans=spans)
+        scheduler.run_through([(0, 4), (1, 4)])
+        assert not spans.completed, "a measurement is no batch"
         assert serve(scheduler, exchange, 12, 4)[1] == 0
     assert sorted(ticket for _, ticket, _, _ in spans.completed) == list(range(12))
     assert {lane for lane, _, _, _ in spans.completed} == {0, 1}
