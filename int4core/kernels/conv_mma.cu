@@ -54,10 +54,10 @@ struct Operands {
 };
 
 extern "C" __global__ void __launch_bounds__(Operands::Tile::THREADS)
-conv_mma(const unsigned char* __restrict__ input, const unsigned char* __restrict__ residual,
-         const unsigned char* __restrict__ weights, const EpiloguePair* __restrict__ channels,
-         const EpilogueResidualPair* __restrict__ residual_channels, unsigned char* __restrict__ output,
-         const ConvShape shape) {
+    conv_mma(const unsigned char* __restrict__ input, const unsigned char* __restrict__ residual,
+             const unsigned char* __restrict__ weights, const EpiloguePair* __restrict__ channels,
+             const EpilogueResidualPair* __restrict__ residual_channels, unsigned char* __restrict__ output,
+             const ConvShape shape) {
   convolve_tile<Operands, STAGES, true, OUTPUT, RESIDUAL>(input, residual, weights, channels, residual_channels, output,
                                                           shape);
 }

@@ -1,14 +1,15 @@
-// Convolution of packed u4 activations (NHWC) with packed s4 weights, fused with bias, residual, ReLU and requantisation,
-// on the 4-bit tensor cores of sm_75 (mma.sync.m8n8k32) and of sm_80 to sm_89 (m16n8k64), on the tile of conv_tile.cuh.
+// Convolution of packed u4 activations (NHWC) with packed s4 weights, fused with bias, residual, ReLU and
+// requantisation, on the 4-bit tensor cores of sm_75 (mma.sync.m8n8k32) and of sm_80 to sm_89 (m16n8k64), on the tile
+// of conv_tile.cuh.
 //
-// Nothing is unpacked: a word of a packed row is eight places of K, which is an A register, and ldmatrix brings it to its
-// thread. The 16-byte pieces of a row change places with its number, so that eight rows of a piece lie in different banks.
-// The host orders the weights so that a thread's operands are 16 consecutive bytes, and channels so that it ends up with
-// consecutive outputs.
+// Nothing is unpacked: a word of a packed row is eight places of K, which is an A register, and ldmatrix brings it to
+// its thread. The 16-byte pieces of a row change places with its number, so that eight rows of a piece lie in different
+// banks. The host orders the weights so that a thread's operands are 16 consecutive bytes, and channels so that it ends
+// up with consecutive outputs.
 //
-// Compile-time constants: MMA_M (8: m8n8k32, 16: m16n8k64), ASYNC (1: cp.async), WARPS_M, WARPS_N, WARP_M, WARP_N, STAGES
-// (2 without cp.async), K_BYTES, OUTPUT (0 u4, 1 u7 bytes), RESIDUAL (0 none, 1 a u4 tensor, 2 a 1x1 convolution of one),
-// WIDE, BLOCKS (a multiprocessor should hold at once).
+// Compile-time constants: MMA_M (8: m8n8k32, 16: m16n8k64), ASYNC (1: cp.async), WARPS_M, WARPS_N, WARP_M, WARP_N,
+// STAGES (2 without cp.async), K_BYTES, OUTPUT (0 u4, 1 u7 bytes), RESIDUAL (0 none, 1 a u4 tensor, 2 a 1x1 convolution
+// of one), WIDE, BLOCKS (a multiprocessor should hold at once).
 #include "conv_tile.cuh"
 #include "ptx/ldmatrix.cuh"
 #include "ptx/mma_u4s4.cuh"
@@ -18,9 +19,9 @@ using EpilogueResidualPair = Requantization<(WIDE != 0)>::Residual;
 
 struct Operands {
   using Tile = TileOf<WARPS_M, WARPS_N, WARP_M, WARP_N, K_BYTES>;
-  static constexpr int PIECES = Tile::K_BYTES / 16;             // of a row; a thread reads a word of each
-  static constexpr int STEP_WORDS = PIECES < 2 ? PIECES : 2;    // pieces a step of K
-  static constexpr int STEPS = PIECES / STEP_WORDS;             // a block of K
+  static constexpr int PIECES = Tile::K_BYTES / 16;           // of a row; a thread reads a word of each
+  static constexpr int STEP_WORDS = PIECES < 2 ? PIECES : 2;  // pieces a step of K
+  static constexpr int STEPS = PIECES / STEP_WORDS;           // a block of K
   static constexpr int WEIGHT_BYTES = Tile::TILE_N * Tile::K_BYTES;
 
   static __device__ __forceinline__ int place_of(int row, int piece) {
@@ -33,8 +34,8 @@ struct Operands {
     for (int step = 0; step < STEPS; ++step) {
       // Operands of two 8-column tiles are consecutive.
       constexpr int PAIR_WORDS = 2 * STEP_WORDS, PAIRS = Tile::WARP_N / 16;
-      const unsigned char* const operands =
-          stage + Tile::TILE_M * Tile::K_BYTES + ((step * Tile::WARPS_N + warp_n) * PAIRS * 32 + lane) * (PAIR_WORDS * 4);
+      const unsigned char* const operands = stage + Tile::TILE_M * Tile::K_BYTES +
+                                            ((step * Tile::WARPS_N + warp_n) * PAIRS * 32 + lane) * (PAIR_WORDS * 4);
       unsigned a[Tile::SUBS][2 * STEP_WORDS], b[2 * PAIRS][STEP_WORDS];
 #pragma unroll
       for (int j = 0; j < PAIRS; ++j) {
@@ -54,10 +55,10 @@ struct Operands {
 };
 
 extern "C" __global__ void __launch_bounds__(Operands::Tile::THREADS, BLOCKS)
-conv_mma4(const unsigned char* __restrict__ input, const unsigned char* __restrict__ residual,
-          const unsigned char* __restrict__ weights, const EpiloguePair* __restrict__ channels,
-          const EpilogueResidualPair* __restrict__ residual_channels, unsigned char* __restrict__ output,
-          const ConvShape shape) {
-  convolve_tile<Operands, STAGES, (ASYNC != 0), OUTPUT, RESIDUAL>(input, residual, weights, channels, residual_channels, output,
-                                                           shape);
+    conv_mma4(const unsigned char* __restrict__ input, const unsigned char* __restrict__ residual,
+              const unsigned char* __restrict__ weights, const EpiloguePair* __restrict__ channels,
+              const EpilogueResidualPair* __restrict__ residual_channels, unsigned char* __restrict__ output,
+              const ConvShape shape) {
+  convolve_tile<Operands, STAGES, (ASYNC != 0), OUTPUT, RESIDUAL>(input, residual, weights, channels, residual_channels,
+                                                                  output, shape);
 }

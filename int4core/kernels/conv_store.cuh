@@ -1,4 +1,5 @@
-// The end of a convolution on mma.sync: a warp's sums, with the residual tensor if there is one, requantised and written.
+// The end of a convolution on mma.sync: a warp's sums, with the residual tensor if there is one, requantised and
+// written.
 #pragma once
 #include "epilogue/requantize.cuh"
 #include "words.cuh"
@@ -12,12 +13,14 @@ struct TileOf {
   static constexpr int SUBS = WARP_M / 16;  // 16-row tiles per warp
 };
 
-// Writes the outputs of the pixels from `warp_pixel` on and of the channels from `first_channel` on; `pairs` are those of
-// these channels. A thread holds two rows, eight apart, of every 16, and of each a quarter of the channels, consecutive.
+// Writes the outputs of the pixels from `warp_pixel` on and of the channels from `first_channel` on; `pairs` are those
+// of these channels. A thread holds two rows, eight apart, of every 16, and of each a quarter of the channels,
+// consecutive.
 template <class Tile, int OUTPUT, int RESIDUAL, class Channels, class Shape>
 __device__ __forceinline__ void store_tile(const int (&sums)[Tile::SUBS][Tile::WARP_N / 2], const Channels* pairs,
-                                           const unsigned char* __restrict__ residual, unsigned char* __restrict__ output,
-                                           const Shape& shape, int warp_pixel, int first_channel, int lane) {
+                                           const unsigned char* __restrict__ residual,
+                                           unsigned char* __restrict__ output, const Shape& shape, int warp_pixel,
+                                           int first_channel, int lane) {
   constexpr int OUT_WORDS = Tile::WARP_N / (OUTPUT ? 16 : 32);  // 32-bit words a thread writes of a row
   constexpr int STORE_WORDS = OUT_WORDS < 4 ? OUT_WORDS : 4;    // at a time
   constexpr int KEPT_WORDS = RESIDUAL == 1 ? Tile::WARP_N / 32 : 1;
@@ -45,7 +48,8 @@ __device__ __forceinline__ void store_tile(const int (&sums)[Tile::SUBS][Tile::W
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         const int pixel = thread_pixel + sub * 16 + half * 8;
-        unsigned char* const row = output + (static_cast<size_t>(pixel) * shape.out_channels + first_channel) / PER_BYTE;
+        unsigned char* const row =
+            output + (static_cast<size_t>(pixel) * shape.out_channels + first_channel) / PER_BYTE;
         if (pixel < shape.pixels) write_words(row + (quad * OUT_WORDS + first) * 4, packed[sub][half]);
       }
   }

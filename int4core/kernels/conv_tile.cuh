@@ -2,17 +2,18 @@
 //
 //   outputs (pixels x channels) = windows (pixels x taps*C) * weights (taps*C x channels)
 //
-// A block of threads computes TILE_M pixels x TILE_N channels. STAGES buffers of one block of K are kept filled: K_BYTES
-// packed bytes of one tap of every pixel (zeros outside the image), and its weights; with cp.async where the chip has it,
-// else by way of registers. How they lie in a buffer, and how they are multiplied, is the Operands' business:
+// A block of threads computes TILE_M pixels x TILE_N channels. STAGES buffers of one block of K are kept filled:
+// K_BYTES packed bytes of one tap of every pixel (zeros outside the image), and its weights; with cp.async where the
+// chip has it, else by way of registers. How they lie in a buffer, and how they are multiplied, is the Operands'
+// business:
 //
 //   using Tile = ...;                        how the block is cut
 //   WEIGHT_BYTES                             of one block of K, for TILE_N channels
 //   place_of(row, piece)                     offset in a buffer of a 16-byte piece of a pixel's row
 //   multiply(sums, stage, address, ...)      adds a buffer's products to a warp's sums
 //
-// A residual that is a 1x1 convolution is the first part of K: its sums are rescaled where they lie, in the accumulators,
-// and the rest is added to them.
+// A residual that is a 1x1 convolution is the first part of K: its sums are rescaled where they lie, in the
+// accumulators, and the rest is added to them.
 #pragma once
 #include "conv_store.cuh"
 #include "ptx/cp_async.cuh"
@@ -72,8 +73,8 @@ __device__ __forceinline__ void convolve_tile(const unsigned char* __restrict__ 
     }
   };
 
-  // copy_row(i, target, source, inside) and copy_weights(i, target, source) for all that this thread fetches of the next
-  // block; targets are offsets in a stage.
+  // copy_row(i, target, source, inside) and copy_weights(i, target, source) for all that this thread fetches of the
+  // next block; targets are offsets in a stage.
   int tap_h = 0, tap_w = 0, channel_block = 0;
   auto for_block = [&](int block, auto copy_row, auto copy_weights) {
     if (RESIDUAL == 2 && block == shape.residual_blocks) {
@@ -132,7 +133,8 @@ __device__ __forceinline__ void convolve_tile(const unsigned char* __restrict__ 
     auto fetch_block = [&](int block) {
       const unsigned stage = stages + block % STAGES * STAGE_BYTES;
       for_block(
-          block, [&](int, int target, const unsigned char* from, bool inside) { cp_async(stage + target, from, inside); },
+          block,
+          [&](int, int target, const unsigned char* from, bool inside) { cp_async(stage + target, from, inside); },
           [&](int, int target, const unsigned char* from) { cp_async(stage + target, from, true); });
     };
 #pragma unroll

@@ -3,8 +3,8 @@
 //
 //   outputs (pixels x channels) = windows (pixels x taps*C) * weights (taps*C x channels)
 //
-// - One producer warp per team keeps a ring of `stages` buffers filled: the copy engine's im2col mode fetches TILE_M pixels
-//   of one tap and one block of channels, still packed, and fills the border with zeros.
+// - One producer warp per team keeps a ring of `stages` buffers filled: the copy engine's im2col mode fetches TILE_M
+//   pixels of one tap and one block of channels, still packed, and fills the border with zeros.
 // - WARPGROUPS warpgroups a team read the packed tile, unpack it in registers (3 instructions for 8 values) and feed
 //   it to wgmma as the A operand; the weights are the B operand, in shared memory for the whole kernel
 //   (WEIGHTS_RESIDENT) or streamed through the ring.
@@ -23,26 +23,27 @@
 #include "ptx/wgmma.cuh"
 #include "stages.cuh"
 
-constexpr int WORDS = K_BYTES / 16;                       // 32-bit words a thread reads of a row: k-steps per block
-constexpr int TILE_M = WARPGROUPS * SUBTILES * 64;        // pixels of a team's tile
-constexpr int ACTIVATION_BYTES = TILE_M * K_BYTES;        // of one stage
-constexpr int WEIGHT_BYTES = WORDS * 32 * TILE_N;         // of one block of K
+constexpr int WORDS = K_BYTES / 16;                 // 32-bit words a thread reads of a row: k-steps per block
+constexpr int TILE_M = WARPGROUPS * SUBTILES * 64;  // pixels of a team's tile
+constexpr int ACTIVATION_BYTES = TILE_M * K_BYTES;  // of one stage
+constexpr int WEIGHT_BYTES = WORDS * 32 * TILE_N;   // of one block of K
 constexpr int STAGE_BYTES = ACTIVATION_BYTES + (WEIGHTS_RESIDENT ? 0 : WEIGHT_BYTES);
 constexpr int RESIDUAL_STAGES = RESIDUAL == 1 ? 2 : 0;
 constexpr int RESIDUAL_ROW = TILE_N / 2;
 constexpr int RESIDUAL_BYTES = TILE_M * RESIDUAL_ROW;
 constexpr int CONSUMERS = TEAMS * WARPGROUPS * 128;
-constexpr int THREADS = CONSUMERS + 128;                  // a warpgroup of producers: one warp per team, the rest idle
+constexpr int THREADS = CONSUMERS + 128;  // a warpgroup of producers: one warp per team, the rest idle
 constexpr int CONSUMER_REGISTERS = CONSUMERS <= 256 ? 240 : 160;
 static_assert(CONSUMERS <= 384, "more warpgroups have too few registers to keep wgmma running");
 constexpr int MAX_STAGES = 16;
-constexpr int OUT_WORDS = TILE_N / (OUTPUT ? 16 : 32);    // 32-bit words a thread writes of a row
+constexpr int OUT_WORDS = TILE_N / (OUTPUT ? 16 : 32);      // 32-bit words a thread writes of a row
 constexpr int STORE_WORDS = OUT_WORDS < 4 ? OUT_WORDS : 4;  // at a time
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
-conv_wgmma(const __grid_constant__ TensorMap input, const __grid_constant__ TensorMap residual,
-          const unsigned char* __restrict__ weights, const ChannelPair* __restrict__ channels,
-          const ResidualPair* __restrict__ residual_channels, unsigned char* __restrict__ output, const ConvShape shape) {
+    conv_wgmma(const __grid_constant__ TensorMap input, const __grid_constant__ TensorMap residual,
+               const unsigned char* __restrict__ weights, const ChannelPair* __restrict__ channels,
+               const ResidualPair* __restrict__ residual_channels, unsigned char* __restrict__ output,
+               const ConvShape shape) {
   extern __shared__ __align__(128) unsigned char memory[];
   __shared__ __align__(8) unsigned long long barriers[1 + TEAMS * (2 * (MAX_STAGES + 2) + 1)];
   __shared__ ChannelPair pairs[TILE_N / 2];
@@ -195,8 +196,7 @@ conv_wgmma(const __grid_constant__ TensorMap input, const __grid_constant__ Tens
         for (int i = 0; i < WORDS; ++i) pin_registers(a[i]);
         wgmma_fence();
 #pragma unroll
-        for (int i = 0; i < WORDS; ++i)
-          Wgmma<TILE_N>::mma(sums[sub], a[i], descriptor + i * (2 * TILE_N), block + i);
+        for (int i = 0; i < WORDS; ++i) Wgmma<TILE_N>::mma(sums[sub], a[i], descriptor + i * (2 * TILE_N), block + i);
         wgmma_commit();
         wgmma_wait<1>();  // the fragments of the group before the last are free again
         // Not right after the loads: they queue behind wgmma, and an arrival would overtake them.
@@ -250,9 +250,9 @@ conv_wgmma(const __grid_constant__ TensorMap input, const __grid_constant__ Tens
         for (int sub = 0; sub < SUBTILES; ++sub)
 #pragma unroll
           for (int half = 0; half < 2; ++half)
-            load_words(kept_words[sub][half],
-                       residual_base + kept.slot * RESIDUAL_BYTES +
-                           (thread_row + sub * 64 + half * 8) * RESIDUAL_ROW + quad * (RESIDUAL_ROW / 4));
+            load_words(kept_words[sub][half], residual_base + kept.slot * RESIDUAL_BYTES +
+                                                  (thread_row + sub * 64 + half * 8) * RESIDUAL_ROW +
+                                                  quad * (RESIDUAL_ROW / 4));
       }
 
 #pragma unroll

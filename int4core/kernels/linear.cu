@@ -11,8 +11,8 @@
 constexpr int SUBS = 2, WARP_M = 16 * SUBS, WARP_N = 64, THREADS = 32 * WARPS;
 
 extern "C" __global__ void __launch_bounds__(THREADS)
-linear(const unsigned char* __restrict__ input, const uint4* __restrict__ weights, const int* __restrict__ bias,
-            int* __restrict__ output, const LinearShape shape) {
+    linear(const unsigned char* __restrict__ input, const uint4* __restrict__ weights, const int* __restrict__ bias,
+           int* __restrict__ output, const LinearShape shape) {
   let_next_start();
   wait_for_previous();
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, group = lane / 4, quad = lane % 4;

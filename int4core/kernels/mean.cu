@@ -5,7 +5,7 @@
 #include "ptx/dependency.cuh"
 
 extern "C" __global__ void __launch_bounds__(THREADS)
-mean(const unsigned* __restrict__ input, unsigned* __restrict__ output, const MeanShape shape) {
+    mean(const unsigned* __restrict__ input, unsigned* __restrict__ output, const MeanShape shape) {
   let_next_start();
   wait_for_previous();
   const int words = shape.features / 4, pixel_words = shape.channels / 4;

@@ -16,7 +16,7 @@
 #include "stages.cuh"
 
 constexpr int WORDS = K_BYTES / 16;
-constexpr int PITCH = (WIDTH + 2) * K_BYTES;           // bytes from one image row to the next
+constexpr int PITCH = (WIDTH + 2) * K_BYTES;  // bytes from one image row to the next
 constexpr int TILE_BYTES = (ROWS + 2) * PITCH;
 constexpr int BUFFER_BYTES = (TILE_BYTES + 127) / 128 * 128;
 constexpr int UNITS = (ROWS * WIDTH + 63) / 64;
@@ -27,8 +27,8 @@ constexpr int CONSUMER_REGISTERS = TEAMS == 2 ? 240 : TEAMS == 3 ? 160 : 112;
 constexpr int OUT_WORDS = TILE_N / 32;
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
-rows_wgmma(const __grid_constant__ TensorMap input, const unsigned char* __restrict__ weights,
-                  const ChannelPair* __restrict__ channels, unsigned char* __restrict__ output, const RowsShape shape) {
+    rows_wgmma(const __grid_constant__ TensorMap input, const unsigned char* __restrict__ weights,
+               const ChannelPair* __restrict__ channels, unsigned char* __restrict__ output, const RowsShape shape) {
   extern __shared__ __align__(128) unsigned char memory[];
   __shared__ __align__(8) unsigned long long barriers[1 + TEAMS * 4];
   __shared__ ChannelPair pairs[TILE_N / 2];
@@ -60,8 +60,9 @@ rows_wgmma(const __grid_constant__ TensorMap input, const unsigned char* __restr
     if (team == 0) {
       mbarrier_arrive_expect(weight_barrier, WEIGHT_BYTES);
       for (int tap = 0; tap < 9; ++tap)
-        bulk_copy(weight_base + tap * (WEIGHT_BYTES / 9), weights + (tile_n * 9 + tap) * static_cast<size_t>(WEIGHT_BYTES / 9),
-                  WEIGHT_BYTES / 9, weight_barrier);
+        bulk_copy(weight_base + tap * (WEIGHT_BYTES / 9),
+                  weights + (tile_n * 9 + tap) * static_cast<size_t>(WEIGHT_BYTES / 9), WEIGHT_BYTES / 9,
+                  weight_barrier);
     }
     wait_for_previous();
     for (int tile = first_tile; tile < shape.tiles; tile += tile_step) {
@@ -86,8 +87,9 @@ rows_wgmma(const __grid_constant__ TensorMap input, const unsigned char* __restr
     const unsigned buffer = buffers + ring.slot * BUFFER_BYTES + quad * (K_BYTES / 4);
     // Pixels of the tile, of those that lie in the image.
     const int pixels = min(ROWS, shape.height - first_row) * WIDTH;
-    unsigned char* const tile_output = output + (static_cast<size_t>(n) * shape.height + first_row) * WIDTH * (shape.out_channels / 2) +
-                                       (tile_n * 4 + quad) * (OUT_WORDS * 4);
+    unsigned char* const tile_output =
+        output + (static_cast<size_t>(n) * shape.height + first_row) * WIDTH * (shape.out_channels / 2) +
+        (tile_n * 4 + quad) * (OUT_WORDS * 4);
     mbarrier_wait(full + 8 * ring.slot, ring.parity);
     for (int unit = 0; unit < UNITS; ++unit) {
       const int pixel[2] = {unit * 64 + thread_row, unit * 64 + thread_row + 8};
@@ -130,8 +132,7 @@ rows_wgmma(const __grid_constant__ TensorMap input, const unsigned char* __restr
       }
       unsigned packed[1][2][OUT_WORDS];
 #pragma unroll
-      for (int word = 0; word < OUT_WORDS; ++word)
-        requantize_words<0, 0>(sums, pairs, quad, word, packed, packed);
+      for (int word = 0; word < OUT_WORDS; ++word) requantize_words<0, 0>(sums, pairs, quad, word, packed, packed);
 #pragma unroll
       for (int half = 0; half < 2; ++half)
         if (pixel[half] < pixels)

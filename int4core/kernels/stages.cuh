@@ -50,7 +50,8 @@ __device__ __forceinline__ void store_words(void* target, const unsigned (&words
 
 // The A operand of COUNT k-steps from COUNT words of each of a thread's two rows: low nibbles, then high nibbles.
 template <int COUNT>
-__device__ __forceinline__ void unpack_rows(unsigned (&a)[COUNT][4], const unsigned (&upper)[COUNT], const unsigned (&lower)[COUNT]) {
+__device__ __forceinline__ void unpack_rows(unsigned (&a)[COUNT][4], const unsigned (&upper)[COUNT],
+                                            const unsigned (&lower)[COUNT]) {
 #pragma unroll
   for (int i = 0; i < COUNT; ++i) {
     a[i][0] = upper[i] & 0x0F0F0F0Fu;

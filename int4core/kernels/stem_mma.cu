@@ -1,13 +1,14 @@
-// First convolution of the network: int8 images (N, 3, H, W), a window of TAPS_H x TAPS_W, ReLU, requantisation to u4 and
-// a maximum over windows of the result, in one kernel for every chip from sm_75 on.
+// First convolution of the network: int8 images (N, 3, H, W), a window of TAPS_H x TAPS_W, ReLU, requantisation to u4
+// and a maximum over windows of the result, in one kernel for every chip from sm_75 on.
 //
-// A block makes POOL_ROWS rows of one image's maxima, TILE_N channels. It lays the input rows it needs into shared memory
-// with four bytes per pixel (the fourth is zero), so that a pixel of a window is one 32-bit word: eight words of a
-// window's row are a k-step of mma.m16n8k32, read without any rearrangement; places beyond TAPS_W have zero weights.
+// A block makes POOL_ROWS rows of one image's maxima, TILE_N channels. It lays the input rows it needs into shared
+// memory with four bytes per pixel (the fourth is zero), so that a pixel of a window is one 32-bit word: eight words of
+// a window's row are a k-step of mma.m16n8k32, read without any rearrangement; places beyond TAPS_W have zero weights.
 // The requantised outputs stay in shared memory, and the maxima are taken from there. Requantised values are at
 // least 0, so rows and columns outside the image are zeros.
 //
-// Compile-time constants: TAPS_H, TAPS_W, STRIDE_H, STRIDE_W, POOL, POOL_STRIDE, POOL_ROWS, TILE_N (32 or 64), WARPS, WIDE.
+// Compile-time constants: TAPS_H, TAPS_W, STRIDE_H, STRIDE_W, POOL, POOL_STRIDE, POOL_ROWS, TILE_N (32 or 64), WARPS,
+// WIDE.
 #include "epilogue/requantize.cuh"
 #include "ptx/dependency.cuh"
 #include "ptx/mma.cuh"
@@ -15,14 +16,14 @@
 
 using EpiloguePair = Requantization<(WIDE != 0)>::Pair;
 
-constexpr int STEPS_W = (TAPS_W + 7) / 8;                            // k-steps of a row of the window
+constexpr int STEPS_W = (TAPS_W + 7) / 8;  // k-steps of a row of the window
 constexpr int STEPS = TAPS_H * STEPS_W;
-constexpr int CONV_ROWS = (POOL_ROWS - 1) * POOL_STRIDE + POOL;      // rows of outputs before the maximum
+constexpr int CONV_ROWS = (POOL_ROWS - 1) * POOL_STRIDE + POOL;  // rows of outputs before the maximum
 constexpr int INPUT_ROWS = (CONV_ROWS - 1) * STRIDE_H + TAPS_H;
 constexpr int THREADS = 32 * WARPS;
 constexpr int WEIGHT_BYTES = STEPS * 32 * TILE_N;
-constexpr int SUBS = 2;                                              // 16-pixel tiles of mma a warp at a time
-constexpr int OUT_WORDS = TILE_N / 32;                               // words a thread makes of a pixel
+constexpr int SUBS = 2;                 // 16-pixel tiles of mma a warp at a time
+constexpr int OUT_WORDS = TILE_N / 32;  // words a thread makes of a pixel
 
 // The larger of each of four bytes; all bytes are below 16.
 __device__ __forceinline__ unsigned larger_bytes(unsigned a, unsigned b) {
@@ -32,8 +33,8 @@ __device__ __forceinline__ unsigned larger_bytes(unsigned a, unsigned b) {
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS)
-stem_mma(const signed char* __restrict__ images, const uint4* __restrict__ weights,
-        const EpiloguePair* __restrict__ channels, unsigned char* __restrict__ output, const StemShape shape) {
+    stem_mma(const signed char* __restrict__ images, const uint4* __restrict__ weights,
+             const EpiloguePair* __restrict__ channels, unsigned char* __restrict__ output, const StemShape shape) {
   extern __shared__ __align__(128) unsigned char memory[];
   const int tile_n = blockIdx.z, n = blockIdx.y, first_pooled = blockIdx.x * POOL_ROWS;
   const int conv_pixels = CONV_ROWS * shape.q;
@@ -43,13 +44,14 @@ stem_mma(const signed char* __restrict__ images, const uint4* __restrict__ weigh
   // Behind the pixels, from a multiple of 16 bytes on.
   unsigned* const results = pixels + (INPUT_ROWS * shape.pitch + 3) / 4 * 4;
 
-  for (int i = threadIdx.x; i < WEIGHT_BYTES / 16; i += THREADS) operands[i] = weights[tile_n * (WEIGHT_BYTES / 16) + i];
+  for (int i = threadIdx.x; i < WEIGHT_BYTES / 16; i += THREADS)
+    operands[i] = weights[tile_n * (WEIGHT_BYTES / 16) + i];
   for (int i = threadIdx.x; i < TILE_N / 2; i += THREADS) pairs[i] = channels[tile_n * (TILE_N / 2) + i];
 
   let_next_start();
   wait_for_previous();
-  const int first_row = first_pooled * POOL_STRIDE - shape.pool_pad;     // of the convolution's outputs
-  const int first_line = first_row * STRIDE_H - shape.pad_h;             // of the image
+  const int first_row = first_pooled * POOL_STRIDE - shape.pool_pad;  // of the convolution's outputs
+  const int first_line = first_row * STRIDE_H - shape.pad_h;          // of the image
   const size_t plane = static_cast<size_t>(shape.h) * shape.w;
   const signed char* const image = images + n * 3 * plane;
   for (int row = threadIdx.x / 32; row < INPUT_ROWS; row += WARPS) {
@@ -136,6 +138,7 @@ stem_mma(const signed char* __restrict__ images, const uint4* __restrict__ weigh
         }
       }
     const size_t pixel = (static_cast<size_t>(n) * shape.pooled_h + first_pooled + row) * shape.pooled_w + column;
-    reinterpret_cast<unsigned*>(output + pixel * (shape.out_channels / 2) + tile_n * (TILE_N / 2))[word] = low | high << 4;
+    reinterpret_cast<unsigned*>(output + pixel * (shape.out_channels / 2) + tile_n * (TILE_N / 2))[word] =
+        low | high << 4;
   }
 }

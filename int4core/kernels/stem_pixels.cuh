@@ -25,9 +25,11 @@ __device__ __forceinline__ uint2 two_words(const unsigned* words) {
   return make_uint2(words[0], words[1]);
 }
 
-// `Lines` lines from `first_line` on, `Words` words each from column `first_x` on (a multiple of four); zeros outside the image.
+// `Lines` lines from `first_line` on, `Words` words each from column `first_x` on (a multiple of four); zeros outside
+// the image.
 template <int Lines, int Words, int Threads>
-__device__ __forceinline__ void lay_pixels(unsigned* pixels, const signed char* image, int height, int first_line, int first_x) {
+__device__ __forceinline__ void lay_pixels(unsigned* pixels, const signed char* image, int height, int first_line,
+                                           int first_x) {
   constexpr int QUADS = Words / 4;
   const int plane = height * WIDTH;
 #pragma unroll 4

@@ -1,5 +1,6 @@
 // First convolution of the network, as stem_mma.cu computes it, for a maximum over 3x3 windows with stride 2: the sums
-// stay in registers until they are maxima, a quarter as many values are requantised, and no output crosses shared memory.
+// stay in registers until they are maxima, a quarter as many values are requantised, and no output crosses shared
+// memory.
 //
 // A block makes POOL_ROWS rows of one image's maxima. It lays the lines it needs into shared memory with four bytes a
 // pixel (the fourth meets zero weights), so that eight words of a window's line are a k-step of mma.m16n8k32. A warp
@@ -8,8 +9,9 @@
 // first is the third one of group g - 1, so a strip yields seven maxima per row: group 0 is there for group 1's sake.
 // Requantisation does not decrease where its input increases, so the maximum may come first.
 //
-// Compile-time constants: TAPS_H, TAPS_W, STRIDE_H, STRIDE_W, WIDTH of the image, LEFT: pixels of zeros before it, LEAD:
-// those of a window's words before its first tap, PITCH: words of a line in shared memory, POOL_ROWS, WARP_N, WARPS, WIDE.
+// Compile-time constants: TAPS_H, TAPS_W, STRIDE_H, STRIDE_W, WIDTH of the image, LEFT: pixels of zeros before it,
+// LEAD: those of a window's words before its first tap, PITCH: words of a line in shared memory, POOL_ROWS, WARP_N,
+// WARPS, WIDE.
 #include "epilogue/requantize.cuh"
 #include "ptx/dependency.cuh"
 #include "ptx/mma.cuh"
@@ -22,17 +24,18 @@ constexpr int STEPS_W = (LEAD + TAPS_W + 7) / 8;  // k-steps of a line of the wi
 constexpr int STEPS = TAPS_H * STEPS_W;
 constexpr int LINES = 2 * POOL_ROWS * STRIDE_H + TAPS_H;
 constexpr int THREADS = 32 * WARPS;
-constexpr int TILES = WARP_N / 8;                 // mma tiles of columns a warp
-constexpr int OUT_WORDS = WARP_N / 32;            // words a thread makes of a pixel
-constexpr int STRIP = 7;                          // maxima per row of a strip
-constexpr int NOTHING = -2147483647 - 1;          // less than every sum
+constexpr int TILES = WARP_N / 8;         // mma tiles of columns a warp
+constexpr int SUMS = TILES * 4;           // of a thread
+constexpr int OUT_WORDS = WARP_N / 32;    // words a thread makes of a pixel
+constexpr int STRIP = 7;                  // maxima per row of a strip
+constexpr int NOTHING = -2147483647 - 1;  // less than every sum
 
 static_assert(POOL_ROWS % 2 == 0, "two rows of maxima are requantised together");
 static_assert(LEFT % 4 == 0 && PITCH % 4 == 0, "lines are written four pixels at a time");
 
 extern "C" __global__ void __launch_bounds__(THREADS)
-stem_strips(const signed char* __restrict__ images, const uint4* __restrict__ weights,
-               const EpiloguePair* __restrict__ channels, unsigned char* __restrict__ output, const StripShape shape) {
+    stem_strips(const signed char* __restrict__ images, const uint4* __restrict__ weights,
+                const EpiloguePair* __restrict__ channels, unsigned char* __restrict__ output, const StripShape shape) {
   extern __shared__ __align__(128) unsigned char memory[];
   EpiloguePair* const pairs = reinterpret_cast<EpiloguePair*>(memory);
   unsigned* const pixels = reinterpret_cast<unsigned*>(pairs + shape.out_channels / 2);
@@ -66,10 +69,10 @@ stem_strips(const signed char* __restrict__ images, const uint4* __restrict__ we
                                         pixels + max(column + 1, 0) * STRIDE_W + 2 * quad};
 
     // The sums of one row of the convolution's outputs, counted from `first_row`.
-    auto convolve = [&](int row, int (&sums)[TILES * 4]) {
+    auto convolve = [&](int row, int (&sums)[SUMS]) {
       const bool inside = static_cast<unsigned>(first_row + row) < static_cast<unsigned>(shape.p);
 #pragma unroll
-      for (int i = 0; i < TILES * 4; ++i) sums[i] = inside ? 0 : NOTHING;
+      for (int i = 0; i < SUMS; ++i) sums[i] = inside ? 0 : NOTHING;
       if (!inside) return;
       const int place = row * STRIDE_H * PITCH;
 #pragma unroll
@@ -85,22 +88,22 @@ stem_strips(const signed char* __restrict__ images, const uint4* __restrict__ we
       }
     };
 
-    int carried[TILES * 4];  // the third row of the maxima before, the first of the next
+    int carried[SUMS];  // the third row of the maxima before, the first of the next
     convolve(0, carried);
     for (int row = 0; row < POOL_ROWS && first_pooled + row < shape.pooled_h; row += 2) {
-      int maxima[1][TILES * 4];
+      int maxima[1][SUMS];
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        int best[TILES * 4];
+        int best[SUMS];
         convolve(2 * (row + half) + 1, best);
 #pragma unroll
-        for (int i = 0; i < TILES * 4; ++i) best[i] = max(best[i], carried[i]);
+        for (int i = 0; i < SUMS; ++i) best[i] = max(best[i], carried[i]);
         convolve(2 * (row + half) + 2, carried);
 #pragma unroll
-        for (int i = 0; i < TILES * 4; ++i) best[i] = max(best[i], carried[i]);
+        for (int i = 0; i < SUMS; ++i) best[i] = max(best[i], carried[i]);
         if (!whole) {
 #pragma unroll
-          for (int i = 0; i < TILES * 4; ++i)
+          for (int i = 0; i < SUMS; ++i)
             if (!exists[i / 2 % 2]) best[i] = NOTHING;
         }
 #pragma unroll

@@ -1,8 +1,8 @@
 // First convolution of the network with its 3x3 maximum of stride 2, as stem_strips.cu computes it, on wgmma.
 //
-// A block is one warpgroup: POOL_ROWS rows of one image's maxima, four strips of columns, 64 channels. Its warps' strips
-// are the 64 rows of a wgmma; the weights are the B operand, in shared memory. While the tensor cores work on one row of
-// the convolution, the row before goes into the maxima: rows alternate between two sets of sums.
+// A block is one warpgroup: POOL_ROWS rows of one image's maxima, four strips of columns, 64 channels. Its warps'
+// strips are the 64 rows of a wgmma; the weights are the B operand, in shared memory. While the tensor cores work on
+// one row of the convolution, the row before goes into the maxima: rows alternate between two sets of sums.
 //
 // Compile-time constants: TAPS_H, TAPS_W, STRIDE_H, STRIDE_W, WIDTH of the image, LEFT, LEAD, PITCH: see
 // stem_strips.cu, POOL_ROWS.
@@ -22,8 +22,8 @@ constexpr int STRIP = 7, STRIPS = 4;
 constexpr int NOTHING = -2147483647 - 1;  // less than every sum
 
 extern "C" __global__ void __launch_bounds__(THREADS, 3)
-stem_wgmma(const signed char* __restrict__ images, const uint4* __restrict__ weights,
-             const ChannelPair* __restrict__ channels, unsigned char* __restrict__ output, const StripShape shape) {
+    stem_wgmma(const signed char* __restrict__ images, const uint4* __restrict__ weights,
+               const ChannelPair* __restrict__ channels, unsigned char* __restrict__ output, const StripShape shape) {
   extern __shared__ __align__(128) unsigned char memory[];
   __shared__ ChannelPair pairs[TILE_N / 2];
   unsigned* const pixels = reinterpret_cast<unsigned*>(memory + WEIGHT_BYTES);
@@ -102,7 +102,8 @@ stem_wgmma(const signed char* __restrict__ images, const uint4* __restrict__ wei
     for (int j = 0; j < TILE_N / 8; ++j)
 #pragma unroll
       for (int odd = 0; odd < 2; ++odd) {
-        int second = max(best[4 * j + odd], sums[0][4 * j + odd]), third = max(best[4 * j + 2 + odd], sums[0][4 * j + 2 + odd]);
+        int second = max(best[4 * j + odd], sums[0][4 * j + odd]),
+            third = max(best[4 * j + 2 + odd], sums[0][4 * j + 2 + odd]);
         if (!whole) {
           if (!exists[0]) second = NOTHING;
           if (!exists[1]) third = NOTHING;

@@ -25,7 +25,8 @@ __device__ __forceinline__ Best best_of_warp(Best best) {
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS)
-top1(const int* __restrict__ sums, const float* __restrict__ out_scale, int* __restrict__ output, const int classes) {
+    top1(const int* __restrict__ sums, const float* __restrict__ out_scale, int* __restrict__ output,
+         const int classes) {
   extern __shared__ __align__(128) unsigned char memory[];
   let_next_start();
   wait_for_previous();

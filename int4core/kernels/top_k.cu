@@ -1,9 +1,10 @@
 // Scale, the best k classes and their scores, bit for bit as int4core/scores.py defines them. A block per image.
 //
-// A thread has classes threadIdx.x, threadIdx.x + THREADS, ... and offers the best that has not won yet; a round takes the
-// best offer. Keys order the classes: the logit in the upper half, as an integer, less the class, so that no two are
-// equal. Arithmetic in double is single IEEE operations (the intrinsics are never contracted), and sums are folded in the
-// order that scores.py gives.
+// A thread has classes threadIdx.x, threadIdx.x + THREADS, ... and offers the best that has not won yet; a round takes
+// the best offer. Keys order the classes: the logit in the upper half, as an integer, less the class, so that no two
+// are equal. Arithmetic in double is single IEEE operations (the intrinsics are never contracted), and sums are folded
+// in the order that scores.py gives.
+//
 // Output, words of 4 bytes: classes (images), ids (images, k), scores (images, k); k <= 32.
 // Compile-time constants: WARPS, a power of two.
 #include "ptx/dependency.cuh"
@@ -86,8 +87,8 @@ __device__ __forceinline__ double folded_sum(const double* terms) {
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS)
-top_k(const int* __restrict__ sums, const float* __restrict__ out_scale, int* __restrict__ output, const int classes,
-      const int k) {
+    top_k(const int* __restrict__ sums, const float* __restrict__ out_scale, int* __restrict__ output,
+          const int classes, const int k) {
   extern __shared__ __align__(128) unsigned char memory[];
   let_next_start();
   wait_for_previous();

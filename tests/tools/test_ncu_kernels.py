@@ -49,7 +49,7 @@ def table(
     kept = [i for i, name in enumerate(units) if name not in drop]
     names, words = tuple(units), tuple(units.values())
     lines = [
-        '==PROF== Connected to process 4242 (/usr/bin/python3.11)',
+        "==PROF== Connected to process 4242 (/usr/bin/python3.11)",
         '==PROF== Profiling "stem": 0%....50%....100% - 9 passes',
         quoted((*IDENTITY, *(names[i] for i in kept))),
         quoted((*[""] * len(IDENTITY), *(words[i] for i in kept))),

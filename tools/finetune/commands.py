@@ -114,9 +114,7 @@ def calibrate(args: argparse.Namespace) -> None:
     print(f"{len(steps)} ranges from {count * args.batch} images: {args.out}")
 
 
-def _fit(
-    args: argparse.Namespace, model: ResNet | QuantResNet, schedule: Schedule, teacher: ResNet | None
-) -> None:
+def _fit(args: argparse.Namespace, model: ResNet | QuantResNet, schedule: Schedule, teacher: ResNet | None) -> None:
     """Train `model` and write --out, as one process or as torchrun's."""
     device = device_of(args)
     rank, world = _rank_and_world()

@@ -164,8 +164,17 @@ class Folder:
     """Training batches from image files, decoded by `workers` processes."""
 
     def __init__(
-        self, root: Path, device: torch.device, batch_size: int, size: int, seed: int, *,
-        classes: int = CLASSES, rank: int = 0, world: int = 1, workers: int = 8,
+        self,
+        root: Path,
+        device: torch.device,
+        batch_size: int,
+        size: int,
+        seed: int,
+        *,
+        classes: int = CLASSES,
+        rank: int = 0,
+        world: int = 1,
+        workers: int = 8,
     ) -> None:
         self.files = list_images(root, classes)
         self.device, self.batch_size = device, batch_size

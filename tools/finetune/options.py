@@ -31,9 +31,7 @@ def _arch(sub: argparse.ArgumentParser) -> None:
 
 
 def _training(sub: argparse.ArgumentParser, lr: float, epochs: float) -> None:
-    sub.add_argument(
-        "--epochs", type=float, default=epochs, help=f"passes over --images images (default {epochs:g})"
-    )
+    sub.add_argument("--epochs", type=float, default=epochs, help=f"passes over --images images (default {epochs:g})")
     sub.add_argument("--minutes", type=float, default=None, help="stop the schedule here instead")
     sub.add_argument("--lr", type=float, default=lr, help=f"peak learning rate (default {lr:g})")
     sub.add_argument("--smoothing", type=float, default=0.1, help="label smoothing (default 0.1)")

@@ -90,9 +90,7 @@ def collect(
             f"{dead[0]}: its values are all zero or not finite on the calibration images: "
             "check the weights, and that the images are normalised as the weights expect"
         )
-    return {
-        name: Histogram(counts[name].cpu().numpy(), float(tops[name]), int(zeros[name])) for name in tops
-    }
+    return {name: Histogram(counts[name].cpu().numpy(), float(tops[name]), int(zeros[name])) for name in tops}
 
 
 def choose_step(histogram: Histogram, hi: int, method: str, percent: float) -> float:
@@ -114,9 +112,7 @@ def save_histograms(histograms: dict[str, Histogram], path: Path) -> None:
         np.savez_compressed(file, **arrays)
 
 
-def plot_histograms(
-    histograms: dict[str, Histogram], steps: dict[str, float], hi: dict[str, int], path: Path
-) -> None:
+def plot_histograms(histograms: dict[str, Histogram], steps: dict[str, float], hi: dict[str, int], path: Path) -> None:
     """A PNG with one small histogram a tensor and its clip as a line. Needs matplotlib."""
     try:
         from matplotlib.figure import Figure

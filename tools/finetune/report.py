@@ -40,9 +40,7 @@ class Reporter:
         self.share(min(1.0, self._count / max(1, total)))
 
     def training(self, p: Progress) -> None:
-        self.share(
-            p.done, f"step {p.step} loss {p.loss:.4f} lr {p.lr:.2e} {p.images_per_second:,.0f} images/s"
-        )
+        self.share(p.done, f"step {p.step} loss {p.loss:.4f} lr {p.lr:.2e} {p.images_per_second:,.0f} images/s")
 
 
 @contextmanager

@@ -72,9 +72,7 @@ class Progress:
     lr: float
 
 
-def classification_loss(
-    logits: torch.Tensor, labels: torch.Tensor, smoothing: float, marginals: float
-) -> torch.Tensor:
+def classification_loss(logits: torch.Tensor, labels: torch.Tensor, smoothing: float, marginals: float) -> torch.Tensor:
     """Cross entropy; with `marginals` also those of the 10 shapes, 10 textures and 10 hues.
 
     class = shape * 100 + texture * 10 + hue, so the probability of a shape is a sum over the other two.
@@ -235,9 +233,7 @@ class Trainer:
         return float(shared)
 
 
-def accuracy(
-    forward: Forward, batches: Iterable[Batch], seen: Callable[[int], None] = lambda n: None
-) -> float:
+def accuracy(forward: Forward, batches: Iterable[Batch], seen: Callable[[int], None] = lambda n: None) -> float:
     """Top-1 over `batches`, 0..1. The network has to be in evaluation mode."""
     right = torch.zeros(())
     count = 0

@@ -56,16 +56,18 @@ __device__ __forceinline__ int rescale_residual(int x, const ResidualPair& pair,
 // The sum (a float in units of 2^-149) plus the rescaled residual of channel `index` of the words a thread keeps.
 template <int COUNT>
 __device__ __forceinline__ float add_residual(float sum, float factor, const unsigned (&words)[COUNT], int index) {
-  // The masked nibble is v * 16^position * 2^-149. The sum rounds to the nearest integer; the host gives the float above
-  // the factor, so that halves go up, and 15 times that difference moves nothing else across a half.
+  // The masked nibble is v * 16^position * 2^-149. The sum rounds to the nearest integer; the host gives the float
+  // above the factor, so that halves go up, and 15 times that difference moves nothing else across a half.
   const int position = index % 8;
   const unsigned word = words[index / 8];
-  const unsigned nibble = position < 6 ? word & (0xFu << (4 * position)) : (word >> 24) & (0xFu << (4 * (position - 6)));
+  const unsigned nibble =
+      position < 6 ? word & (0xFu << (4 * position)) : (word >> 24) & (0xFu << (4 * (position - 6)));
   return __fmaf_rn(__uint_as_float(nibble), factor, sum);
 }
 
 template <int Residual, int COUNT>
-__device__ __forceinline__ int requantize(int x, const ChannelPair& pair, int odd, const unsigned (&kept)[COUNT], int index) {
+__device__ __forceinline__ int requantize(int x, const ChannelPair& pair, int odd, const unsigned (&kept)[COUNT],
+                                          int index) {
   float sum = __int_as_float(x + pair.offset[odd]);
   if constexpr (Residual == 1) sum = add_residual(sum, pair.residual_factor[odd], kept, index);
   return __float_as_int(__fmaf_rd(sum, pair.factor[odd], pair.correction[odd]));
@@ -84,8 +86,9 @@ __device__ __forceinline__ unsigned pack(int high, int low, unsigned rest) {
 // Word `word` of every row a thread holds: SUBS x 2 rows, 8 u4 or 4 u7 channels a word; it goes to place
 // word % WORDS_OUT. `kept` holds the words of the residual tensor (Residual 1) and is not read otherwise.
 template <int Output, int Residual, int SUBS, int SUMS, int KEPT, int WORDS_OUT>
-__device__ __forceinline__ void requantize_words(const int (&sums)[SUBS][SUMS], const ChannelPair* pairs, int quad, int word,
-                                                 const unsigned (&kept)[SUBS][2][KEPT], unsigned (&packed)[SUBS][2][WORDS_OUT]) {
+__device__ __forceinline__ void requantize_words(const int (&sums)[SUBS][SUMS], const ChannelPair* pairs, int quad,
+                                                 int word, const unsigned (&kept)[SUBS][2][KEPT],
+                                                 unsigned (&packed)[SUBS][2][WORDS_OUT]) {
   constexpr int PAIRS = Output ? 2 : 4;
 #pragma unroll
   for (int j = PAIRS - 1; j >= 0; --j) {

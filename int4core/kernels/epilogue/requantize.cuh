@@ -38,7 +38,8 @@ __device__ __forceinline__ int rescale_residual(int x, const WideResidualPair& p
 }
 
 template <int Output, int Residual, int COUNT>
-__device__ __forceinline__ int requantize_wide(int x, const WidePair& pair, int odd, const unsigned (&kept)[COUNT], int channel) {
+__device__ __forceinline__ int requantize_wide(int x, const WidePair& pair, int odd, const unsigned (&kept)[COUNT],
+                                               int channel) {
   int sum = x + pair.bias[odd];
   if constexpr (Residual == 1) {
     const unsigned value = (kept[channel / 8] >> (4 * (channel % 8))) & 15u;
@@ -50,8 +51,9 @@ __device__ __forceinline__ int requantize_wide(int x, const WidePair& pair, int 
 
 // As the other `requantize_words`: word `word` of every row a thread holds.
 template <int Output, int Residual, int SUBS, int SUMS, int KEPT, int WORDS_OUT>
-__device__ __forceinline__ void requantize_words(const int (&sums)[SUBS][SUMS], const WidePair* pairs, int quad, int word,
-                                                 const unsigned (&kept)[SUBS][2][KEPT], unsigned (&packed)[SUBS][2][WORDS_OUT]) {
+__device__ __forceinline__ void requantize_words(const int (&sums)[SUBS][SUMS], const WidePair* pairs, int quad,
+                                                 int word, const unsigned (&kept)[SUBS][2][KEPT],
+                                                 unsigned (&packed)[SUBS][2][WORDS_OUT]) {
   constexpr int PAIRS = Output ? 2 : 4;
 #pragma unroll
   for (int j = PAIRS - 1; j >= 0; --j) {

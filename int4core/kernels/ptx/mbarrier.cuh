@@ -33,5 +33,7 @@ __device__ __forceinline__ void mbarrier_wait(unsigned barrier, unsigned parity)
       "@done bra finished;\n"
       "bra again;\n"
       "finished:\n"
-      "}\n" ::"r"(barrier), "r"(parity) : "memory");
+      "}\n" ::"r"(barrier),
+      "r"(parity)
+      : "memory");
 }

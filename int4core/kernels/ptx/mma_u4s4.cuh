@@ -1,10 +1,11 @@
-// mma.sync on 4-bit values: s32 accumulators += u4 A (row major) x s4 B (column major), a warp at a time. Eight values lie
-// in a 32-bit word, the first in the lowest bits.
+// mma.sync on 4-bit values: s32 accumulators += u4 A (row major) x s4 B (column major), a warp at a time. Eight values
+// lie in a 32-bit word, the first in the lowest bits.
 //
-// Lane 4 * group + quad holds, of a step of 64 (WORDS 2) or 32 (WORDS 1) places of K: of A, rows `group` (a[0], a[2]) and
-// group + 8 (a[1], a[3]), places 8 * quad ... + 7 (a[0], a[1]) and the same 32 further (a[2], a[3]); of B, column `group`,
-// the same places (b[0]; b[1]); of D, the same rows (d[0], d[1]; d[2], d[3]), columns 2 * quad and 2 * quad + 1. This is how
-// m16n8k64 (sm_80 and later) wants them, and each word by itself is an operand of m8n8k32 (sm_75 and later).
+// Lane 4 * group + quad holds, of a step of 64 (WORDS 2) or 32 (WORDS 1) places of K: of A, rows `group` (a[0], a[2])
+// and group + 8 (a[1], a[3]), places 8 * quad ... + 7 (a[0], a[1]) and the same 32 further (a[2], a[3]); of B, column
+// `group`, the same places (b[0]; b[1]); of D, the same rows (d[0], d[1]; d[2], d[3]), columns 2 * quad and 2 * quad
+// + 1. This is how m16n8k64 (sm_80 and later) wants them, and each word by itself is an operand of m8n8k32 (sm_75 and
+// later).
 //
 // ROWS chooses the instruction: 16 or 8.
 #pragma once
@@ -27,8 +28,8 @@ __device__ __forceinline__ void mma_m16n8k64(int* d, const unsigned (&a)[4], con
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
-// A step for TILES_M x TILES_N tiles of 16 x 8: `d[sub][4 * j ...]` += a[sub] * b[j]. Instructions that follow one another
-// add to different accumulators.
+// A step for TILES_M x TILES_N tiles of 16 x 8: `d[sub][4 * j ...]` += a[sub] * b[j]. Instructions that follow one
+// another add to different accumulators.
 template <int ROWS, int WORDS, int TILES_M, int TILES_N, int SUMS>
 __device__ __forceinline__ void mma_u4s4(int (&d)[TILES_M][SUMS], const unsigned (&a)[TILES_M][2 * WORDS],
                                          const unsigned (&b)[TILES_N][WORDS]) {

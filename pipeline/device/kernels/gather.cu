@@ -11,22 +11,22 @@ constexpr int GROUP = 8;
 constexpr int TILE = THREADS * GROUP;
 
 extern "C" __global__ void __launch_bounds__(THREADS)
-gather(const uint4* __restrict__ arena, const int* __restrict__ slots, uint4* __restrict__ out, long long slot_words,
-       int sample_words, int count) {
-    const int tiles = (sample_words + TILE - 1) / TILE;
-    for (long long job = blockIdx.x; job < static_cast<long long>(count) * tiles; job += gridDim.x) {
-        const int sample = static_cast<int>(job / tiles);
-        const int first = static_cast<int>(job % tiles) * TILE + threadIdx.x;
-        const uint4* from = arena + __ldcv(slots + sample) * slot_words;
-        uint4* to = out + static_cast<long long>(sample) * sample_words;
-        uint4 words[GROUP];
+    gather(const uint4* __restrict__ arena, const int* __restrict__ slots, uint4* __restrict__ out,
+           long long slot_words, int sample_words, int count) {
+  const int tiles = (sample_words + TILE - 1) / TILE;
+  for (long long job = blockIdx.x; job < static_cast<long long>(count) * tiles; job += gridDim.x) {
+    const int sample = static_cast<int>(job / tiles);
+    const int first = static_cast<int>(job % tiles) * TILE + threadIdx.x;
+    const uint4* from = arena + __ldcv(slots + sample) * slot_words;
+    uint4* to = out + static_cast<long long>(sample) * sample_words;
+    uint4 words[GROUP];
 #pragma unroll
-        for (int i = 0; i < GROUP; ++i) {
-            if (first + i * THREADS < sample_words) words[i] = __ldcv(from + first + i * THREADS);
-        }
-#pragma unroll
-        for (int i = 0; i < GROUP; ++i) {
-            if (first + i * THREADS < sample_words) to[first + i * THREADS] = words[i];
-        }
+    for (int i = 0; i < GROUP; ++i) {
+      if (first + i * THREADS < sample_words) words[i] = __ldcv(from + first + i * THREADS);
     }
+#pragma unroll
+    for (int i = 0; i < GROUP; ++i) {
+      if (first + i * THREADS < sample_words) to[first + i * THREADS] = words[i];
+    }
+  }
 }

@@ -25,7 +25,8 @@ struct Planes {
   __device__ __forceinline__ explicit Planes(const Image& image) {
     for (int i = 0; i < 3; ++i) {
       const Window& window = image.windows[i];
-      at[i] = in_global(window.plane) - (static_cast<long long>(window.first_row) * 8 * window.columns + window.first_column) * 8;
+      at[i] = in_global(window.plane) -
+              (static_cast<long long>(window.first_row) * 8 * window.columns + window.first_column) * 8;
     }
     pitch = image.windows[0].columns * 8;
     chroma_pitch = image.windows[1].columns * 8;
@@ -44,7 +45,8 @@ struct Planes {
     const u8* const line = plane + static_cast<size_t>(i) * chroma_pitch;
     if (!fancy || (h == 1 && v == 1)) return line[j];
     const int j2 = clamp(column & 1 ? j + 1 : j - 1, 0, chroma_width - 1);
-    const u8* const other = plane + static_cast<size_t>(clamp(row & 1 ? i + 1 : i - 1, 0, chroma_height - 1)) * chroma_pitch;
+    const u8* const other =
+        plane + static_cast<size_t>(clamp(row & 1 ? i + 1 : i - 1, 0, chroma_height - 1)) * chroma_pitch;
     if (h == 1) return (3 * line[j] + other[j] + 1 + (row & 1)) >> 2;
     if (v == 1) return (3 * line[j] + line[j2] + 1 + (column & 1)) >> 2;
     return (3 * (3 * line[j] + other[j]) + 3 * line[j2] + other[j2] + 8 - (column & 1)) >> 4;

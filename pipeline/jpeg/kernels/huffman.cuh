@@ -2,7 +2,8 @@
 //
 // An entry says, of one symbol: bits of its code, bits of the value that follows, and by how much it moves the index of
 // the coefficient (END: the block is over). Codes of up to DC_BITS and AC_BITS bits are found by one look-up; longer AC
-// codes by a second one, as they lie close together behind the shorter ones; what is left, and what is no code, by search.
+// codes by a second one, as they lie close together behind the shorter ones; what is left, and what is no code, by
+// search.
 #pragma once
 #include "image.cuh"
 
@@ -14,8 +15,8 @@ constexpr u32 AC_ENTRIES = 1u << AC_BITS;
 constexpr u32 IDLE = 2 * (DC_ENTRIES + AC_ENTRIES);  // a table of one entry that moves nothing
 
 constexpr u32 END = 63;
-constexpr u32 LONG = 0xFFFF;                        // not in the first table
-constexpr u32 NO_CODE = 1u | 1u << 5 | END << 10;   // unlike any end of block: that has no value
+constexpr u32 LONG = 0xFFFF;                         // not in the first table
+constexpr u32 NO_CODE = 1u | 1u << 5 | END << 10;    // unlike any end of block: that has no value
 constexpr int MOST_DC_BITS = 11, MOST_AC_BITS = 10;  // of a value: more there are not in 8-bit images
 
 struct Tables {
@@ -94,8 +95,8 @@ __device__ __forceinline__ bool build_tables(const Header& header, Tables& table
   if (thread < blocks_per_mcu(header)) {
     const int luma = blocks_per_mcu(header) - (header.components == 1 ? 0 : 2);
     const int component = thread < luma ? 0 : thread - luma + 1;
-    tables.of_block[thread] = make_uint2(table_begin(header.dc_table[component]) | component << 24,
-                                         table_begin(header.ac_table[component]));
+    tables.of_block[thread] =
+        make_uint2(table_begin(header.dc_table[component]) | component << 24, table_begin(header.ac_table[component]));
   }
   __syncthreads();
   for (u32 i = thread; i < IDLE; i += THREADS) tables.first[i] = first_entry(tables, i);

@@ -1,14 +1,14 @@
-// Huffman decoding: LANES threads an image. Every lane owns an equal range of the scan's bits, and the blocks that begin
-// in it.
+// Huffman decoding: LANES threads an image. Every lane owns an equal range of the scan's bits, and the blocks that
+// begin in it.
 //
 // Where a block begins is not known but at the scan's start. A lane therefore begins LEAD bits before its range, with a
-// guess, and throws away what it decodes there: Huffman codes find their step again. It enters its range at what it takes
-// for the first block. Then it is checked, not hoped: a lane whose entry is not its neighbour's exit decodes again from
-// there, until all agree; as lane 0 is right, so are all then.
+// guess, and throws away what it decodes there: Huffman codes find their step again. It enters its range at what it
+// takes for the first block. Then it is checked, not hoped: a lane whose entry is not its neighbour's exit decodes
+// again from there, until all agree; as lane 0 is right, so are all then.
 //
 // Output is sparse. A lane's part of the arena is filled from below with 16 bits a coefficient (distance from the one
-// before, modulo 16, << 12 | value; the first of a block is its DC, relative to the lane's start) and from above with 32
-// bits a block: where its coefficients end.
+// before, modulo 16, << 12 | value; the first of a block is its DC, relative to the lane's start) and from above with
+// 32 bits a block: where its coefficients end.
 //
 // RESTARTS: the scan has restart markers. Then lanes own whole intervals, whose start and number of blocks are known.
 // Compile-time constants: LANES, RESTARTS.
@@ -26,9 +26,9 @@ typedef u32 Place;
 
 struct Range {
   Place entry;
-  u32 end, bits;          // of the range, of the scan
+  u32 end, bits;  // of the range, of the scan
   u32 blocks_per_mcu;
-  const u32* intervals;   // bytes where they begin
+  const u32* intervals;  // bytes where they begin
   u32 interval, interval_end, interval_blocks, blocks;
 };
 
@@ -110,7 +110,8 @@ __device__ __forceinline__ void decode(const Tables& tables, Ring& ring, const R
           packed_low = __byte_perm(packed_low, packed_high, 0x5432);
           packed_high = __byte_perm(packed_high, symbol, 0x5432);
           ++symbols;
-          if (!(symbols & 3)) *reinterpret_cast<uint2*>(part.begin + symbols * 2 - 8) = make_uint2(packed_low, packed_high);
+          if (!(symbols & 3))
+            *reinterpret_cast<uint2*>(part.begin + symbols * 2 - 8) = make_uint2(packed_low, packed_high);
         }
       }
       bit += (entry & 31) + size;
@@ -165,12 +166,12 @@ __device__ __forceinline__ void decode(const Tables& tables, Ring& ring, const R
 }
 
 extern "C" __global__ void __launch_bounds__(LANES, LANES == 32 ? 16 : 8)
-jpeg_entropy(const Image* __restrict__ images, const u32* __restrict__ order, const u32* __restrict__ stream_bits,
-             u32* __restrict__ damage) {
+    jpeg_entropy(const Image* __restrict__ images, const u32* __restrict__ order, const u32* __restrict__ stream_bits,
+                 u32* __restrict__ damage) {
   extern __shared__ __align__(16) unsigned char memory[];
-  unsigned char* const rings = memory;                                          // [LANES][RING_BYTES]
-  int* const sums = reinterpret_cast<int*>(memory + LANES * RING_BYTES);        // [4][LANES]
-  u32* const exits = reinterpret_cast<u32*>(sums + 4 * LANES);                  // [LANES]
+  unsigned char* const rings = memory;                                    // [LANES][RING_BYTES]
+  int* const sums = reinterpret_cast<int*>(memory + LANES * RING_BYTES);  // [4][LANES]
+  u32* const exits = reinterpret_cast<u32*>(sums + 4 * LANES);            // [LANES]
   Tables& tables = *reinterpret_cast<Tables*>(exits + LANES);
 
   const u32 id = order[blockIdx.x];

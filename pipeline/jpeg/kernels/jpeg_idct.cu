@@ -5,9 +5,10 @@ constexpr int THREADS = 128;
 constexpr int WARPS = THREADS / 32;
 constexpr int MOST_LANES = 128;
 
-__device__ const u8 NATURAL[64] = {0,  1,  8,  16, 9,  2,  3,  10, 17, 24, 32, 25, 18, 11, 4,  5,  12, 19, 26, 33, 40, 48,
-                                   41, 34, 27, 20, 13, 6,  7,  14, 21, 28, 35, 42, 49, 56, 57, 50, 43, 36, 29, 22, 15, 23,
-                                   30, 37, 44, 51, 58, 59, 52, 45, 38, 31, 39, 46, 53, 60, 61, 54, 47, 55, 62, 63};
+__device__ const u8 NATURAL[64] = {0,  1,  8,  16, 9,  2,  3,  10, 17, 24, 32, 25, 18, 11, 4,  5,
+                                   12, 19, 26, 33, 40, 48, 41, 34, 27, 20, 13, 6,  7,  14, 21, 28,
+                                   35, 42, 49, 56, 57, 50, 43, 36, 29, 22, 15, 23, 30, 37, 44, 51,
+                                   58, 59, 52, 45, 38, 31, 39, 46, 53, 60, 61, 54, 47, 55, 62, 63};
 
 // A block's number in the scan.
 __device__ __forceinline__ u32 block_number(const Image& image, int component, int row, int column) {
@@ -20,7 +21,7 @@ __device__ __forceinline__ u32 block_number(const Image& image, int component, i
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS)
-jpeg_idct(const Image* __restrict__ images, u32* __restrict__ damage) {
+    jpeg_idct(const Image* __restrict__ images, u32* __restrict__ damage) {
   __shared__ __align__(16) short coefficients[WARPS][64 * 32];
   __shared__ u32 first[MOST_LANES];
   __shared__ int before[MOST_LANES][3];
@@ -31,7 +32,8 @@ jpeg_idct(const Image* __restrict__ images, u32* __restrict__ damage) {
   const int lanes = image.lanes;
   for (int i = thread; i < lanes; i += THREADS) {
     first[i] = in_global(image.lane_first)[i];
-    for (int component = 0; component < 3; ++component) before[i][component] = in_global(image.lane_dc)[i * 4 + component];
+    for (int component = 0; component < 3; ++component)
+      before[i][component] = in_global(image.lane_dc)[i * 4 + component];
   }
   for (int i = thread; i < 192; i += THREADS)
     scale[i >> 6][i & 63] = image.header.quantization[i >> 6][i & 63] | static_cast<u32>(NATURAL[i & 63]) << 16;

@@ -1,13 +1,14 @@
-// The resize of jpeg_resize.cu for images of any shape and in either order, in two passes with device memory between them.
+// The resize of jpeg_resize.cu for images of any shape and in either order, in two passes with device memory between
+// them.
+//
 // Compile-time constants: SIZE.
 #include "resample.cuh"
 
 constexpr int THREADS = 256;
 
-
 // Between the passes: the first one's output, of the rows or columns that the second one reads.
 extern "C" __global__ void __launch_bounds__(THREADS)
-jpeg_first_pass(const Image* __restrict__ images, const u32* __restrict__ order, const u32* __restrict__ damage) {
+    jpeg_first_pass(const Image* __restrict__ images, const u32* __restrict__ order, const u32* __restrict__ damage) {
   const int id = order[blockIdx.x];
   if (damage[id]) return;
   const Image& image = images[id];
@@ -18,8 +19,10 @@ jpeg_first_pass(const Image* __restrict__ images, const u32* __restrict__ order,
   u32* const passes = in_global(image.passes);
   const int length = kept.end - kept.begin;
   const u64 total = static_cast<u64>(length) * SIZE;
-  for (u64 i = static_cast<u64>(blockIdx.y) * THREADS + threadIdx.x; i < total; i += static_cast<u64>(gridDim.y) * THREADS) {
-    const int output = down ? i / length : i % SIZE, along = kept.begin + static_cast<int>(down ? i % length : i / SIZE);
+  for (u64 i = static_cast<u64>(blockIdx.y) * THREADS + threadIdx.x; i < total;
+       i += static_cast<u64>(gridDim.y) * THREADS) {
+    const int output = down ? i / length : i % SIZE,
+              along = kept.begin + static_cast<int>(down ? i % length : i / SIZE);
     const int first = taps[output], count = taps[SIZE + output];
     Sum sum;
     for (int tap = 0; tap < count; ++tap) {
@@ -31,8 +34,8 @@ jpeg_first_pass(const Image* __restrict__ images, const u32* __restrict__ order,
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS)
-jpeg_second_pass(const Image* __restrict__ images, const u32* __restrict__ order, const u32* __restrict__ damage,
-                 const signed char* __restrict__ table) {
+    jpeg_second_pass(const Image* __restrict__ images, const u32* __restrict__ order, const u32* __restrict__ damage,
+                     const signed char* __restrict__ table) {
   const int id = order[blockIdx.x];
   if (damage[id]) return;
   const Image& image = images[id];
@@ -47,8 +50,8 @@ jpeg_second_pass(const Image* __restrict__ images, const u32* __restrict__ order
     const int first = taps[output] - axis.begin, count = taps[SIZE + output];
     Sum sum;
     for (int tap = 0; tap < count; ++tap) {
-      const size_t place = down ? static_cast<size_t>(first + tap) * SIZE + column
-                                : static_cast<size_t>(row) * length + first + tap;
+      const size_t place =
+          down ? static_cast<size_t>(first + tap) * SIZE + column : static_cast<size_t>(row) * length + first + tap;
       sum.add(passes[place], taps[(2 + tap) * SIZE + output]);
     }
     const u32 rgb = sum.rgb();

@@ -1,15 +1,18 @@
-// Upsampling, colour, both passes of the resize (horizontal first), crop and table in one: a block BAND rows of a sample.
-// Rows of the image are made RGB a few at a time, resized across into `middle`, and from there down into the sample.
+// Upsampling, colour, both passes of the resize (horizontal first), crop and table in one: a block BAND rows of a
+// sample. Rows of the image are made RGB a few at a time, resized across into `middle`, and from there down into the
+// sample.
 //
-// For images of which ROW_PIXELS hold a row and MIDDLE_ROWS the rows of one output row; jpeg_passes.cu takes the others.
+// For images of which ROW_PIXELS hold a row and MIDDLE_ROWS the rows of one output row; jpeg_passes.cu takes the
+// others.
+//
 // Compile-time constants: SIZE, a multiple of 4 up to 256.
 #include "resample.cuh"
 
 constexpr int BAND = 16;
 constexpr int MIDDLE_ROWS = 28;
 constexpr int ROW_PIXELS = 2752;
-constexpr int AT_ONCE = 8;        // rows of the image
-constexpr int HELD_TAPS = 4;      // weights a thread keeps in registers
+constexpr int AT_ONCE = 8;    // rows of the image
+constexpr int HELD_TAPS = 4;  // weights a thread keeps in registers
 constexpr int QUADS = SIZE / 4;
 constexpr int BLOCKS = (__CUDA_ARCH__ >= 900 ? 5 : 4) - (SIZE > 224);  // that shared memory has room for
 
@@ -35,8 +38,8 @@ __device__ __forceinline__ void resize_across(const u32* rows, int width, const 
 }
 
 extern "C" __global__ void __launch_bounds__(SIZE, BLOCKS)
-jpeg_resize(const Image* __restrict__ images, const u32* __restrict__ order, const u32* __restrict__ damage,
-            const signed char* __restrict__ table) {
+    jpeg_resize(const Image* __restrict__ images, const u32* __restrict__ order, const u32* __restrict__ damage,
+                const signed char* __restrict__ table) {
   __shared__ __align__(16) u32 middle[MIDDLE_ROWS * SIZE];
   __shared__ __align__(16) u32 rows[ROW_PIXELS + HELD_TAPS];
   __shared__ signed char values[3 * 256];

@@ -1,5 +1,5 @@
-// Pillow's weights of a bilinear resampling, of the output pixels that are kept: in float64 as Pillow computes them, then
-// rounded to 22 bits. Products are written out, so that none is fused with an addition.
+// Pillow's weights of a bilinear resampling, of the output pixels that are kept: in float64 as Pillow computes them,
+// then rounded to 22 bits. Products are written out, so that none is fused with an addition.
 //
 // An axis' taps: int first[SIZE], count[SIZE], weight[most_taps][SIZE]. Compile-time constants: SIZE.
 #include "image.cuh"

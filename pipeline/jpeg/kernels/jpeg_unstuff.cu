@@ -1,5 +1,5 @@
-// The scan without its stuffing: FF00 becomes FF, restart markers go, and what follows them is remembered as the start of
-// an interval. A block per image. The scan begins at any byte; words are written with their first bit highest.
+// The scan without its stuffing: FF00 becomes FF, restart markers go, and what follows them is remembered as the start
+// of an interval. A block per image. The scan begins at any byte; words are written with their first bit highest.
 #include "image.cuh"
 
 constexpr int THREADS = 256;
@@ -15,9 +15,9 @@ __device__ __forceinline__ u32 zero_bytes(u32 word) {
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS)
-jpeg_unstuff(const Image* __restrict__ images, u32* __restrict__ stream_bits, u32* __restrict__ damage) {
+    jpeg_unstuff(const Image* __restrict__ images, u32* __restrict__ stream_bits, u32* __restrict__ damage) {
   extern __shared__ __align__(16) unsigned char memory[];
-  u8* const tile = memory;                                             // [TILE + 16]
+  u8* const tile = memory;                                              // [TILE + 16]
   u32* const warp_counts = reinterpret_cast<u32*>(memory + TILE + 16);  // [8]: bytes kept, markers << 16
 
   const Image& image = images[blockIdx.x];

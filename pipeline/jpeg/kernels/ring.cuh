@@ -1,5 +1,5 @@
-// A thread's window on its stream: a ring of four groups of 16 bytes in shared memory, filled in the background where the
-// chip can (cp.async), and two words of it in registers.
+// A thread's window on its stream: a ring of four groups of 16 bytes in shared memory, filled in the background where
+// the chip can (cp.async), and two words of it in registers.
 //
 // A group is asked for when the one three before it is entered, so it has the time of 352 bits to arrive: 13 symbols of
 // at most 27 bits. After every STEPS symbols all but the last UNDER_WAY times' groups are waited for.

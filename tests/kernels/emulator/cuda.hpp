@@ -1,9 +1,10 @@
 // CUDA C++ on a CPU, for tests: every thread of a block is a fiber, blocks run one after another.
 //
-// A fiber runs until it has to wait: at __syncthreads, at an instruction that a whole warp or warpgroup executes together,
-// or at an mbarrier. Copies that run in the background (cp.async, the bulk copy engine) happen as late as the program
-// allows, or at once, as EMULATOR_EAGER says: a missing wait shows in the first, a buffer that is overwritten too early
-// in the second. Inline PTX is translated by tests/kernels/emulator/translate.py to calls of the functions in ptx.hpp.
+// A fiber runs until it has to wait: at __syncthreads, at an instruction that a whole warp or warpgroup executes
+// together, or at an mbarrier. Copies that run in the background (cp.async, the bulk copy engine) happen as late as the
+// program allows, or at once, as EMULATOR_EAGER says: a missing wait shows in the first, a buffer that is overwritten
+// too early in the second. Inline PTX is translated by tests/kernels/emulator/translate.py to calls of the functions in
+// ptx.hpp.
 #pragma once
 #include <setjmp.h>
 #include <sys/mman.h>

@@ -2,7 +2,7 @@
 #pragma once
 #include "cuda.hpp"
 
-// --- conversions ------------------------------------------------------------------------------------------------------
+// --- conversions -----------------------------------------------------------------------------------------------------
 
 template <int BITS, bool SIGNED>
 unsigned packed_pair(int high, int low, unsigned rest) {
@@ -15,7 +15,7 @@ inline void cvt_pack_sat_u4_s32_b32(unsigned& d, int a, int b, unsigned c) { d =
 inline void cvt_pack_sat_u8_s32_b32(unsigned& d, int a, int b, unsigned c) { d = packed_pair<8, false>(a, b, c); }
 inline void cvt_pack_sat_s8_s32_b32(unsigned& d, int a, int b, unsigned c) { d = packed_pair<8, true>(a, b, c); }
 
-// --- cp.async -----------------------------------------------------------------------------------------------------------
+// --- cp.async --------------------------------------------------------------------------------------------------------
 
 inline void cp_async_cg_shared_global(unsigned target, const void* source, int bytes) {
   if (target % 16 || reinterpret_cast<uintptr_t>(source) % 16) emulator::fail("cp.async: misaligned");
@@ -39,10 +39,10 @@ inline void cp_async_wait_group(int pending) {
   }
 }
 
-// --- mma.sync -----------------------------------------------------------------------------------------------------------
+// --- mma.sync --------------------------------------------------------------------------------------------------------
 
-// A tile of ROWS x 8 x (4 * PLACES * WORDS); a word holds PLACES values of K, the first in its lowest bits. Of the words
-// of A, those of rows `group` and group + 8 alternate.
+// A tile of ROWS x 8 x (4 * PLACES * WORDS); a word holds PLACES values of K, the first in its lowest bits. Of the
+// words of A, those of rows `group` and group + 8 alternate.
 template <bool SIGNED, int PLACES>
 int word_value(unsigned word, int i) {
   constexpr int BITS = 32 / PLACES;
@@ -81,12 +81,13 @@ void mma_words(int* const (&d)[ROWS / 4], const unsigned (&a)[WORDS * ROWS / 8],
 inline void mma_sync_aligned_m8n8k32_row_col_s32_u4_s4_s32(int& d0, int& d1, unsigned a, unsigned b) {
   mma_words<false, 8, 8, 1>({&d0, &d1}, {a}, {b});
 }
-inline void mma_sync_aligned_m16n8k32_row_col_s32_u4_s4_s32(int& d0, int& d1, int& d2, int& d3, unsigned a0, unsigned a1,
-                                                            unsigned b) {
+inline void mma_sync_aligned_m16n8k32_row_col_s32_u4_s4_s32(int& d0, int& d1, int& d2, int& d3, unsigned a0,
+                                                            unsigned a1, unsigned b) {
   mma_words<false, 8, 16, 1>({&d0, &d1, &d2, &d3}, {a0, a1}, {b});
 }
-inline void mma_sync_aligned_m16n8k64_row_col_s32_u4_s4_s32(int& d0, int& d1, int& d2, int& d3, unsigned a0, unsigned a1,
-                                                            unsigned a2, unsigned a3, unsigned b0, unsigned b1) {
+inline void mma_sync_aligned_m16n8k64_row_col_s32_u4_s4_s32(int& d0, int& d1, int& d2, int& d3, unsigned a0,
+                                                            unsigned a1, unsigned a2, unsigned a3, unsigned b0,
+                                                            unsigned b1) {
   mma_words<false, 8, 16, 2>({&d0, &d1, &d2, &d3}, {a0, a1, a2, a3}, {b0, b1});
 }
 inline void mma_sync_aligned_m8n8k16_row_col_s32_u8_s8_s32(int& d0, int& d1, unsigned a, unsigned b) {
@@ -95,16 +96,18 @@ inline void mma_sync_aligned_m8n8k16_row_col_s32_u8_s8_s32(int& d0, int& d1, uns
 inline void mma_sync_aligned_m8n8k16_row_col_s32_s8_s8_s32(int& d0, int& d1, unsigned a, unsigned b) {
   mma_words<true, 4, 8, 1>({&d0, &d1}, {a}, {b});
 }
-inline void mma_sync_aligned_m16n8k32_row_col_s32_u8_s8_s32(int& d0, int& d1, int& d2, int& d3, unsigned a0, unsigned a1,
-                                                            unsigned a2, unsigned a3, unsigned b0, unsigned b1) {
+inline void mma_sync_aligned_m16n8k32_row_col_s32_u8_s8_s32(int& d0, int& d1, int& d2, int& d3, unsigned a0,
+                                                            unsigned a1, unsigned a2, unsigned a3, unsigned b0,
+                                                            unsigned b1) {
   mma_words<false, 4, 16, 2>({&d0, &d1, &d2, &d3}, {a0, a1, a2, a3}, {b0, b1});
 }
-inline void mma_sync_aligned_m16n8k32_row_col_s32_s8_s8_s32(int& d0, int& d1, int& d2, int& d3, unsigned a0, unsigned a1,
-                                                            unsigned a2, unsigned a3, unsigned b0, unsigned b1) {
+inline void mma_sync_aligned_m16n8k32_row_col_s32_s8_s8_s32(int& d0, int& d1, int& d2, int& d3, unsigned a0,
+                                                            unsigned a1, unsigned a2, unsigned a3, unsigned b0,
+                                                            unsigned b1) {
   mma_words<true, 4, 16, 2>({&d0, &d1, &d2, &d3}, {a0, a1, a2, a3}, {b0, b1});
 }
 
-// --- ldmatrix -----------------------------------------------------------------------------------------------------------
+// --- ldmatrix --------------------------------------------------------------------------------------------------------
 
 template <int TILES>
 void load_matrices(unsigned* const (&d)[TILES], unsigned address) {
