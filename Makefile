@@ -1,6 +1,7 @@
 # Two commands do everything on a machine with Python 3.10+ and make:
 #   make run    a virtual environment, the package, and the offline benchmark on what comes with it
-#   make test   the same environment, ruff, mypy and every test; with an NVIDIA driver, the GPU's tests may not be skipped
+#   make test   the same environment, `make lint` and every test; with an NVIDIA driver, the GPU's tests may not be skipped
+#   make lint   ruff, clang-format and mypy; `make format` formats
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
@@ -25,7 +26,9 @@ SHAPES := $(VENV)/shapes-200
 ARGS ?=
 comma := ,
 
-.PHONY: run test check-all docs check-python clean
+CUDA_SOURCES = $(shell find int4core pipeline tests tools -name '*.cu' -o -name '*.cuh' -o -name '*.hpp' -o -name '*.h')
+
+.PHONY: run test lint format check-all docs check-python clean
 
 run: $(VENV)/.run $(SHAPES)/map.txt
 	$(BIN)/python -m pipeline.offline --images $(SHAPES) $(ARGS)
@@ -34,10 +37,18 @@ run: $(VENV)/.run $(SHAPES)/map.txt
 $(SHAPES)/map.txt: | $(VENV)/.run
 	$(BIN)/python -m tools.shapes make --out $(SHAPES) --count 200
 
-test: $(VENV)/.test $(if $(WITH_TORCH),$(VENV)/.torch) $(if $(WITH_RAY),$(VENV)/.ray)
-	$(BIN)/ruff check .
-	$(BIN)/mypy
+test: lint $(if $(WITH_TORCH),$(VENV)/.torch) $(if $(WITH_RAY),$(VENV)/.ray)
 	$(if $(CUDA_EXTRA),INT4CORE_REQUIRE_GPU=$${INT4CORE_REQUIRE_GPU:-1}) $(BIN)/python -m pytest $(ARGS)
+
+lint: $(VENV)/.test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run -Werror $(CUDA_SOURCES)
+	$(BIN)/mypy
+
+format: $(VENV)/.test
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CUDA_SOURCES)
 
 $(VENV)/.run: pyproject.toml | check-python
 	$(PYTHON) -m venv $(VENV)
