@@ -59,7 +59,7 @@ class LayerShape:
 
     Attributes:
         layer: the layer itself; `name` and `kind` are its name and class name.
-        block: name of the bottleneck it belongs to, or `` for the stem and the head.
+        block: name of the residual block it belongs to, or `` for the stem and the head.
         input, output: shapes for one image.
         input_type, output_type: integer types of the values; None for the float32 logits.
     """
@@ -129,11 +129,11 @@ def trace_shapes(net: ResNet, size: Pair | None = None) -> tuple[LayerShape, ...
     """Every leaf layer in running order, with its shapes for one image of `size` = (H, W).
 
     `size` defaults to `default_input_size(net)`. Inside a bottleneck the order is conv1, quantize1,
-    conv2, quantize2, conv3, the residual branch, relu, quantize3.
+    conv2, quantize2, conv3, the residual branch, relu, quantize3; a basic block ends with conv2.
 
     Raises:
         EngineError: the size is larger than MAX_SIDE, or does not fit: a map smaller than a window, a residual
-            branch whose shape differs from conv3's, or an average pool that leaves more than one pixel.
+            branch whose shape differs from the last convolution's, or an average pool that leaves more than one pixel.
     """
     height, width = default_input_size(net) if size is None else size
     if height < 1 or width < 1:

@@ -10,6 +10,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 
 from int4core.layers import (
     AvgPool2d,
+    BasicBlock,
     Bottleneck,
     Conv2d,
     Linear,
@@ -57,16 +58,7 @@ class Maker:
         conv2 = self.conv(f"{name}_conv2", width, width, 3, stride, dilation=dilation, groups=groups)
         conv3 = self.conv(f"{name}_conv3", width, out)
         mode, bits = ("u31u16u7", 7) if last else ("u31u16u4", 4)
-        if stride != 1 or c != out:
-            up = Quantize(f"{name}_downsample_2", "s8u16s32", 31, 0, 0, self.rng.integers(0, 40, out).astype(np.uint16))
-            branch = Sequential(f"{name}_downsample", (
-                self.conv(f"{name}_downsample_0", c, out, 1, stride),
-                self.quantize(f"{name}_downsample_1", "s32u16s8", 7, 35 * np.sqrt(c), out),
-                replace(up, max_requant=int(up.requant_factor.max())),
-            ))  # fmt: skip
-        else:
-            factor = self.rng.integers(0, 400, out).astype(np.uint16)
-            branch = Quantize(f"{name}_downsample", "u4u16u31", 31, 1, int(factor.max()), factor)
+        branch = self.branch(name, c, out, stride)
         return Bottleneck(
             name, stride, isinstance(branch, Sequential),
             conv1, self.quantize(f"{name}_quantize1", "u31u16u4", 4, 35 * np.sqrt(c), width),
@@ -76,13 +68,39 @@ class Maker:
             ReLU(f"{name}_relu", "s32u31", True), branch,
         )  # fmt: skip
 
+    def basic(self, name: str, c: int, width: int, stride: int, last: bool) -> BasicBlock:
+        mode, bits = ("u31u16u7", 7) if last else ("u31u16u4", 4)
+        branch = self.branch(name, c, width, stride)
+        conv1 = self.conv(f"{name}_conv1", c, width, 3, stride)
+        conv2 = self.conv(f"{name}_conv2", width, width, 3)
+        return BasicBlock(
+            name, stride, isinstance(branch, Sequential),
+            conv1, self.quantize(f"{name}_quantize1", "u31u16u4", 4, 105 * np.sqrt(c), width),
+            conv2, self.quantize(f"{name}_quantize2", mode, bits, 3000, width),
+            ReLU(f"{name}_relu", "s32u31", True), branch,
+        )  # fmt: skip
+
+    def branch(self, name: str, c: int, out: int, stride: int) -> Sequential | Quantize:
+        if stride != 1 or c != out:
+            up = Quantize(f"{name}_downsample_2", "s8u16s32", 31, 0, 0, self.rng.integers(0, 40, out).astype(np.uint16))
+            return Sequential(f"{name}_downsample", (
+                self.conv(f"{name}_downsample_0", c, out, 1, stride),
+                self.quantize(f"{name}_downsample_1", "s32u16s8", 7, 35 * np.sqrt(c), out),
+                replace(up, max_requant=int(up.requant_factor.max())),
+            ))  # fmt: skip
+        factor = self.rng.integers(0, 400, out).astype(np.uint16)
+        return Quantize(f"{name}_downsample", "u4u16u31", 31, 1, int(factor.max()), factor)
+
 
 def random_network(
     seed: int = 0, blocks: tuple[int, ...] = (1, 1, 1, 1), width: int = 8, classes: int = 5, *,
     shift: int = 16, bias: int = 300, dilation: int = 1, groups: int = 1, ceil_mode: bool = False,
-    pool: int = 2,
+    pool: int = 2, basic: bool = False,
 ) -> ResNet:  # fmt: skip
-    """A network of the format's shape whose default input is 32 * `pool` pixels high and wide."""
+    """A network of the format's shape whose default input is 32 * `pool` pixels high and wide.
+
+    `dilation` and `groups` are of bottlenecks.
+    """
     make = Maker(seed, shift, bias)
     channels, stages = width, []
     for i, count in enumerate(blocks):
@@ -90,8 +108,9 @@ def random_network(
         for j in range(count):
             stride = 2 if i and not j else 1
             last = i == len(blocks) - 1 and j == count - 1
-            children.append(make.bottleneck(f"layer{i + 1}_{j}", channels, width << i, stride, last, dilation, groups))
-            channels = 4 * (width << i)
+            sizes = f"layer{i + 1}_{j}", channels, width << i, stride, last
+            children.append(make.basic(*sizes) if basic else make.bottleneck(*sizes, dilation, groups))
+            channels = (1 if basic else 4) * (width << i)
         stages.append(Sequential(f"layer{i + 1}", tuple(children)))
     rng = make.rng
     return ResNet(

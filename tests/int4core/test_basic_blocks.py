@@ -8,9 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from int4core.backends.cuda.plan.fuse import fuse
 from int4core.engine import Engine
-from int4core.errors import EngineError, ModelError
+from int4core.errors import ModelError
 from int4core.layers import BasicBlock, Bottleneck, Sequential
 from int4core.model import Model
 from int4core.network import default_input_size, trace_shapes
@@ -91,8 +90,3 @@ def test_kernels_of_other_sizes_are_no_basic_block(model: Model, tmp_path: Path)
     wrong = Sequential("layer1", (model.network.layer1.children[0], replace(block, conv1=pointwise)))
     with pytest.raises(ModelError, match="layer1_1 is a basic block"):
         Model(replace(model.network, layer1=wrong)).save(tmp_path / "m")
-
-
-def test_the_cuda_planner_says_what_runs_them(model: Model) -> None:
-    with pytest.raises(EngineError, match="layer1_0: no CUDA kernel computes basic blocks: use the backend numpy"):
-        fuse(model.network, 1)

@@ -15,6 +15,9 @@ from int4core.quantize import requantize
 
 POISON = 0xA5
 
+MOST_UP = 28_000
+"""Factors back from s8 are below it: with a 3x3 convolution of 512 channels, 32 bits still requantise the sums."""
+
 
 class Problem:
     """Weights of 4 bits, constants and inputs over the whole range; factors with which ties happen.
@@ -41,7 +44,7 @@ class Problem:
             src = conv.source
             weight = rng.integers(-8, 8, (k, src.c, 1, 1)).astype(np.int8)
             bias = rng.integers(-3000, 3000, k).astype(np.int16)
-            up = Rescale(rng.integers(0, 32000, k).astype(np.uint16), 0)
+            up = Rescale(rng.integers(0, MOST_UP, k).astype(np.uint16), 0)
             limits = Limits.of(weight, bias, 0, 15)
             self.branch = Branch("branch", weight, bias, factors(rng, k, 6000), up, limits)
             self.residual = rng.integers(0, 256, (conv.n, src.h, src.w, src.c // 2), np.uint8)
@@ -52,7 +55,7 @@ class Problem:
         if self.kept:
             limits += Limits(0, 15 * 65535)
         if self.branch:
-            limits += Limits(-128 * 32000, 128 * 32000)
+            limits += Limits(-128 * MOST_UP, 128 * MOST_UP)
         residual = "residual" if self.conv.residual else ""
         return ConvOp(
             "conv", "input", residual, "output", self.conv, self.weight, self.bias, self.rescale, limits,
@@ -118,4 +121,22 @@ def resnet50_convolutions() -> list[Convolution]:
                 wide = replace(wide, residual=Residual.CONVOLUTION, source=source)
             found[wide] = None
             size, channels = size // stride, 4 * width
+    return list(found)
+
+
+def resnet34_convolutions() -> list[Convolution]:
+    """Likewise of a ResNet-34: 3x3 convolutions, half of them with a residual."""
+    found: dict[Convolution, None] = {}
+    size, channels = 56, 64
+    for layer, (width, blocks) in enumerate(((64, 3), (128, 4), (256, 6), (512, 3))):
+        for block in range(blocks):
+            stride = 2 if layer and not block else 1
+            output = Output.U7 if layer == 3 and block == blocks - 1 else Output.U4
+            found[Convolution(1, size, size, channels, width, 3, stride, 1)] = None
+            after = Convolution(1, size // stride, size // stride, width, width, 3, 1, 1, output, Residual.U4)
+            if stride > 1:
+                source = Source(size, size, channels, stride)
+                after = replace(after, residual=Residual.CONVOLUTION, source=source)
+            found[after] = None
+            size, channels = size // stride, width
     return list(found)

@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import cache
 
 import pytest
 
@@ -23,6 +24,7 @@ from int4core.backends.cuda.plan.fuse import fuse
 from int4core.backends.cuda.plan.ops import ConvOp, Op, StemOp, TopOp
 from int4core.layers import ResNet
 from int4core.model import Model
+from int4core.random_model import random_model
 from int4core.scores import MAX_K
 from tests.int4core.networks import random_network
 from tests.paths import ROOT
@@ -35,9 +37,15 @@ ELSEWHERE = ("conv_wgmma", "rows_wgmma", "conv_mma4")
 pytestmark = pytest.mark.skipif(NVRTC is None, reason="needs the nvidia-cuda-nvrtc wheel")
 
 
+@cache
 def networks() -> tuple[ResNet, ...]:
-    """The default one, and one that needs 64-bit requantisation in some layers."""
-    return Model.load(ROOT / "model").network, random_network(3, (1, 2, 1, 2), width=32, shift=12, bias=30000)
+    """The default one, a ResNet-34, and two that need 64-bit requantisation in some layers."""
+    return (
+        Model.load(ROOT / "model").network,
+        random_model(blocks=(3, 4, 6, 3), width=64, classes=1000, basic=True).network,
+        random_network(3, (1, 2, 1, 2), width=32, shift=12, bias=30000),
+        random_network(3, (1, 2, 1, 2), width=32, shift=12, bias=30000, basic=True),
+    )
 
 
 def kernels(op: Op, chip: Chip) -> Iterator[Kernel]:

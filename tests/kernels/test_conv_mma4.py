@@ -16,7 +16,7 @@ from int4core.backends.cuda.jit.compiler import compile_all
 from int4core.backends.cuda.plan.convolution import Convolution, Output, Residual, Source
 from int4core.errors import EngineError
 from tests.kernels.emulator.driver import EAGER, REVERSE, Emulated, needs_compiler
-from tests.kernels.problems import Problem, resnet50_convolutions
+from tests.kernels.problems import Problem, resnet34_convolutions, resnet50_convolutions
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,10 @@ CASES = {
     "residual convolution, 64 bits": Case(
         Convolution(1, 5, 4, 64, 32, 1, 1, 0, residual=Residual.CONVOLUTION, source=Source(5, 4, 64, 1)),
         (311, 325), wide=True,
+    ),
+    "3x3 and residual": Case(Convolution(2, 5, 4, 128, 128, 3, 1, 1, residual=Residual.U4), (308, 321)),
+    "3x3 and residual convolution to u7": Case(
+        Convolution(2, 4, 5, 64, 64, 3, 1, 1, Output.U7, Residual.CONVOLUTION, Source(8, 9, 32, 2)), (306, 322)
     ),
     "residual, 64 bits": Case(
         Convolution(1, 3, 3, 64, 64, 3, 1, 1, Output.U7, Residual.U4), (310, 323), wide=True
@@ -125,9 +129,12 @@ def test_chips_take_what_they_have() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("conv", resnet50_convolutions(), ids=str)
+@pytest.mark.parametrize("conv", [*resnet50_convolutions(), *resnet34_convolutions()], ids=str)
 def test_every_configuration_equal_to_integers(cupy: Any, conv: Convolution) -> None:
-    """All of ResNet-50's shapes, for 1, 3 and 16 images; where the chip has no such tensor cores, by emulation."""
+    """All of ResNet-50's shapes and ResNet-34's, for 1, 3 and 16 images.
+
+    Where the chip has no such tensor cores, by emulation.
+    """
     chip = chip_at(cupy, 0)
     problem = Problem(replace(conv, n=16), np.random.default_rng())
     expected, op = problem.expected(), problem.op

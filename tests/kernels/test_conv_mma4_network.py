@@ -1,4 +1,4 @@
-"""Whole networks with the kernels of chips that have 4-bit tensor cores, emulated.
+"""Whole networks with the kernels of chips that have 4-bit tensor cores, and with their 8-bit ones, emulated.
 
 On a CPU, every layer equal to the NumPy engine; on a Hopper, for which the compiler spells the instructions out, the
 published model equal to the golden logits.
@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from int4core.backends.cuda.chips import CHIPS, Chip
-from int4core.backends.cuda.families import conv_mma4, stem_mma
+from int4core.backends.cuda.families import conv_mma, conv_mma4, stem_mma
 from int4core.backends.cuda.families.head import Linear, Mean, Top1
 from int4core.backends.cuda.families.kernel import Kernel
 from int4core.backends.cuda.network import DeviceNetwork
@@ -29,11 +29,11 @@ from tests.kernels.problems import unpack
 from tests.paths import SHARED, needs_shared
 
 
-def kernel_of(op: Op, chip: Chip) -> Kernel:
+def kernel_of(op: Op, chip: Chip, bits: int) -> Kernel:
     if isinstance(op, StemOp):
         return stem_mma.default(op, chip)
     if isinstance(op, ConvOp):
-        return conv_mma4.default(op, chip)
+        return conv_mma4.default(op, chip) if bits == 4 else conv_mma.default(op, chip)
     if isinstance(op, PoolOp):
         return Mean(op)
     return Linear(op) if isinstance(op, LinearOp) else Top1(op)
@@ -52,18 +52,30 @@ def values(op: Op, raw: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 
 
 @needs_compiler
-@pytest.mark.parametrize("name", ["t4", "l4"])
-def test_every_layer_equal_to_numpy(name: str, tmp_path_factory: pytest.TempPathFactory) -> None:
+@pytest.mark.parametrize(
+    ("name", "bits", "options"),
+    [
+        # Turing has no other convolutions: channels that are padded to one k-step must work there too.
+        ("t4", 4, {"width": 24}),
+        ("l4", 4, {"width": 64}),
+        ("t4", 4, {"width": 20, "basic": True}),
+        ("l4", 4, {"width": 64, "basic": True}),
+        ("l4", 8, {"width": 64, "basic": True}),
+    ],
+    ids=["t4", "l4", "t4, basic blocks", "l4, basic blocks", "l4 in 8 bits, basic blocks"],
+)
+def test_every_layer_equal_to_numpy(
+    name: str, bits: int, options: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
+) -> None:
     chip = CHIPS[name]
     arch = chip.capability[0] * 100 + chip.capability[1] * 10
-    # Turing has no other convolutions: channels that are padded to one k-step must work there too.
-    network: Model = random_model(blocks=(1, 2, 1, 1), width=24 if name == "t4" else 64, classes=37, pool=1, seed=3)
+    network: Model = random_model(blocks=(1, 2, 1, 1), classes=37, pool=1, seed=3, **options)
     x = np.random.default_rng(5).integers(-128, 128, (2, 3, 32, 32), dtype=np.int8)
     with Engine(network) as cpu:
         expected, sums, top1 = cpu.trace(x), cpu.accumulators(x), cpu.top1(x)
     tensors: dict[str, np.ndarray[Any, Any]] = {INPUT: x}
     for op in fuse(network.network, len(x), (32, 32)):
-        kernel = kernel_of(op, chip)
+        kernel = kernel_of(op, chip, bits)
         tensors[op.output.name] = np.full(op.output.bytes, 0xA5, np.uint8)
         constants = [np.ascontiguousarray(array) for array in kernel.constants()]
         addresses = {tensor: array.ctypes.data for tensor, array in tensors.items()}

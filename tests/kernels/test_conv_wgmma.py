@@ -19,7 +19,7 @@ from int4core.backends.cuda.jit.compiler import compile_all
 from int4core.backends.cuda.plan.convolution import Convolution, Output, Residual, Source
 from int4core.backends.cuda.plan.ops import ConvOp
 from int4core.errors import EngineError
-from tests.kernels.problems import Problem
+from tests.kernels.problems import Problem, resnet34_convolutions
 
 H200 = CHIPS["h200"]
 
@@ -33,6 +33,11 @@ SHAPES = {
     "3x3": Convolution(1, 28, 28, 128, 128, 3, 1, 1),
     "3x3 of 64 channels": Convolution(1, 56, 56, 64, 64, 3, 1, 1),
     "3x3 stride 2": Convolution(1, 28, 28, 128, 128, 3, 2, 1),
+    "3x3 and residual": Convolution(1, 28, 28, 128, 128, 3, 1, 1, residual=Residual.U4),
+    "3x3 and residual to u7": Convolution(1, 7, 7, 512, 512, 3, 1, 1, output=Output.U7, residual=Residual.U4),
+    "3x3 and residual convolution": Convolution(
+        1, 14, 14, 256, 256, 3, 1, 1, residual=Residual.CONVOLUTION, source=Source(28, 28, 128, 2)
+    ),
     "residual": Convolution(1, 14, 14, 64, 256, 1, 1, 0, residual=Residual.U4),
     "residual to u7": Convolution(1, 7, 7, 512, 2048, 1, 1, 0, output=Output.U7, residual=Residual.U4),
     "residual convolution": Convolution(
@@ -69,7 +74,7 @@ def resnet_convolutions(n: int) -> list[Convolution]:
 
 @pytest.mark.parametrize("n", [1, 3, 1024])
 def test_every_convolution_of_a_resnet_has_a_configuration_that_fits(n: int) -> None:
-    for conv in resnet_convolutions(1):
+    for conv in [*resnet_convolutions(1), *resnet34_convolutions()]:
         op = op_of(conv)
         op = replace(op, shape=replace(conv, n=n))
         assert default(op, H200).stages >= 3
@@ -92,6 +97,8 @@ def test_tiles_of_rows_refuse_what_they_cannot_do() -> None:
         WgmmaRows(op_of(Convolution(2, 56, 56, 64, 64, 3, 2, 1)), number[8, 4], H200)
     with pytest.raises(EngineError, match="32, 64 or 128"):
         WgmmaRows(op_of(Convolution(2, 14, 14, 256, 256, 3, 1, 1)), number[4, 2], H200)
+    with pytest.raises(EngineError, match="no residual"):
+        WgmmaRows(op_of(Convolution(2, 56, 56, 64, 64, 3, 1, 1, residual=Residual.U4)), number[8, 4], H200)
     with pytest.raises(EngineError, match="shared memory"):
         WgmmaRows(op_of(Convolution(2, 60, 60, 128, 128, 3, 1, 1)), number[8, 4], H200)
 

@@ -144,9 +144,10 @@ def run_one(network: DeviceNetwork, kernel: Kernel, inputs: dict[str, Any], size
 
 
 @pytest.mark.parametrize("n", [1, 3])
-def test_every_kernel_of_the_table_agrees(model: Model, n: int) -> None:
-    """On what the network's own tensors hold: the default kernels' results, which tests above compare with NumPy."""
-    network = DeviceNetwork(model)
+@pytest.mark.parametrize("basic", [False, True], ids=["default model", "ResNet-18"])
+def test_every_kernel_of_the_table_agrees(model: Model, n: int, basic: bool) -> None:
+    """On what the network's own tensors hold: the default kernels' results, which other tests compare with NumPy."""
+    network = DeviceNetwork(random_model(blocks=(2, 2, 2, 2), width=64, basic=True) if basic else model)
     batch = network.batch(n, keep_all=True)
     batch.input.set(images(n))
     stream = network.cupy.cuda.Stream()
@@ -188,6 +189,8 @@ def test_a_batch_larger_than_memory_is_an_error_that_names_the_mend(model: Model
         {"width": 20, "classes": 37, "stem_channels": 24, "seed": 1},
         {"width": 32, "classes": 1001, "blocks": (2, 1, 2, 1), "seed": 2},
         {"width": 8, "classes": 5, "seed": 3},
+        {"width": 20, "classes": 37, "blocks": (2, 1, 2, 1), "seed": 4, "basic": True},
+        {"width": 64, "classes": 10, "blocks": (2, 2, 2, 2), "seed": 5, "basic": True},
     ],
     ids=str,
 )
@@ -198,9 +201,12 @@ def test_networks_of_odd_channels(options: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_random_networks(seed: int) -> None:
+@pytest.mark.parametrize("basic", [False, True], ids=["bottlenecks", "basic blocks"])
+def test_random_networks(seed: int, basic: bool) -> None:
     """Factors and biases of the whole range, other shifts, depths and pools, over inputs that hold the extremes."""
-    net = random_network(seed, (1, 2, 1, 2), width=8 + 4 * seed, shift=10 + 2 * seed, bias=30000, pool=1 + seed % 3)
+    net = random_network(
+        seed, (1, 2, 1, 2), width=8 + 4 * seed, shift=10 + 2 * seed, bias=30000, pool=1 + seed % 3, basic=basic
+    )
     x = random_input(net, 3, seed)
     with Engine(as_model(net), "cuda", batch_size=3) as gpu, Engine(as_model(net)) as cpu:
         assert_same_trace(gpu, cpu, x)

@@ -23,9 +23,12 @@ Arrays = dict[str, np.ndarray[Any, Any]]
 
 
 @cache
-def odd_network() -> ResNet:
+def odd_network(basic: bool = False) -> ResNet:
     """20 channels and their multiples: none but the widest is a multiple of 32."""
-    return random_network(4, (2, 1, 1, 2), width=20, classes=7)
+    return random_network(4, (2, 1, 1, 2), width=20, classes=7, basic=basic)
+
+
+KINDS = pytest.mark.parametrize("basic", [False, True], ids=["bottlenecks", "basic blocks"])
 
 
 def convolve(x: np.ndarray[Any, Any], weight: np.ndarray[Any, Any], stride: Pair, pads: Pair) -> Any:
@@ -80,8 +83,9 @@ def run(op: Op, tensors: Arrays) -> Any:
 
 @pytest.mark.parametrize("seed", [0, 5])
 @pytest.mark.parametrize("width", [8, 20, 32])
-def test_operations_compute_what_the_layers_do(seed: int, width: int) -> None:
-    net = random_network(seed, (2, 1, 1, 2), width=width, classes=7)
+@KINDS
+def test_operations_compute_what_the_layers_do(seed: int, width: int, basic: bool) -> None:
+    net = random_network(seed, (2, 1, 1, 2), width=width, classes=7, basic=basic)
     x = random_input(net, 2, 3).astype(np.int64)
     expected = reference_trace(net, x)
     tensors: Arrays = {INPUT: x.transpose(0, 2, 3, 1)}
@@ -112,27 +116,29 @@ def test_limits_are_reached_and_not_passed() -> None:
     assert Limits.of(weight, bias, -128, 127) == Limits(int(signed.min()), int(signed.max()))
 
 
-def test_residuals_are_of_the_right_kind() -> None:
-    net = odd_network()
+@KINDS
+def test_residuals_are_of_the_right_kind(basic: bool) -> None:
+    net = odd_network(basic)
     ops = {op.name: op for op in fuse(net, 1) if isinstance(op, ConvOp)}
     blocks = net.blocks
     for i, block in enumerate(blocks):
-        op = ops[block.conv3.name]
-        source = blocks[i - 1].quantize3.name if i else net.maxpool.name
+        op = ops[block.convs[-1].name]
+        source = blocks[i - 1].quantizes[-1].name if i else net.maxpool.name
         assert op.residual_source == source
         assert op.shape.residual == (Residual.U4 if op.kept else Residual.CONVOLUTION)
         assert (op.shape.output == Output.U7) == (i == len(blocks) - 1)
-        assert (op.branch is not None) == (block.stride != 1 or block.conv1.in_channels != block.conv3.out_channels)
-        for conv in (block.conv1, block.conv2):
+        assert (op.branch is not None) == (block.stride != 1 or block.conv1.in_channels != block.convs[-1].out_channels)
+        for conv in block.convs[:-1]:
             assert ops[conv.name].shape.residual == Residual.NONE
     assert {op.shape.residual for op in ops.values()} == set(Residual)
 
 
-def test_every_channel_count_is_padded_with_zeros() -> None:
-    net = odd_network()
+@KINDS
+def test_every_channel_count_is_padded_with_zeros(basic: bool) -> None:
+    net = odd_network(basic)
     for op in fuse(net, 1):
         if isinstance(op, ConvOp):
-            layer = next(c for b in net.blocks for c in (b.conv1, b.conv2, b.conv3) if c.name == op.name)
+            layer = next(c for b in net.blocks for c in b.convs if c.name == op.name)
             k, c = layer.weight.shape[:2]
             assert not op.weight[k:].any()
             assert not op.weight[:, c:].any()

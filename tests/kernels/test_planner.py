@@ -14,6 +14,8 @@ from int4core.backends.cuda.plan.planner import KEPT, NetworkPlan, make_plan
 from int4core.errors import EngineError
 from int4core.layers import ResNet
 from int4core.model import Model
+from int4core.network import trace_shapes
+from int4core.random_model import random_model
 from tests.int4core.networks import random_network
 from tests.paths import ROOT
 
@@ -54,8 +56,9 @@ def test_tensors_that_live_together_lie_apart(n: int) -> None:
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_random_networks(seed: int) -> None:
-    net = random_network(seed, (1, 2, 1, 3), width=8 + 12 * seed, pool=1 + seed % 2)
+@pytest.mark.parametrize("basic", [False, True], ids=["bottlenecks", "basic blocks"])
+def test_random_networks(seed: int, basic: bool) -> None:
+    net = random_network(seed, (1, 2, 1, 3), width=8 + 12 * seed, pool=1 + seed % 2, basic=basic)
     plan = make_plan(net, H200, 3)
     assert_apart(lives_of(plan), plan.arena)
 
@@ -99,6 +102,18 @@ def test_fusion_of_the_default_network() -> None:
     assert sum(op.branch is not None for op in convs) == 4
     assert sum(op.kept is not None for op in convs) == 12
     assert sum(op.multiply_adds for op in ops) / 4 == pytest.approx(4.089e9, rel=1e-3)
+
+
+def test_fusion_of_a_resnet_18() -> None:
+    net = random_model(blocks=(2, 2, 2, 2), width=64, classes=1000, basic=True).network
+    ops = fuse(net, 4)
+    assert len(ops) == 20  # 20 convolutions; three downsamples are part of a conv2; average, fully connected, top-1
+    assert reads_before_writes(ops)
+    convs = [op for op in ops if isinstance(op, ConvOp)]
+    assert {op.shape.taps for op in convs} == {3}
+    assert sum(op.branch is not None for op in convs) == 3
+    assert sum(op.kept is not None for op in convs) == 5
+    assert sum(op.multiply_adds for op in ops) == 4 * sum(shape.multiply_adds for shape in trace_shapes(net))
 
 
 def test_channels_are_padded_to_whole_k_steps() -> None:

@@ -20,7 +20,9 @@ from int4core.backends.cuda.families.table import (
 from int4core.backends.cuda.plan.fuse import fuse
 from int4core.backends.cuda.plan.ops import ConvOp, Op, StemOp
 from int4core.errors import EngineError
+from int4core.layers import ResNet
 from int4core.model import Model
+from int4core.random_model import random_model
 from int4core.tune import groups
 from tests.paths import ROOT
 
@@ -29,6 +31,11 @@ from tests.paths import ROOT
 def ops(n: int = 8) -> tuple[Op, ...]:
     """One of each shape of the default network."""
     return tuple(group[0] for group in groups(fuse(Model.load(ROOT / "model").network, n)))
+
+
+@cache
+def resnet34() -> ResNet:
+    return random_model(blocks=(3, 4, 6, 3), width=64, classes=1000, basic=True).network
 
 
 def test_numbers_are_unique_and_all_described() -> None:
@@ -45,7 +52,7 @@ def test_every_number_computes_something() -> None:
 @pytest.mark.parametrize("name", sorted(CHIPS))
 @pytest.mark.parametrize("n", [1, 1024])
 def test_every_chip_has_a_default_for_everything(name: str, n: int) -> None:
-    for op in fuse(Model.load(ROOT / "model").network, n):
+    for op in (*fuse(Model.load(ROOT / "model").network, n), *fuse(resnet34(), n)):
         kernel = default_kernel(op, CHIPS[name])
         assert kernel.shared_bytes <= CHIPS[name].shared_bytes
         assert 0 < kernel.threads <= 1024
@@ -54,7 +61,7 @@ def test_every_chip_has_a_default_for_everything(name: str, n: int) -> None:
 
 def test_kernels_of_a_layer_with_one_layout_have_the_same_constants() -> None:
     """They are uploaded once a layout: two kernels that differ there would read each other's."""
-    for op in ops():
+    for op in (*ops(), *(group[0] for group in groups(fuse(resnet34(), 8)))):
         seen: dict[str, tuple[bytes, ...]] = {}
         for kernel in candidates(op, CHIPS["h200"]):
             constants = tuple(np.ascontiguousarray(array).tobytes() for array in kernel.constants())

@@ -93,7 +93,7 @@ class CudaBackend:
     def trace(self, x: Any) -> dict[str, Int32Array]:
         """Layer name -> output, int32 NCHW, of the layers whose outputs exist: the last one of every fused operation.
 
-        Those are quantize1 and quantize2 of every block, quantize3, maxpool, avgpool and fc.
+        Those are every block's quantizations, maxpool, avgpool and fc.
         """
         with self.network.device:
             batch = self.network.batch(len(x), keep_all=True)

@@ -26,7 +26,7 @@ from int4core.backends.cuda.plan.ops import (
 from int4core.backends.cuda.plan.requantise import Rescale
 from int4core.dtypes import U7
 from int4core.errors import EngineError
-from int4core.layers import Bottleneck, Conv2d, Int8Array, Int16Array, Pair, Quantize, ResNet
+from int4core.layers import Block, Conv2d, Int8Array, Int16Array, Pair, Quantize, ResNet
 from int4core.network import LayerShape, trace_shapes
 from int4core.scores import check_k
 
@@ -45,10 +45,8 @@ def fuse(net: ResNet, n: int, size: Pair | None = None, top: int = 0) -> tuple[O
     ops: list[Op] = [_stem(net, shapes, n)]
     source = net.maxpool.name
     for block in net.blocks:
-        if not isinstance(block, Bottleneck):
-            raise EngineError(f"{block.name}: no CUDA kernel computes basic blocks: use the backend numpy")
-        ops += _bottleneck(block, shapes, n, source)
-        source = block.quantize3.name
+        ops += _block(block, shapes, n, source)
+        source = block.quantizes[-1].name
     return (*ops, *_head(net, shapes, n, source, top))
 
 
@@ -67,35 +65,39 @@ def _stem(net: ResNet, shapes: Shapes, n: int) -> StemOp:
     )  # fmt: skip
 
 
-def _bottleneck(block: Bottleneck, shapes: Shapes, n: int, source: str) -> list[Op]:
-    first, second, last = block.quantize1.name, block.quantize2.name, block.quantize3.name
-    convs = (block.conv1, block.conv2)
-    head = [
-        _rectified(conv, quantize, shapes, n, read)
-        for conv, quantize, read in zip(convs, (block.quantize1, block.quantize2), (source, first), strict=True)
-    ]
-    output = Output.U7 if shapes[last].output_type == U7 else Output.U4
-    weight, bias = _padded(block.conv3)
+def _block(block: Block, shapes: Shapes, n: int, source: str) -> list[ConvOp]:
+    """Its convolutions; the last one's sums get the residual, a downsampling convolution among its products."""
+    ops, read = [], source
+    for conv, quantize in zip(block.convs[:-1], block.quantizes[:-1], strict=True):
+        ops.append(_rectified(conv, quantize, shapes, n, read))
+        read = quantize.name
+    return [*ops, _joined(block, shapes, n, read, source)]
+
+
+def _joined(block: Block, shapes: Shapes, n: int, read: str, source: str) -> ConvOp:
+    last, quantize, branch = block.convs[-1], block.quantizes[-1], block.downsample
+    output = Output.U7 if shapes[quantize.name].output_type == U7 else Output.U4
+    weight, bias = _padded(last)
     limits = Limits.of(weight, bias, 0, 15)
-    tail: dict[str, Any] = {"weight": weight, "bias": bias, "rescale": _rescale(block.quantize3)}
-    branch = block.downsample
+    residual: dict[str, Any]
     if isinstance(branch, Quantize):
         kept = _rescale(branch)
         limits += Limits(0, _largest(kept, 15))
-        shape = _shape(block.conv3, shapes, n, output=output, residual=Residual.U4)
-        tail |= {"shape": shape, "kept": kept}
+        shape = _shape(last, shapes, n, output=output, residual=Residual.U4)
+        residual = {"kept": kept}
     else:
         conv, down, up = branch.children
         assert isinstance(conv, Conv2d)
         assert isinstance(down, Quantize)
         assert isinstance(up, Quantize)
-        tail["branch"] = _branch(conv, down, up)
-        reach = _largest(tail["branch"].up, 128)
+        added = _branch(conv, down, up)
+        reach = _largest(added.up, 128)
         limits += Limits(-reach, reach)
-        read = shapes[conv.name].input
-        place = Source(read.height, read.width, padded(read.channels), conv.stride[0])
-        tail["shape"] = _shape(block.conv3, shapes, n, output=output, residual=Residual.CONVOLUTION, source=place)
-    return [*head, ConvOp(block.conv3.name, second, source, last, limits=limits, **tail)]
+        size = shapes[conv.name].input
+        place = Source(size.height, size.width, padded(size.channels), conv.stride[0])
+        shape = _shape(last, shapes, n, output=output, residual=Residual.CONVOLUTION, source=place)
+        residual = {"branch": added}
+    return ConvOp(last.name, read, source, quantize.name, shape, weight, bias, _rescale(quantize), limits, **residual)
 
 
 def _rectified(conv: Conv2d, quantize: Quantize, shapes: Shapes, n: int, source: str) -> ConvOp:
