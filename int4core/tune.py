@@ -28,7 +28,7 @@ from int4core.options import CudaOptions
 from int4core.streams import run_command
 from int4core.tuning import autoconfig
 from int4core.tuning.autoconfig import Autoconfig
-from int4core.tuning.files import TABLE, file_of, user_folder
+from int4core.tuning.files import TABLE, file_of, has_basic_blocks, user_folder
 from int4core.tuning.measure import Site, microseconds, result, tensor_bytes
 
 MAIN_BATCH = 1024
@@ -96,7 +96,7 @@ def tune(network: DeviceNetwork, n: int, numbers: Collection[int] = KNOWN_NUMBER
 
 
 def to_autoconfig(network: DeviceNetwork, n: int, choices: Sequence[Choice]) -> Autoconfig:
-    """The choice as a file; a downsample convolution has the number of the conv3 that computes it."""
+    """The choice as a file; a downsample convolution has the number of the one that computes it."""
     numbers: dict[str, int] = {}
     for choice in choices:
         number = choice.best.kernel.number
@@ -163,7 +163,8 @@ def _tune_batch(network: DeviceNetwork, n: int, options: argparse.Namespace) -> 
                 f"{timed.kernel}",
                 flush=True,
             )
-    file = file_of(network.chip.name, None if n == MAIN_BATCH else n, options.out)
+    basic = has_basic_blocks(network.model.network)
+    file = file_of(network.chip.name, None if n == MAIN_BATCH else n, options.out, basic=basic)
     autoconfig.write(file, to_autoconfig(network, n, choices))
     print(f"{printable(file)}: {total:,.0f} us for the convolutions of {n} images, each timed alone")
 

@@ -132,6 +132,7 @@ def check_memory(facts: Facts, gpu: GpuFacts) -> Finding:
 def check_tuning(facts: Facts, gpu: GpuFacts) -> Finding:
     key = gpu.key or "unknown"
     files, mend = find_files(key, facts.autoconfig_folders), f"python -m int4core.tune --gpu {key}"
+    files += find_files(key, facts.autoconfig_folders, basic=True)
     if not files:
         return Finding("tuned file", "warning", f"none for {key}: kernels are chosen by rule", mend)
     said = []

@@ -1,7 +1,8 @@
 """Which tuned file a GPU has, and which of its numbers a batch size takes.
 
-`h200` is for the batch size that its `# batch:` line names; `h200.batch1` and the like are for others. A file in the
-user's folder is taken in place of the one of that name that comes with the package.
+`h200` is for the batch size that its `# batch:` line names; `h200.batch1` and the like are for others. Networks of
+basic blocks have layers of the same names and other shapes, and files of their own: `h200.basic`, `h200.basic.batch1`.
+A file in the user's folder is taken in place of the one of that name that comes with the package.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from pathlib import Path
 from int4core.backends.cuda.families.table import KNOWN_NUMBERS, digest
 from int4core.backends.cuda.plan.planner import NetworkPlan
 from int4core.errors import shown
-from int4core.layers import ResNet, walk
+from int4core.layers import BasicBlock, ResNet, walk
 from int4core.tuning import autoconfig
 from int4core.tuning.autoconfig import Autoconfig, AutoconfigError
 
@@ -85,16 +86,21 @@ class Tuning:
         return batch if distance <= NEAR or self.everywhere else None
 
 
-def file_of(gpu: str, batch: int | None = None, folder: Path = FOLDER) -> Path:
-    """The file of a GPU, or of one batch size besides its main one."""
-    return folder / (gpu if batch is None else f"{gpu}.batch{batch}")
+def has_basic_blocks(net: ResNet) -> bool:
+    return any(isinstance(block, BasicBlock) for block in net.blocks)
 
 
-def find_files(gpu: str, folders: Sequence[Path]) -> list[Path]:
+def file_of(gpu: str, batch: int | None = None, folder: Path = FOLDER, *, basic: bool = False) -> Path:
+    """The file of a GPU, or of one batch size besides its main one; `basic`: for networks of basic blocks."""
+    return folder / (gpu + ".basic" * basic + ("" if batch is None else f".batch{batch}"))
+
+
+def find_files(gpu: str, folders: Sequence[Path], *, basic: bool = False) -> list[Path]:
     """The tuned files of a chip, the main one first; of files of one name that of the first folder that has it."""
     found: dict[str, Path] = {}
     for folder in folders:
-        for path in (file_of(gpu, None, folder), *folder.glob(f"{gpu}.batch*")):
+        main = file_of(gpu, None, folder, basic=basic)
+        for path in (main, *folder.glob(f"{main.name}.batch*")):
             if path.is_file():
                 found.setdefault(path.name, path)
     return [found[name] for name in sorted(found)]
@@ -105,15 +111,19 @@ def load_tuning(
 ) -> Tuning:
     """The tuning of a chip: `chosen` alone if given, else the files of `folders`: the user's and the package's.
 
+    Networks of basic blocks take the files for these.
+
     Raises:
         AutoconfigError: `chosen` is for another chip or names a layer or number that does not exist; or a file is
             broken, or its numbers meant other kernels when it was written.
     """
     if chosen is not None:
         return _chosen(gpu, net, chosen)
-    files = find_files(gpu, (user_folder(), FOLDER) if folders is None else folders)
+    basic = has_basic_blocks(net)
+    files = find_files(gpu, (user_folder(), FOLDER) if folders is None else folders, basic=basic)
     if not files:
-        return Tuning(notice=f"kernels chosen by rule: there is no tuned file for {gpu}")
+        what = f"{gpu} and basic blocks" if basic else gpu
+        return Tuning(notice=f"kernels chosen by rule: there is no tuned file for {what}")
     configs = [autoconfig.read(path) for path in files]
     for config in configs:
         _check(gpu, config)

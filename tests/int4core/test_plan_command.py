@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from int4core import plan, tune
 from int4core.backends.cuda.chips import CHIPS
-from int4core.backends.cuda.families.table import KNOWN_NUMBERS
+from int4core.backends.cuda.families.table import KNOWN_NUMBERS, default_kernel
 from int4core.backends.cuda.plan.fuse import fuse
+from int4core.backends.cuda.plan.ops import ConvOp
+from int4core.backends.cuda.plan.planner import make_plan
 from int4core.model import Model
+from int4core.random_model import random_model
+from int4core.tuning.files import load_tuning
 from tests.paths import ROOT
 
 OPERATIONS = 52
@@ -80,6 +86,45 @@ def test_as_a_command() -> None:
     assert done.returncode == 0, done.stderr
     assert len(rows(done.stdout)) == OPERATIONS
     assert "208x224x3 7x7/2 -> 64" in done.stdout
+
+
+@pytest.fixture(scope="module")
+def resnet18(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("resnet18") / "model"
+    random_model(blocks=(2, 2, 2, 2), width=64, classes=1000, basic=True).save(folder)
+    return folder
+
+
+@pytest.mark.parametrize("gpu", ["h200", "l4", "b200"])
+def test_a_network_of_basic_blocks(gpu: str, resnet18: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert plan.main(["--gpu", gpu, "--batch", "256", "--model", str(resnet18)]) == 0
+    text = capsys.readouterr().out
+    origin = (
+        "tuned for batch 256 (static model)" if gpu == "l4" else f"chosen by rule: there is no tuned file for {gpu}"
+    )
+    assert f"kernels {origin}" in text
+    assert "layer1_0_conv2           56x56x64 3x3 -> 64 + input " in text
+    assert "layer2_0_conv2           28x28x128 3x3 -> 128 + 1x1/2 of 64 " in text
+    assert "20 operations, 1.814 G multiply-adds per image" in text
+    assert "does not fit" not in text
+
+
+def test_tuning_basic_blocks_leaves_the_file_of_bottlenecks(
+    resnet18: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = Model.load(resnet18)
+    chip = CHIPS["h200"]
+    ops = [op for op in fuse(model.network, 8) if isinstance(op, ConvOp)]
+    choices = [tune.Choice((op,), (tune.Timed(default_kernel(op, chip), 1.0, True),)) for op in ops]
+    monkeypatch.setattr(tune, "tune", lambda *_: iter(choices))
+    network = SimpleNamespace(chip=chip, model=model, compiled="nothing compiled", device=nullcontext())
+    monkeypatch.setattr(tune, "DeviceNetwork", lambda *_: network)
+    assert tune.main(["--model", str(resnet18), "--batch", "8", "1024", "--out", str(tmp_path)]) == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["h200.basic", "h200.basic.batch8"]
+    tuning = load_tuning("h200", model.network, folders=(tmp_path,))
+    numbers = tuning.numbers_for(8)
+    assert numbers["layer2_0_downsample_0"] == numbers["layer2_0_conv2"]
+    assert make_plan(model.network, chip, 8, numbers=numbers).misfits == ()
 
 
 @pytest.mark.parametrize("command", [plan.main, tune.main])

@@ -17,9 +17,11 @@ from int4core.backends.cuda.families.table import KNOWN_NUMBERS, digest
 from int4core.backends.cuda.plan.planner import make_plan
 from int4core.layers import ResNet
 from int4core.model import Model
+from int4core.random_model import random_model
 from int4core.tuning import autoconfig
 from int4core.tuning.autoconfig import AutoconfigError
 from int4core.tuning.files import FOLDER, Tuning, file_of, load_tuning, user_folder
+from int4core.tuning.static.model import GPUS
 from tests.int4core.networks import random_network
 from tests.paths import ROOT
 
@@ -129,6 +131,35 @@ def test_names_of_files() -> None:
     assert file_of("h200", 8) == FOLDER / "h200.batch8"
 
 
+def test_networks_of_basic_blocks_have_files_of_their_own(tmp_path: Path) -> None:
+    """Their layers have the same names and other shapes."""
+    assert file_of("h200", basic=True) == FOLDER / "h200.basic"
+    assert file_of("h200", 8, basic=True) == FOLDER / "h200.basic.batch8"
+    write(tmp_path, "h200", 200)
+    write(tmp_path, "h200.batch8", 201, batch="8")
+    net = random_network(0, basic=True)
+    none = load_tuning("h200", net, folders=(tmp_path,))
+    assert none.by_batch == {}
+    assert none.notice == "kernels chosen by rule: there is no tuned file for h200 and basic blocks"
+    write(tmp_path, "h200.basic", 202)
+    write(tmp_path, "h200.basic.batch8", 203, batch="8")
+    assert load_tuning("h200", net, folders=(tmp_path,)).by_batch == {1024: {"conv1": 202}, 8: {"conv1": 203}}
+    assert load_tuning("h200", NET, folders=(tmp_path,)).by_batch == {1024: {"conv1": 200}, 8: {"conv1": 201}}
+
+
+@pytest.mark.parametrize("blocks", [(2, 2, 2, 2), (3, 4, 6, 3)], ids=["ResNet-18", "ResNet-34"])
+def test_shipped_files_of_basic_blocks_fit(blocks: tuple[int, ...]) -> None:
+    net = random_model(blocks=blocks, width=64, classes=1000, basic=True).network
+    shipped = [gpu for gpu in CHIPS if file_of(gpu, basic=True).is_file()]
+    assert set(shipped) == set(GPUS)
+    for gpu in shipped:
+        tuning = load_tuning(gpu, net)
+        plan = make_plan(net, CHIPS[gpu], tuning.batch, numbers=tuning.numbers_for(tuning.batch))
+        assert plan.misfits == ()
+        convolutions = {step.op.name for step in plan.steps if step.kernel.number is not None}
+        assert convolutions <= tuning.numbers_for(tuning.batch).keys()
+
+
 SHIPPED = sorted(gpu for gpu in CHIPS if file_of(gpu).is_file())
 
 
@@ -152,6 +183,8 @@ def test_shipped_files_fit_the_default_network(gpu: str) -> None:
 
 def test_shipped_files_name_layers_of_the_default_network() -> None:
     for path in (path for gpu in SHIPPED for path in FOLDER.glob(f"{gpu}*")):
+        if ".basic" in path.name:
+            continue
         load_tuning(path.name.partition(".")[0], default_network(), autoconfig.read(path))
 
 

@@ -8,7 +8,8 @@ time of its bytes from device memory or L2 if that is more. Constants that no ve
 there; none is fitted to a measurement.
 
 `--check` applies the same model to the Hopper kernels, and compares with what docs/performance.md measured on an H200.
-`--write autoconfig` writes autoconfig/GPU: the fastest configuration of each layer by the model.
+`--write autoconfig` writes autoconfig/GPU: the fastest configuration of each layer by the model (of a network of basic
+blocks autoconfig/GPU.basic).
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from int4core.layers import ResNet
 from int4core.model import Model
 from int4core.tuning import autoconfig
 from int4core.tuning.autoconfig import Autoconfig
-from int4core.tuning.files import TABLE, file_of
+from int4core.tuning.files import TABLE, file_of, has_basic_blocks
 from int4core.tuning.static.kernels import Estimate, compiled, estimate
 from int4core.tuning.static.rates import LAUNCH_US, clock
 from int4core.tuning.static.work import Counts, cut
@@ -204,7 +205,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--batch", type=int, default=BATCH, help="images a batch (default: %(default)s)")
     parser.add_argument("--counts", action="store_true", help="print instructions of the chosen kernels as well")
     parser.add_argument("--check", action="store_true", help="compare the model with the H200 measurements instead")
-    parser.add_argument("--write", type=Path, metavar="FOLDER", help="write the choice to FOLDER/GPU")
+    parser.add_argument("--write", type=Path, metavar="FOLDER", help="write the choice to FOLDER/GPU, or GPU.basic")
     options = parser.parse_args(arguments)
     try:
         net = Model.load(options.model).network
@@ -217,7 +218,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if options.counts:
                 print_counts(layers, chip)
             if options.write:
-                path = file_of(name, None, options.write)
+                path = file_of(name, None, options.write, basic=has_basic_blocks(net))
                 autoconfig.write(path, choice(layers, chip, options.batch, images))
                 print(f"wrote {path}\n")
     except Int4CoreError as error:
