@@ -55,7 +55,7 @@ def make(overlap: bool, calls: list[Any]) -> Launch:
 
 def test_the_driver_sees_the_launch(monkeypatch: pytest.MonkeyPatch) -> None:
     driver, calls = Driver(), []  # type: ignore[var-annotated]
-    monkeypatch.setattr(launch, "_driver", lambda: driver)
+    monkeypatch.setattr(launch, "load_driver", lambda: driver)
     make(True, calls)()
     assert driver.config == (4, 5, 6, 128, 1, 1, 50_000, STREAM, 1)
     assert driver.attribute == (6, 1)  # CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION, allowed
@@ -64,7 +64,7 @@ def test_the_driver_sees_the_launch(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_an_error_of_the_driver_names_the_operation(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launch, "_driver", lambda: Driver(701))
+    monkeypatch.setattr(launch, "load_driver", lambda: Driver(701))
     with pytest.raises(EngineError, match=r"conv1: .*CUDA error 701"):
         make(True, [])()
 

@@ -2,7 +2,7 @@
 //
 // A fiber runs until it has to wait: at __syncthreads, at an instruction that a whole warp or warpgroup executes
 // together, or at an mbarrier. Copies that run in the background (cp.async, the bulk copy engine) happen as late as the
-// program allows, or at once, as EMULATOR_EAGER says: a missing wait shows in the first, a buffer that is overwritten
+// program allows, or at once, as the run's flags say: a missing wait shows in the first, a buffer that is overwritten
 // too early in the second. Inline PTX is translated by tests/kernels/emulator/translate.py to calls of the functions in
 // ptx.hpp.
 #pragma once
@@ -14,11 +14,12 @@
 #include <cfenv>
 #include <cmath>
 #include <cstdint>
-#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <deque>
 #include <functional>
+#include <memory>
+#include <unordered_map>
 #include <utility>
 #include <vector>
 
@@ -49,10 +50,43 @@ inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return
 namespace emulator {
 
 constexpr int SHARED_BYTES = 256 * 1024;
-alignas(1024) static unsigned char shared[SHARED_BYTES];
+constexpr int DYNAMIC_START = 384;  // dynamic shared memory begins at a multiple of 128, and of no more
+alignas(1024) static unsigned char shared[SHARED_BYTES], async_view[SHARED_BYTES];
+static int dynamic_end;
 
-struct Copy {
-  std::function<void()> run;
+// Of the copy engine: see hopper.hpp.
+struct StorePiece {
+  unsigned source;
+  unsigned char* target;
+  unsigned bytes;
+};
+struct BulkStore {
+  std::vector<StorePiece> pieces;
+  std::vector<unsigned char> held;
+  bool was_read;
+  void read() {
+    if (was_read) return;
+    was_read = true;
+    for (const auto& piece : pieces)
+      held.insert(held.end(), async_view + piece.source, async_view + piece.source + piece.bytes);
+  }
+  void write() const {
+    size_t at = 0;
+    for (const auto& piece : pieces) {
+      memcpy(piece.target, held.data() + at, piece.bytes);
+      at += piece.bytes;
+    }
+  }
+};
+struct Barrier {
+  int count, pending;
+  long bytes;
+  unsigned phase;
+  std::vector<std::function<void()>> copies;
+};
+struct Products {  // of a warpgroup
+  std::vector<std::function<void()>> open;
+  std::deque<std::vector<std::function<void()>>> groups;
 };
 
 struct Fiber {
@@ -61,7 +95,7 @@ struct Fiber {
   const std::function<bool()>* ready = nullptr;  // what it waits for
   bool done = false, started = false;
   std::deque<std::vector<std::function<void()>>> copies;  // groups of cp.async; the last is still open
-  std::vector<unsigned char> scratch;
+  std::deque<std::vector<BulkStore>> stores;              // groups of the copy engine, likewise
 };
 
 // Threads that execute an instruction together: each brings its operands, the last one computes.
@@ -75,13 +109,18 @@ static std::vector<Fiber> fibers;
 static Fiber* current;
 static jmp_buf scheduler;
 static Index block, grid, block_size;
-static bool eager;
-static Group everyone;
+static bool eager, prompt;
+static Group everyone, named[16];
 static std::vector<Group> warps, warpgroups;
+static std::vector<Products> products;
+static std::unordered_map<unsigned, Barrier> barriers;
 
+// Ends the launch; `what` is for whoever asked for it.
+static jmp_buf abandoned;
+static const char* failure;
 [[noreturn]] inline void fail(const char* what) {
-  fprintf(stderr, "emulator: %s\n", what);
-  abort();
+  failure = what;
+  _longjmp(abandoned, 1);
 }
 
 inline void wait_for(const std::function<bool()>& ready) {
@@ -110,6 +149,11 @@ inline Group& warpgroup() { return warpgroups[current->thread.x / 128]; }
 static std::function<void()>* body;
 inline void fiber_main() {
   (*body)();
+  for (auto& group : current->stores)
+    for (auto& store : group) {
+      if (!store.was_read) fail("a thread left before the copy engine had read what it stores");
+      store.write();
+    }
   current->done = true;
   _longjmp(scheduler, 1);
 }
@@ -128,6 +172,9 @@ inline void run_block(const Index& size, std::vector<unsigned char*>& stacks, si
   everyone = group(count);
   warps.assign((count + 31) / 32, group(32));
   warpgroups.assign((count + 127) / 128, group(128));
+  for (auto& barrier : named) barrier = Group();
+  products.assign(warpgroups.size(), Products());
+  barriers.clear();
   static ucontext_t contexts, back;
   int left = count;
   while (left) {
@@ -161,24 +208,36 @@ inline void run_block(const Index& size, std::vector<unsigned char*>& stacks, si
     }
     if (!moved) fail("no thread can run: a deadlock");
   }
+  for (const auto& one : products)
+    if (!one.open.empty() || !one.groups.empty()) fail("a warpgroup left before its products were done");
+  for (const auto& one : barriers)
+    if (!one.second.copies.empty()) fail("a block left before its copies were done");
 }
 
-inline void launch(const Index& size, const Index& threads, std::function<void()> kernel, int flags) {
+// Gives null, or what went wrong.
+inline const char* launch(const Index& size, const Index& threads, int shared_bytes, std::function<void()> kernel,
+                          int flags) {
   constexpr size_t STACK = 256 * 1024;
   static std::vector<unsigned char*> stacks;
   while (stacks.size() < static_cast<size_t>(threads.x))
     stacks.push_back(static_cast<unsigned char*>(
         mmap(nullptr, STACK, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)));
   eager = flags & 1;
+  prompt = flags & 4;
+  dynamic_end = DYNAMIC_START + shared_bytes;
   body = &kernel;
+  if (_setjmp(abandoned)) return failure;
+  if (dynamic_end > SHARED_BYTES) fail("more shared memory than there is");
   grid = size;
   block_size = threads;
   for (block.z = 0; block.z < size.z; ++block.z)
     for (block.y = 0; block.y < size.y; ++block.y)
       for (block.x = 0; block.x < size.x; ++block.x) {
         memset(shared, 0xA5, sizeof shared);  // what a block finds there is nobody's
+        memset(async_view, 0xA5, sizeof async_view);
         run_block(threads, stacks, STACK, flags & 2);
       }
+  return nullptr;
 }
 
 }  // namespace emulator
@@ -235,6 +294,7 @@ inline int any_of(emulator::Group& group, int place, int mine) {
   return operands.taken;
 }
 inline int __any_sync(unsigned, int mine) { return any_of(emulator::warp(), emulator::lane(), mine); }
+inline int __all_sync(unsigned, int mine) { return !__any_sync(0, !mine); }
 inline int __syncthreads_or(int mine) { return any_of(emulator::everyone, emulator::everyone.arrived, mine); }
 
 // A read that never answers from a cache; there is none here.

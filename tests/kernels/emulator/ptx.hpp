@@ -1,6 +1,7 @@
 // PTX instructions of the kernels as C++ functions, named after them; operands in the order of the asm statement.
 #pragma once
 #include "cuda.hpp"
+#include "hopper.hpp"
 
 // --- conversions -----------------------------------------------------------------------------------------------------
 
@@ -19,7 +20,7 @@ inline void cvt_pack_sat_s8_s32_b32(unsigned& d, int a, int b, unsigned c) { d =
 
 inline void cp_async_cg_shared_global(unsigned target, const void* source, int bytes) {
   if (target % 16 || reinterpret_cast<uintptr_t>(source) % 16) emulator::fail("cp.async: misaligned");
-  if (target + 16 > emulator::SHARED_BYTES) emulator::fail("cp.async: beyond shared memory");
+  if (static_cast<int>(target) + 16 > emulator::dynamic_end) emulator::fail("cp.async: beyond shared memory");
   auto copy = [=] {
     unsigned char* const to = emulator::shared + target;
     memset(to, 0, 16);
@@ -123,7 +124,7 @@ void load_matrices(unsigned* const (&d)[TILES], unsigned address) {
       for (int row = 0; row < 8; ++row) {
         const unsigned from = all[tile * 8 + row]->address;
         if (from % 16) emulator::fail("ldmatrix: misaligned");
-        if (from + 16 > emulator::SHARED_BYTES) emulator::fail("ldmatrix: beyond shared memory");
+        if (static_cast<int>(from) + 16 > emulator::dynamic_end) emulator::fail("ldmatrix: beyond shared memory");
         banks |= 1u << (from / 16 % 8);
         for (int quad = 0; quad < 4; ++quad)
           memcpy(all[row * 4 + quad]->d[tile], emulator::shared + from + quad * 4, 4);

@@ -12,7 +12,7 @@ _STATIC_SHARED = re.compile(r"__shared__ ")
 
 def translate(source: str) -> str:
     """Flattened kernel source -> C++ that includes `ptx.hpp`."""
-    source = _SHARED.sub(r"unsigned char* const \1 = emulator::shared;", source)
+    source = _SHARED.sub(r"unsigned char* const \1 = emulator::shared + emulator::DYNAMIC_START;", source)
     source = _STATIC_SHARED.sub("static ", source)  # blocks run one after another
     return '#include "ptx.hpp"\n' + _translate_asm(source)
 

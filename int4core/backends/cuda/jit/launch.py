@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import ctypes
 from dataclasses import dataclass, field
-from functools import cache
 from typing import Any
 
 import numpy as np
 
 from int4core.backends.cuda.families.kernel import Arguments, Grid
+from int4core.backends.cuda.jit.driver import load_driver
 from int4core.errors import EngineError
 
 OVERLAP_CAPABILITY = (9, 0)
@@ -39,14 +39,6 @@ class _Config(ctypes.Structure):
         ("attributes", ctypes.POINTER(_Attribute)),
         ("attribute_count", ctypes.c_uint),
     )
-
-
-@cache
-def _driver() -> ctypes.CDLL:
-    try:
-        return ctypes.CDLL("libcuda.so.1")
-    except OSError as error:
-        raise EngineError(f"the CUDA driver cannot be loaded ({error}): install the NVIDIA driver") from error
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,6 +70,6 @@ class Launch:
         stream = self.cupy.cuda.get_current_stream().ptr
         config = _Config(*self.grid, self.threads, 1, 1, self.shared_bytes, stream, ctypes.pointer(attribute), 1)
         function = ctypes.c_void_p(self.function.kernel.ptr)
-        status = _driver().cuLaunchKernelEx(ctypes.byref(config), function, values, None)
+        status = load_driver().cuLaunchKernelEx(ctypes.byref(config), function, values, None)
         if status:
             raise EngineError(f"{self.name}: the driver does not launch its kernel: CUDA error {status}")

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from int4core.backends.cuda.jit.driver import load_driver
 from int4core.errors import EngineError
 
 TENSOR_MAP = np.dtype(("V", 128))
@@ -69,14 +70,10 @@ def box_map(pointer: int, shape: tuple[int, int, int, int], box: tuple[int, int,
 def _encode(
     function: str, pointer: int, dims: tuple[int, int, int, int], arguments: tuple[Any, ...], what: str
 ) -> npt.NDArray[Any]:
-    try:
-        driver = ctypes.CDLL("libcuda.so.1")
-    except OSError as error:
-        raise EngineError(f"the CUDA driver cannot be loaded ({error}): install the NVIDIA driver") from error
     c, w, h, _ = dims
     storage = np.zeros(192, np.uint8)
     start = -storage.ctypes.data % 64
-    status = getattr(driver, function)(
+    status = getattr(load_driver(), function)(
         ctypes.c_void_p(storage.ctypes.data + start),
         ctypes.c_int(_UINT8),
         ctypes.c_uint32(4),

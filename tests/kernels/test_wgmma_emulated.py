@@ -1,0 +1,140 @@
+"""The Hopper kernels on an emulated GPU, bit for bit against NumPy integers.
+
+Each runs with copies and products that are late, with copies at once and threads in reverse order, and with products at
+once: see tests/kernels/emulator/hopper.hpp. The chip has few multiprocessors, so that a block gets several tiles.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from int4core.backends.cuda.chips import CHIPS
+from int4core.backends.cuda.families.conv_wgmma import WgmmaConv
+from int4core.backends.cuda.families.kernel import Kernel
+from int4core.backends.cuda.families.rows_wgmma import WgmmaRows
+from int4core.backends.cuda.families.stem_wgmma import WgmmaStem
+from int4core.backends.cuda.jit import tensor_map
+from int4core.backends.cuda.jit.source import KernelSource, flatten
+from int4core.backends.cuda.plan.convolution import Convolution, Output, Residual, Source
+from tests.kernels.emulator.driver import EAGER, PROMPT, REVERSE, Emulated, emulated_driver, needs_compiler
+from tests.kernels.problems import Problem
+from tests.kernels.stems import StemProblem
+
+ORDERS = (0, EAGER | REVERSE, PROMPT)
+
+
+@dataclass(frozen=True)
+class Case:
+    conv: Convolution
+    number: int
+    multiprocessors: int = 1
+
+
+CASES = {
+    "1x1, several tiles": Case(Convolution(2, 19, 37, 64, 64, 1, 1, 0), 101),
+    "1x1 in turns": Case(Convolution(1, 20, 30, 128, 128, 1, 1, 0), 111),
+    "1x1 of 96 channels, n256": Case(Convolution(1, 9, 17, 96, 256, 1, 1, 0), 103),
+    "3x3, streamed": Case(Convolution(2, 9, 11, 128, 128, 3, 1, 1), 105),
+    "3x3 stride 2, two images": Case(Convolution(2, 13, 15, 64, 128, 3, 2, 1), 108, 2),
+    "residual": Case(Convolution(1, 15, 17, 64, 128, 1, 1, 0, residual=Residual.U4), 102),
+    "residual to u7": Case(Convolution(2, 7, 7, 128, 128, 1, 1, 0, Output.U7, Residual.U4), 111),
+    "residual convolution": Case(
+        Convolution(1, 9, 13, 128, 64, 1, 1, 0, residual=Residual.CONVOLUTION, source=Source(17, 26, 256, 2)), 109
+    ),
+    "residual convolution, streamed": Case(
+        Convolution(1, 9, 13, 64, 128, 1, 1, 0, residual=Residual.CONVOLUTION, source=Source(9, 13, 64, 1)), 105
+    ),
+}
+
+
+@pytest.fixture
+def folder(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Where libraries lie, with tensor maps for the emulator."""
+    base = tmp_path_factory.getbasetemp()
+    driver = emulated_driver(base)
+    monkeypatch.setattr(tensor_map, "load_driver", lambda: driver)
+    return base
+
+
+def check(kernel: Kernel, emulated: Emulated, inputs: dict[str, Any], outputs: dict[str, Any]) -> None:
+    """`outputs`: what each tensor must hold after a run."""
+    constants = [np.ascontiguousarray(array) for array in kernel.constants()]
+    for flags in ORDERS:
+        written = {name: np.full_like(array, 0xA5) for name, array in outputs.items()}
+        tensors = {name: array.ctypes.data for name, array in (inputs | written).items()}
+        arguments = kernel.arguments(tensors, [array.ctypes.data for array in constants])
+        emulated(kernel.grid, kernel.threads, arguments, flags, kernel.shared_bytes)
+        for name, array in outputs.items():
+            np.testing.assert_array_equal(written[name], array, f"{kernel.number}: {kernel}, {name}, flags {flags}")
+
+
+@needs_compiler
+@pytest.mark.parametrize("case", list(CASES))
+def test_convolutions(case: str, folder: Any) -> None:
+    chosen = CASES[case]
+    problem = Problem(chosen.conv, np.random.default_rng())
+    kernel = WgmmaConv(problem.op, chosen.number, replace(CHIPS["h200"], multiprocessors=chosen.multiprocessors))
+    inputs = {"input": problem.input, "residual": problem.residual}
+    check(kernel, Emulated(kernel.source, folder, 900), inputs, {"output": problem.expected()})
+
+
+@needs_compiler
+@pytest.mark.parametrize(("number", "conv"), [
+    (153, Convolution(2, 11, 30, 64, 64, 3, 1, 1)),
+    (154, Convolution(2, 7, 9, 128, 128, 3, 1, 1)),
+    (150, Convolution(1, 10, 28, 32, 64, 3, 1, 1)),
+])  # fmt: skip
+def test_tiles_of_rows(number: int, conv: Convolution, folder: Any) -> None:
+    problem = Problem(conv, np.random.default_rng())
+    kernel = WgmmaRows(problem.op, number, replace(CHIPS["h200"], multiprocessors=1))
+    check(kernel, Emulated(kernel.source, folder, 900), {"input": problem.input}, {"output": problem.expected()})
+
+
+@needs_compiler
+@pytest.mark.parametrize(("number", "size"), [(234, (37, 224)), (233, (22, 61))])
+def test_stem(number: int, size: tuple[int, int], folder: Any) -> None:
+    problem = StemProblem(np.random.default_rng(), 2, size)
+    kernel = WgmmaStem(problem.op, number, CHIPS["h200"])
+    check(kernel, Emulated(kernel.source, folder, 900), {"input": problem.input}, {"maxpool": problem.expected()})
+
+
+FAULTS = {
+    "sums read before they are there": ("wgmma_wait<0>();", "wgmma_wait<1>();"),
+    "a buffer given back before its products are done": ("wgmma_wait<1>();", ""),
+    "a buffer read before it is filled": ("mbarrier_wait(full + 8 * ring.slot, ring.parity);", ""),
+    "a buffer filled before it is free": ("mbarrier_wait(empty + 8 * ring.slot, ring.parity ^ 1);", ""),
+    "more bytes announced than come": ("expect(barrier, STAGE_BYTES);", "expect(barrier, 16 + STAGE_BYTES);"),
+}
+
+
+def faulty(source: KernelSource, right: str, wrong: str, folder: Path) -> Emulated:
+    text = flatten(source.file)
+    assert right in text
+    file = folder / "faulty.cu"
+    file.write_text(text.replace(right, wrong))
+    return Emulated(replace(source, file=str(file)), folder, 900)
+
+
+@needs_compiler
+@pytest.mark.parametrize("fault", list(FAULTS))
+def test_the_emulator_sees_what_goes_wrong_on_a_gpu(fault: str, folder: Any, tmp_path: Path) -> None:
+    problem = Problem(Convolution(2, 9, 11, 128, 64, 3, 1, 1), np.random.default_rng())
+    kernel = WgmmaConv(problem.op, 108, replace(CHIPS["h200"], multiprocessors=1))
+    emulated = faulty(kernel.source, *FAULTS[fault], tmp_path)
+    with pytest.raises(AssertionError):
+        check(kernel, emulated, {"input": problem.input}, {"output": problem.expected()})
+
+
+@needs_compiler
+def test_the_emulator_sees_a_missing_fence(folder: Any, tmp_path: Path) -> None:
+    problem = StemProblem(np.random.default_rng(), 1, (16, 40))
+    kernel = WgmmaStem(problem.op, 234, CHIPS["h200"])
+    fence = 'asm volatile("fence.proxy.async.shared::cta;" ::: "memory");  // wgmma'
+    emulated = faulty(kernel.source, fence, "//", tmp_path)
+    with pytest.raises(AssertionError):
+        check(kernel, emulated, {"input": problem.input}, {"maxpool": problem.expected()})
