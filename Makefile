@@ -19,6 +19,8 @@ endif
 # The tests of the fine-tuning tools need PyTorch, a large download: `make test WITH_TORCH=1` has them run.
 TORCH := torch==2.13.0
 # And those of classification on Ray need Ray, another: `make test WITH_RAY=1`.
+# Those that import what Brevitas exports need it and PyTorch: `make test WITH_BREVITAS=1`. It holds setuptools below 81.
+BREVITAS := brevitas==0.13.4 onnxoptimizer
 
 # Images of the default model's own data set, rendered on first use.
 SHAPES := $(VENV)/shapes-200
@@ -37,7 +39,7 @@ run: $(VENV)/.run $(SHAPES)/map.txt
 $(SHAPES)/map.txt: | $(VENV)/.run
 	$(BIN)/python -m tools.shapes make --out $(SHAPES) --count 200
 
-test: lint $(if $(WITH_TORCH),$(VENV)/.torch) $(if $(WITH_RAY),$(VENV)/.ray)
+test: lint $(if $(WITH_TORCH),$(VENV)/.torch) $(if $(WITH_RAY),$(VENV)/.ray) $(if $(WITH_BREVITAS),$(VENV)/.brevitas)
 	$(if $(CUDA_EXTRA),INT4CORE_REQUIRE_GPU=$${INT4CORE_REQUIRE_GPU:-1}) $(BIN)/python -m pytest $(ARGS)
 
 lint: $(VENV)/.test
@@ -61,6 +63,10 @@ $(VENV)/.test: pyproject.toml $(VENV)/.run
 
 $(VENV)/.torch: $(VENV)/.test
 	$(BIN)/pip install --quiet '$(TORCH)' matplotlib
+	touch $@
+
+$(VENV)/.brevitas: $(VENV)/.torch
+	$(BIN)/pip install --quiet $(BREVITAS)
 	touch $@
 
 $(VENV)/.ray: $(VENV)/.test
