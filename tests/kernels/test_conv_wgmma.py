@@ -15,11 +15,14 @@ from int4core.backends.cuda.families.kernel import Kernel
 from int4core.backends.cuda.families.rows_wgmma import CONFIGS as ROWS
 from int4core.backends.cuda.families.rows_wgmma import FIRST_NUMBER as FIRST_ROWS
 from int4core.backends.cuda.families.rows_wgmma import WgmmaRows
+from int4core.backends.cuda.families.stem_wgmma import FIRST_NUMBER as FIRST_WGMMA_STEM
+from int4core.backends.cuda.families.table import candidates
 from int4core.backends.cuda.jit.compiler import compile_all
 from int4core.backends.cuda.plan.convolution import Convolution, Output, Residual, Source
 from int4core.backends.cuda.plan.ops import ConvOp
 from int4core.errors import EngineError
-from tests.kernels.problems import Problem, resnet34_convolutions
+from tests.kernels.problems import POISON, Problem, resnet34_convolutions
+from tests.kernels.stems import StemProblem
 
 H200 = CHIPS["h200"]
 
@@ -103,18 +106,19 @@ def test_tiles_of_rows_refuse_what_they_cannot_do() -> None:
         WgmmaRows(op_of(Convolution(2, 60, 60, 128, 128, 3, 1, 1)), number[8, 4], H200)
 
 
-def run(cupy: Any, kernel: Kernel, problem: Problem) -> Any:
+def run(cupy: Any, kernel: Kernel, inputs: dict[str, Any], output: Any) -> Any:
+    """What the kernel writes where `output` is now."""
     source = kernel.source
     file = compile_all([source], H200.arch).files[source]
     function = cupy.RawModule(path=str(file)).get_function(source.function)
     function.max_dynamic_shared_size_bytes = kernel.shared_bytes
     constants = [cupy.asarray(np.frombuffer(array.tobytes() or b"\0", np.uint8).copy()) for array in kernel.constants()]
-    arrays = {"input": problem.input, "residual": problem.residual, "output": problem.output}
+    arrays = inputs | {kernel.op.output.name: output}
     device = {name: cupy.asarray(array) for name, array in arrays.items()}
     addresses = {name: array.data.ptr for name, array in device.items()}
     arguments = kernel.arguments(addresses, [array.data.ptr for array in constants])
     function(kernel.grid, (kernel.threads, 1, 1), arguments, shared_mem=kernel.shared_bytes)
-    return device["output"].get()
+    return device[kernel.op.output.name].get()
 
 
 @pytest.fixture
@@ -138,7 +142,9 @@ def test_equal_to_integers(cupy_hopper: Any, shape: str, n: int) -> None:
         except EngineError:
             continue
         tried += 1
-        np.testing.assert_array_equal(run(cupy_hopper, kernel, problem), expected, f"{number}: {kernel}")
+        inputs = {"input": problem.input, "residual": problem.residual}
+        found = run(cupy_hopper, kernel, inputs, problem.output)
+        np.testing.assert_array_equal(found, expected, f"{number}: {kernel}")
     assert tried > 1
 
 
@@ -147,4 +153,17 @@ def test_equal_to_integers(cupy_hopper: Any, shape: str, n: int) -> None:
 def test_tiles_of_rows_equal_to_integers(cupy_hopper: Any, size: int, channels: int, number: int) -> None:
     problem = Problem(Convolution(3, size, size, channels, channels, 3, 1, 1), np.random.default_rng())
     kernel = WgmmaRows(problem.op, number, chip_at(cupy_hopper, 0))
-    np.testing.assert_array_equal(run(cupy_hopper, kernel, problem), problem.expected())
+    found = run(cupy_hopper, kernel, {"input": problem.input}, problem.output)
+    np.testing.assert_array_equal(found, problem.expected())
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("size", [(224, 224), (45, 93), (37, 251)])
+def test_stems_equal_to_integers(cupy_hopper: Any, size: tuple[int, int]) -> None:
+    problem, chip = StemProblem(np.random.default_rng(), 3, size), chip_at(cupy_hopper, 0)
+    expected = problem.expected()
+    kernels = [kernel for kernel in candidates(problem.op, chip) if kernel.number >= FIRST_WGMMA_STEM]
+    assert len({type(kernel) for kernel in kernels}) == 2
+    for kernel in kernels:
+        found = run(cupy_hopper, kernel, {"input": problem.input}, np.full_like(expected, POISON))
+        np.testing.assert_array_equal(found, expected, f"{kernel.number}: {kernel}")

@@ -17,6 +17,7 @@ from int4core.backends.cuda.chips import CHIPS
 from int4core.backends.cuda.families.conv_wgmma import WgmmaConv
 from int4core.backends.cuda.families.kernel import Kernel
 from int4core.backends.cuda.families.rows_wgmma import WgmmaRows
+from int4core.backends.cuda.families.stem_lines_wgmma import LinesStem
 from int4core.backends.cuda.families.stem_wgmma import WgmmaStem
 from int4core.backends.cuda.jit import tensor_map
 from int4core.backends.cuda.jit.source import KernelSource, flatten
@@ -100,6 +101,23 @@ def test_tiles_of_rows(number: int, conv: Convolution, folder: Any) -> None:
 def test_stem(number: int, size: tuple[int, int], folder: Any) -> None:
     problem = StemProblem(np.random.default_rng(), 2, size)
     kernel = WgmmaStem(problem.op, number, CHIPS["h200"])
+    check(kernel, Emulated(kernel.source, folder, 900), {"input": problem.input}, {"maxpool": problem.expected()})
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    ("number", "size", "window"),
+    [
+        (243, (45, 224), (7, 7, 3)),
+        (244, (31, 93), (7, 7, 3)),
+        (242, (20, 126), (5, 5, 2)),
+        (244, (19, 251), (3, 4, 4)),
+    ],
+    ids=["224 columns", "an odd number of columns", "5x5", "rows of 128"],
+)
+def test_stem_with_weights_as_a(number: int, size: tuple[int, int], window: tuple[int, int, int], folder: Any) -> None:
+    problem = StemProblem(np.random.default_rng(), 2, size, window=window[:2], padding=(window[2], window[2]))
+    kernel = LinesStem(problem.op, number, CHIPS["h200"])
     check(kernel, Emulated(kernel.source, folder, 900), {"input": problem.input}, {"maxpool": problem.expected()})
 
 

@@ -12,6 +12,7 @@ from int4core.backends.cuda.families import (
     conv_mma4,
     conv_wgmma,
     rows_wgmma,
+    stem_lines_wgmma,
     stem_mma,
     stem_strips,
     stem_wgmma,
@@ -82,11 +83,15 @@ WGMMA_STEM = Family(
     "stem, wgmma", stem_wgmma.FIRST_NUMBER, len(stem_wgmma.CONFIGS), stem_wgmma.WgmmaStem, stem_wgmma.default,
     lambda n: str(stem_wgmma.CONFIGS[n - stem_wgmma.FIRST_NUMBER]),
 )  # fmt: skip
+LINES_STEM = Family(
+    "stem, weights as A", stem_lines_wgmma.FIRST_NUMBER, len(stem_lines_wgmma.CONFIGS), stem_lines_wgmma.LinesStem,
+    stem_lines_wgmma.default, lambda n: str(stem_lines_wgmma.CONFIGS[n - stem_lines_wgmma.FIRST_NUMBER]),
+)  # fmt: skip
 
 CONVOLUTIONS: tuple[Family, ...] = (ROWS, WGMMA, MMA4, MMA)
 """Families that compute a ConvOp, the ones to prefer first."""
 
-STEMS: tuple[Family, ...] = (WGMMA_STEM, STRIPS, STEM)
+STEMS: tuple[Family, ...] = (WGMMA_STEM, STRIPS, STEM, LINES_STEM)
 """Likewise of a StemOp."""
 
 FAMILIES: tuple[Family, ...] = (*CONVOLUTIONS, *STEMS)
