@@ -10,11 +10,9 @@
 #include "conv_tile.cuh"
 #include "ptx/mma.cuh"
 
-using EpiloguePair = Requantization<(WIDE != 0)>::Pair;
-using EpilogueResidualPair = Requantization<(WIDE != 0)>::Residual;
-
-struct Operands {
-  using Tile = TileOf<WARPS_M, WARPS_N, WARP_M, WARP_N, K_BYTES>;
+template <class Cut>
+struct MmaOperands {
+  using Tile = Cut;
   static constexpr int WORDS = Tile::K_BYTES / 16;  // 32-bit words a thread reads of a row: k-steps per block of K
   static constexpr int WEIGHT_BYTES = WORDS * 32 * Tile::TILE_N;
 
@@ -53,11 +51,22 @@ struct Operands {
   }
 };
 
-extern "C" __global__ void __launch_bounds__(Operands::Tile::THREADS)
-    conv_mma(const unsigned char* __restrict__ input, const unsigned char* __restrict__ residual,
-             const unsigned char* __restrict__ weights, const EpiloguePair* __restrict__ channels,
-             const EpilogueResidualPair* __restrict__ residual_channels, unsigned char* __restrict__ output,
-             const ConvShape shape) {
-  convolve_tile<Operands, STAGES, true, OUTPUT, RESIDUAL>(input, residual, weights, channels, residual_channels, output,
-                                                          shape);
-}
+template <int WARPS_M, int WARPS_N, int WARP_M, int WARP_N, int STAGES, int K_BYTES, int OUTPUT, int RESIDUAL,
+          bool WIDE>
+struct ConvMma {
+  using EpiloguePair = typename Requantization<WIDE>::Pair;
+  using EpilogueResidualPair = typename Requantization<WIDE>::Residual;
+  using Operands = MmaOperands<TileOf<WARPS_M, WARPS_N, WARP_M, WARP_N, K_BYTES>>;
+
+  static constexpr int THREADS = Operands::Tile::THREADS;
+
+  static __device__ __forceinline__ void run(const unsigned char* __restrict__ input,
+                                             const unsigned char* __restrict__ residual,
+                                             const unsigned char* __restrict__ weights,
+                                             const EpiloguePair* __restrict__ channels,
+                                             const EpilogueResidualPair* __restrict__ residual_channels,
+                                             unsigned char* __restrict__ output, const ConvShape& shape) {
+    convolve_tile<Operands, STAGES, true, OUTPUT, RESIDUAL>(input, residual, weights, channels, residual_channels,
+                                                            output, shape);
+  }
+};

@@ -9,16 +9,15 @@
 //
 // Compile-time constants: MMA_M (8: m8n8k32, 16: m16n8k64), ASYNC (1: cp.async), WARPS_M, WARPS_N, WARP_M, WARP_N,
 // STAGES (2 without cp.async), K_BYTES, OUTPUT (0 u4, 1 u7 bytes), RESIDUAL (0 none, 1 a u4 tensor, 2 a 1x1 convolution
-// of one), WIDE, BLOCKS (a multiprocessor should hold at once).
+// of one), WIDE, BLOCKS_AT_ONCE (that a multiprocessor
+// should hold).
 #include "conv_tile.cuh"
 #include "ptx/ldmatrix.cuh"
 #include "ptx/mma_u4s4.cuh"
 
-using EpiloguePair = Requantization<(WIDE != 0)>::Pair;
-using EpilogueResidualPair = Requantization<(WIDE != 0)>::Residual;
-
-struct Operands {
-  using Tile = TileOf<WARPS_M, WARPS_N, WARP_M, WARP_N, K_BYTES>;
+template <class Cut, int MMA_M>
+struct Mma4Operands {
+  using Tile = Cut;
   static constexpr int PIECES = Tile::K_BYTES / 16;           // of a row; a thread reads a word of each
   static constexpr int STEP_WORDS = PIECES < 2 ? PIECES : 2;  // pieces a step of K
   static constexpr int STEPS = PIECES / STEP_WORDS;           // a block of K
@@ -54,11 +53,23 @@ struct Operands {
   }
 };
 
-extern "C" __global__ void __launch_bounds__(Operands::Tile::THREADS, BLOCKS)
-    conv_mma4(const unsigned char* __restrict__ input, const unsigned char* __restrict__ residual,
-              const unsigned char* __restrict__ weights, const EpiloguePair* __restrict__ channels,
-              const EpilogueResidualPair* __restrict__ residual_channels, unsigned char* __restrict__ output,
-              const ConvShape shape) {
-  convolve_tile<Operands, STAGES, (ASYNC != 0), OUTPUT, RESIDUAL>(input, residual, weights, channels, residual_channels,
-                                                                  output, shape);
-}
+template <int MMA_M, bool ASYNC, int WARPS_M, int WARPS_N, int WARP_M, int WARP_N, int STAGES, int K_BYTES, int OUTPUT,
+          int RESIDUAL, bool WIDE, int BLOCKS_AT_ONCE>
+struct ConvMma4 {
+  using EpiloguePair = typename Requantization<WIDE>::Pair;
+  using EpilogueResidualPair = typename Requantization<WIDE>::Residual;
+  using Operands = Mma4Operands<TileOf<WARPS_M, WARPS_N, WARP_M, WARP_N, K_BYTES>, MMA_M>;
+
+  static constexpr int THREADS = Operands::Tile::THREADS;
+  static constexpr int BLOCKS = BLOCKS_AT_ONCE;
+
+  static __device__ __forceinline__ void run(const unsigned char* __restrict__ input,
+                                             const unsigned char* __restrict__ residual,
+                                             const unsigned char* __restrict__ weights,
+                                             const EpiloguePair* __restrict__ channels,
+                                             const EpilogueResidualPair* __restrict__ residual_channels,
+                                             unsigned char* __restrict__ output, const ConvShape& shape) {
+    convolve_tile<Operands, STAGES, ASYNC, OUTPUT, RESIDUAL>(input, residual, weights, channels, residual_channels,
+                                                             output, shape);
+  }
+};

@@ -23,262 +23,268 @@
 #include "ptx/wgmma.cuh"
 #include "stages.cuh"
 
-constexpr int WORDS = K_BYTES / 16;                 // 32-bit words a thread reads of a row: k-steps per block
-constexpr int TILE_M = WARPGROUPS * SUBTILES * 64;  // pixels of a team's tile
-constexpr int ACTIVATION_BYTES = TILE_M * K_BYTES;  // of one stage
-constexpr int WEIGHT_BYTES = WORDS * 32 * TILE_N;   // of one block of K
-constexpr int STAGE_BYTES = ACTIVATION_BYTES + (WEIGHTS_RESIDENT ? 0 : WEIGHT_BYTES);
-constexpr int RESIDUAL_STAGES = RESIDUAL == 1 ? 2 : 0;
-constexpr int RESIDUAL_ROW = TILE_N / 2;
-constexpr int RESIDUAL_BYTES = TILE_M * RESIDUAL_ROW;
-constexpr int CONSUMERS = TEAMS * WARPGROUPS * 128;
-constexpr int THREADS = CONSUMERS + 128;  // a warpgroup of producers: one warp per team, the rest idle
-constexpr int CONSUMER_REGISTERS = CONSUMERS <= 256 ? 240 : 160;
-static_assert(CONSUMERS <= 384, "more warpgroups have too few registers to keep wgmma running");
-constexpr int MAX_STAGES = 16;
-constexpr int OUT_WORDS = TILE_N / (OUTPUT ? 16 : 32);      // 32-bit words a thread writes of a row
-constexpr int STORE_WORDS = OUT_WORDS < 4 ? OUT_WORDS : 4;  // at a time
+template <int TILE_N, int SUBTILES, int WARPGROUPS, int TEAMS, int K_BYTES, bool WEIGHTS_RESIDENT, bool ORDERED,
+          int OUTPUT, int RESIDUAL>
+struct ConvWgmma {
+  static constexpr int WORDS = K_BYTES / 16;                 // 32-bit words a thread reads of a row: k-steps per block
+  static constexpr int TILE_M = WARPGROUPS * SUBTILES * 64;  // pixels of a team's tile
+  static constexpr int ACTIVATION_BYTES = TILE_M * K_BYTES;  // of one stage
+  static constexpr int WEIGHT_BYTES = WORDS * 32 * TILE_N;   // of one block of K
+  static constexpr int STAGE_BYTES = ACTIVATION_BYTES + (WEIGHTS_RESIDENT ? 0 : WEIGHT_BYTES);
+  static constexpr int RESIDUAL_STAGES = RESIDUAL == 1 ? 2 : 0;
+  static constexpr int RESIDUAL_ROW = TILE_N / 2;
+  static constexpr int RESIDUAL_BYTES = TILE_M * RESIDUAL_ROW;
+  static constexpr int CONSUMERS = TEAMS * WARPGROUPS * 128;
+  static constexpr int THREADS = CONSUMERS + 128;  // a warpgroup of producers: one warp per team, the rest idle
+  static constexpr int CONSUMER_REGISTERS = CONSUMERS <= 256 ? 240 : 160;
+  static_assert(CONSUMERS <= 384, "more warpgroups have too few registers to keep wgmma running");
+  static constexpr int MAX_STAGES = 16;
+  static constexpr int OUT_WORDS = TILE_N / (OUTPUT ? 16 : 32);      // 32-bit words a thread writes of a row
+  static constexpr int STORE_WORDS = OUT_WORDS < 4 ? OUT_WORDS : 4;  // at a time
+  static constexpr int BLOCKS = 1;                                   // a multiprocessor
 
-extern "C" __global__ void __launch_bounds__(THREADS, 1)
-    conv_wgmma(const __grid_constant__ TensorMap input, const __grid_constant__ TensorMap residual,
-               const unsigned char* __restrict__ weights, const ChannelPair* __restrict__ channels,
-               const ResidualPair* __restrict__ residual_channels, unsigned char* __restrict__ output,
-               const ConvShape shape) {
-  extern __shared__ __align__(128) unsigned char memory[];
-  __shared__ __align__(8) unsigned long long barriers[1 + TEAMS * (2 * (MAX_STAGES + 2) + 1)];
-  __shared__ ChannelPair pairs[TILE_N / 2];
-  __shared__ ResidualPair residual_pairs[RESIDUAL == 2 ? TILE_N / 2 : 1];
+  static __device__ __forceinline__ void run(const TensorMap& input, const TensorMap& residual,
+                                             const unsigned char* __restrict__ weights,
+                                             const ChannelPair* __restrict__ channels,
+                                             const ResidualPair* __restrict__ residual_channels,
+                                             unsigned char* __restrict__ output, const ConvShape& shape) {
+    extern __shared__ __align__(128) unsigned char memory[];
+    __shared__ __align__(8) unsigned long long barriers[1 + TEAMS * (2 * (MAX_STAGES + 2) + 1)];
+    __shared__ ChannelPair pairs[TILE_N / 2];
+    __shared__ ResidualPair residual_pairs[RESIDUAL == 2 ? TILE_N / 2 : 1];
 
-  // Through lane 0, so that the compiler sees a warp-uniform value.
-  const int warp = __shfl_sync(0xFFFFFFFFu, threadIdx.x / 32, 0), lane = threadIdx.x % 32;
-  const bool producer = warp >= CONSUMERS / 32;
-  const int team = producer ? warp - CONSUMERS / 32 : warp / (4 * WARPGROUPS);
-  const int tile_n = blockIdx.y;
-  const int stages = shape.stages;
+    // Through lane 0, so that the compiler sees a warp-uniform value.
+    const int warp = __shfl_sync(0xFFFFFFFFu, threadIdx.x / 32, 0), lane = threadIdx.x % 32;
+    const bool producer = warp >= CONSUMERS / 32;
+    const int team = producer ? warp - CONSUMERS / 32 : warp / (4 * WARPGROUPS);
+    const int tile_n = blockIdx.y;
+    const int stages = shape.stages;
 
-  const unsigned weight_barrier = shared_address(barriers);
-  const unsigned full = weight_barrier + 8 + team * 16 * (stages + 2);
-  const unsigned empty = full + 8 * stages;
-  const unsigned residual_full = empty + 8 * stages;
-  const unsigned residual_empty = residual_full + 8 * 2;
-  const unsigned turns = weight_barrier + 8 + TEAMS * 16 * (stages + 2);  // one barrier a team
-  const unsigned base = shared_address(memory);
-  const unsigned ring_base = base + team * (stages * STAGE_BYTES + RESIDUAL_STAGES * RESIDUAL_BYTES);
-  const unsigned residual_base = ring_base + stages * STAGE_BYTES;
-  const unsigned weight_base = base + TEAMS * (stages * STAGE_BYTES + RESIDUAL_STAGES * RESIDUAL_BYTES);
-  const unsigned char* tile_weights = weights + static_cast<size_t>(tile_n) * shape.blocks * WEIGHT_BYTES;
+    const unsigned weight_barrier = shared_address(barriers);
+    const unsigned full = weight_barrier + 8 + team * 16 * (stages + 2);
+    const unsigned empty = full + 8 * stages;
+    const unsigned residual_full = empty + 8 * stages;
+    const unsigned residual_empty = residual_full + 8 * 2;
+    const unsigned turns = weight_barrier + 8 + TEAMS * 16 * (stages + 2);  // one barrier a team
+    const unsigned base = shared_address(memory);
+    const unsigned ring_base = base + team * (stages * STAGE_BYTES + RESIDUAL_STAGES * RESIDUAL_BYTES);
+    const unsigned residual_base = ring_base + stages * STAGE_BYTES;
+    const unsigned weight_base = base + TEAMS * (stages * STAGE_BYTES + RESIDUAL_STAGES * RESIDUAL_BYTES);
+    const unsigned char* tile_weights = weights + static_cast<size_t>(tile_n) * shape.blocks * WEIGHT_BYTES;
 
-  if (threadIdx.x == 0) {
-    mbarrier_init(weight_barrier, 1);
-    for (int t = 0; t < TEAMS; ++t) {
-      const unsigned first = weight_barrier + 8 + t * 16 * (stages + 2);
-      for (int i = 0; i < stages; ++i) {
-        mbarrier_init(first + 8 * i, 1);
-        mbarrier_init(first + 8 * (stages + i), 4 * WARPGROUPS);
-      }
-      for (int i = 0; i < 2; ++i) {
-        mbarrier_init(first + 8 * (2 * stages + i), 1);
-        mbarrier_init(first + 8 * (2 * stages + 2 + i), 4 * WARPGROUPS);
-      }
-    }
-    for (int t = 0; t < TEAMS; ++t) mbarrier_init(turns + 8 * t, 4 * WARPGROUPS);
-    mbarrier_init_fence();
-  }
-  for (int i = threadIdx.x; i < TILE_N / 2; i += THREADS) {
-    pairs[i] = channels[tile_n * (TILE_N / 2) + i];
-    if constexpr (RESIDUAL == 2) residual_pairs[i] = residual_channels[tile_n * (TILE_N / 2) + i];
-  }
-  __syncthreads();
-
-  let_next_start();
-  const int first_tile = blockIdx.x * TEAMS + team, tile_step = gridDim.x * TEAMS;
-
-  // A team's producer: keeps its ring filled, tile after tile.
-  auto produce = [&] {
-    if (WEIGHTS_RESIDENT && team == 0) {
-      mbarrier_arrive_expect(weight_barrier, shape.blocks * WEIGHT_BYTES);
-      for (int block = 0; block < shape.blocks; ++block)
-        bulk_copy(weight_base + block * WEIGHT_BYTES, tile_weights + block * WEIGHT_BYTES, WEIGHT_BYTES,
-                  weight_barrier);
-    }
-    wait_for_previous();
-    Ring ring(stages);
-    Ring kept(2);
-    const int pq = shape.p * shape.q;
-    for (int tile = first_tile; tile < shape.tiles; tile += tile_step) {
-      const int pixel = tile * TILE_M;
-      const int n = pixel / pq, row = (pixel - n * pq) / shape.q, column = pixel - n * pq - row * shape.q;
-      const int w = column * shape.stride - shape.pad, h = row * shape.stride - shape.pad;
-      if constexpr (RESIDUAL == 1) {
-        mbarrier_wait(residual_empty + 8 * kept.slot, kept.parity ^ 1);
-        mbarrier_arrive_expect(residual_full + 8 * kept.slot, RESIDUAL_BYTES);
-        im2col_copy(residual_base + kept.slot * RESIDUAL_BYTES, &residual, residual_full + 8 * kept.slot,
-                    tile_n * RESIDUAL_ROW, column, row, n, 0, 0);
-        kept.advance();
-      }
-      int tap_w = 0, tap_h = 0, channel_block = 0;
-      for (int block = 0; block < shape.blocks; ++block) {
-        const unsigned stage = ring_base + ring.slot * STAGE_BYTES, barrier = full + 8 * ring.slot;
-        mbarrier_wait(empty + 8 * ring.slot, ring.parity ^ 1);
-        mbarrier_arrive_expect(barrier, STAGE_BYTES);
-        if (!WEIGHTS_RESIDENT)
-          bulk_copy(stage + ACTIVATION_BYTES, tile_weights + block * WEIGHT_BYTES, WEIGHT_BYTES, barrier);
-        ring.advance();
-        if (RESIDUAL == 2 && block < shape.residual_blocks) {
-          im2col_copy(stage, &residual, barrier, block * K_BYTES, column * shape.residual_stride,
-                      row * shape.residual_stride, n, 0, 0);
-          continue;
+    if (threadIdx.x == 0) {
+      mbarrier_init(weight_barrier, 1);
+      for (int t = 0; t < TEAMS; ++t) {
+        const unsigned first = weight_barrier + 8 + t * 16 * (stages + 2);
+        for (int i = 0; i < stages; ++i) {
+          mbarrier_init(first + 8 * i, 1);
+          mbarrier_init(first + 8 * (stages + i), 4 * WARPGROUPS);
         }
-        im2col_copy(stage, &input, barrier, channel_block * K_BYTES, w, h, n, tap_w, tap_h);
-        if (++channel_block == shape.channel_blocks) {
-          channel_block = 0;
-          if (++tap_w == shape.taps_w) {
-            tap_w = 0;
-            ++tap_h;
+        for (int i = 0; i < 2; ++i) {
+          mbarrier_init(first + 8 * (2 * stages + i), 1);
+          mbarrier_init(first + 8 * (2 * stages + 2 + i), 4 * WARPGROUPS);
+        }
+      }
+      for (int t = 0; t < TEAMS; ++t) mbarrier_init(turns + 8 * t, 4 * WARPGROUPS);
+      mbarrier_init_fence();
+    }
+    for (int i = threadIdx.x; i < TILE_N / 2; i += THREADS) {
+      pairs[i] = channels[tile_n * (TILE_N / 2) + i];
+      if constexpr (RESIDUAL == 2) residual_pairs[i] = residual_channels[tile_n * (TILE_N / 2) + i];
+    }
+    __syncthreads();
+
+    let_next_start();
+    const int first_tile = blockIdx.x * TEAMS + team, tile_step = gridDim.x * TEAMS;
+
+    // A team's producer: keeps its ring filled, tile after tile.
+    auto produce = [&] {
+      if (WEIGHTS_RESIDENT && team == 0) {
+        mbarrier_arrive_expect(weight_barrier, shape.blocks * WEIGHT_BYTES);
+        for (int block = 0; block < shape.blocks; ++block)
+          bulk_copy(weight_base + block * WEIGHT_BYTES, tile_weights + block * WEIGHT_BYTES, WEIGHT_BYTES,
+                    weight_barrier);
+      }
+      wait_for_previous();
+      Ring ring(stages);
+      Ring kept(2);
+      const int pq = shape.p * shape.q;
+      for (int tile = first_tile; tile < shape.tiles; tile += tile_step) {
+        const int pixel = tile * TILE_M;
+        const int n = pixel / pq, row = (pixel - n * pq) / shape.q, column = pixel - n * pq - row * shape.q;
+        const int w = column * shape.stride - shape.pad, h = row * shape.stride - shape.pad;
+        if constexpr (RESIDUAL == 1) {
+          mbarrier_wait(residual_empty + 8 * kept.slot, kept.parity ^ 1);
+          mbarrier_arrive_expect(residual_full + 8 * kept.slot, RESIDUAL_BYTES);
+          im2col_copy(residual_base + kept.slot * RESIDUAL_BYTES, &residual, residual_full + 8 * kept.slot,
+                      tile_n * RESIDUAL_ROW, column, row, n, 0, 0);
+          kept.advance();
+        }
+        int tap_w = 0, tap_h = 0, channel_block = 0;
+        for (int block = 0; block < shape.blocks; ++block) {
+          const unsigned stage = ring_base + ring.slot * STAGE_BYTES, barrier = full + 8 * ring.slot;
+          mbarrier_wait(empty + 8 * ring.slot, ring.parity ^ 1);
+          mbarrier_arrive_expect(barrier, STAGE_BYTES);
+          if (!WEIGHTS_RESIDENT)
+            bulk_copy(stage + ACTIVATION_BYTES, tile_weights + block * WEIGHT_BYTES, WEIGHT_BYTES, barrier);
+          ring.advance();
+          if (RESIDUAL == 2 && block < shape.residual_blocks) {
+            im2col_copy(stage, &residual, barrier, block * K_BYTES, column * shape.residual_stride,
+                        row * shape.residual_stride, n, 0, 0);
+            continue;
+          }
+          im2col_copy(stage, &input, barrier, channel_block * K_BYTES, w, h, n, tap_w, tap_h);
+          if (++channel_block == shape.channel_blocks) {
+            channel_block = 0;
+            if (++tap_w == shape.taps_w) {
+              tap_w = 0;
+              ++tap_h;
+            }
           }
         }
       }
-    }
-  };
-
-  if (producer) {
-    release_registers<24>();
-    if (team < TEAMS && lane == 0) produce();
-    return;
-  }
-
-  claim_registers<CONSUMER_REGISTERS>();
-  wait_for_previous();
-  const int group = lane / 4, quad = lane % 4;
-  // The first of the rows (pixels) this thread holds in each 64-row subtile; the second is 8 further.
-  const int thread_row = (warp / 4 % WARPGROUPS) * SUBTILES * 64 + (warp % 4) * 16 + group;
-  const unsigned thread_activations = thread_row * K_BYTES + quad * (K_BYTES / 4);
-  const int row_bytes = OUTPUT ? shape.out_channels : shape.out_channels / 2;
-
-  Ring ring(stages);
-  Ring kept(2);
-  if (WEIGHTS_RESIDENT) mbarrier_wait(weight_barrier, 0);
-
-  // Turns go around the teams, tile by tile; teams with a tile less come last, so no turn is waited for in vain.
-  unsigned turn_parity = 0;
-  auto wait_turn = [&] {
-    if constexpr (ORDERED != 0) {
-      mbarrier_wait(turns + 8 * team, turn_parity);
-      turn_parity ^= 1;
-    }
-  };
-  auto pass_turn = [&] {
-    if constexpr (ORDERED != 0) {
-      if (lane == 0) mbarrier_arrive(turns + 8 * ((team + 1) % TEAMS));
-    }
-  };
-  if (team == TEAMS - 1) pass_turn();
-
-  for (int tile = first_tile; tile < shape.tiles; tile += tile_step) {
-    int sums[SUBTILES][TILE_N / 2];
-    unsigned fragments[2][WORDS][4];
-    int previous = 0;
-
-    auto multiply_block = [&](auto parity, int block) {
-      mbarrier_wait(full + 8 * ring.slot, ring.parity);
-      const unsigned stage = ring_base + ring.slot * STAGE_BYTES;
-      const unsigned block_weights = WEIGHTS_RESIDENT ? weight_base + block * WEIGHT_BYTES : stage + ACTIVATION_BYTES;
-      const unsigned long long descriptor = wgmma_descriptor(block_weights, TILE_N * 16, 128);
-#pragma unroll
-      for (int sub = 0; sub < SUBTILES; ++sub) {
-        auto& a = fragments[SUBTILES == 1 ? decltype(parity)::value : sub & 1];
-        unsigned upper[WORDS], lower[WORDS];
-        const unsigned address = stage + thread_activations + sub * 64 * K_BYTES;
-        load_words(upper, address);
-        load_words(lower, address + 8 * K_BYTES);
-        unpack_rows(a, upper, lower);
-#pragma unroll
-        for (int i = 0; i < WORDS; ++i) pin_registers(a[i]);
-        wgmma_fence();
-#pragma unroll
-        for (int i = 0; i < WORDS; ++i) Wgmma<TILE_N>::mma(sums[sub], a[i], descriptor + i * (2 * TILE_N), block + i);
-        wgmma_commit();
-        wgmma_wait<1>();  // the fragments of the group before the last are free again
-        // Not right after the loads: they queue behind wgmma, and an arrival would overtake them.
-        if (WEIGHTS_RESIDENT && sub == SUBTILES - 1 && lane == 0) mbarrier_arrive(empty + 8 * ring.slot);
-        // Every group of the block before is done.
-        if (!WEIGHTS_RESIDENT && sub == 0 && block > 0 && lane == 0) mbarrier_arrive(empty + 8 * previous);
-      }
-      previous = ring.slot;
-      ring.advance();
     };
 
-    const int turn_end = RESIDUAL == 2 ? shape.residual_blocks : shape.blocks;
-    auto multiply_blocks = [&](int block, int end) {
-      if constexpr (SUBTILES == 1) {
-        for (; block + 1 < end; block += 2) {
-          multiply_block(Constant<0>{}, block);
-          multiply_block(Constant<1>{}, block + 1);
+    if (producer) {
+      release_registers<24>();
+      if (team < TEAMS && lane == 0) produce();
+      return;
+    }
+
+    claim_registers<CONSUMER_REGISTERS>();
+    wait_for_previous();
+    const int group = lane / 4, quad = lane % 4;
+    // The first of the rows (pixels) this thread holds in each 64-row subtile; the second is 8 further.
+    const int thread_row = (warp / 4 % WARPGROUPS) * SUBTILES * 64 + (warp % 4) * 16 + group;
+    const unsigned thread_activations = thread_row * K_BYTES + quad * (K_BYTES / 4);
+    const int row_bytes = OUTPUT ? shape.out_channels : shape.out_channels / 2;
+
+    Ring ring(stages);
+    Ring kept(2);
+    if (WEIGHTS_RESIDENT) mbarrier_wait(weight_barrier, 0);
+
+    // Turns go around the teams, tile by tile; teams with a tile less come last, so no turn is waited for in vain.
+    unsigned turn_parity = 0;
+    auto wait_turn = [&] {
+      if constexpr (ORDERED != 0) {
+        mbarrier_wait(turns + 8 * team, turn_parity);
+        turn_parity ^= 1;
+      }
+    };
+    auto pass_turn = [&] {
+      if constexpr (ORDERED != 0) {
+        if (lane == 0) mbarrier_arrive(turns + 8 * ((team + 1) % TEAMS));
+      }
+    };
+    if (team == TEAMS - 1) pass_turn();
+
+    for (int tile = first_tile; tile < shape.tiles; tile += tile_step) {
+      int sums[SUBTILES][TILE_N / 2];
+      unsigned fragments[2][WORDS][4];
+      int previous = 0;
+
+      auto multiply_block = [&](auto parity, int block) {
+        mbarrier_wait(full + 8 * ring.slot, ring.parity);
+        const unsigned stage = ring_base + ring.slot * STAGE_BYTES;
+        const unsigned block_weights = WEIGHTS_RESIDENT ? weight_base + block * WEIGHT_BYTES : stage + ACTIVATION_BYTES;
+        const unsigned long long descriptor = wgmma_descriptor(block_weights, TILE_N * 16, 128);
+#pragma unroll
+        for (int sub = 0; sub < SUBTILES; ++sub) {
+          auto& a = fragments[SUBTILES == 1 ? decltype(parity)::value : sub & 1];
+          unsigned upper[WORDS], lower[WORDS];
+          const unsigned address = stage + thread_activations + sub * 64 * K_BYTES;
+          load_words(upper, address);
+          load_words(lower, address + 8 * K_BYTES);
+          unpack_rows(a, upper, lower);
+#pragma unroll
+          for (int i = 0; i < WORDS; ++i) pin_registers(a[i]);
+          wgmma_fence();
+#pragma unroll
+          for (int i = 0; i < WORDS; ++i) Wgmma<TILE_N>::mma(sums[sub], a[i], descriptor + i * (2 * TILE_N), block + i);
+          wgmma_commit();
+          wgmma_wait<1>();  // the fragments of the group before the last are free again
+          // Not right after the loads: they queue behind wgmma, and an arrival would overtake them.
+          if (WEIGHTS_RESIDENT && sub == SUBTILES - 1 && lane == 0) mbarrier_arrive(empty + 8 * ring.slot);
+          // Every group of the block before is done.
+          if (!WEIGHTS_RESIDENT && sub == 0 && block > 0 && lane == 0) mbarrier_arrive(empty + 8 * previous);
         }
-      }
-      for (; block < end; ++block) multiply_block(Constant<0>{}, block);
-      if (end == turn_end) pass_turn();
-      wgmma_wait<0>();
-    };
+        previous = ring.slot;
+        ring.advance();
+      };
 
-    // The tile's sums: those of the residual convolution first, rescaled where they lie.
-    auto multiply = [&] {
-      wait_turn();
-      if constexpr (RESIDUAL == 2) {
-        multiply_blocks(0, shape.residual_blocks);
+      const int turn_end = RESIDUAL == 2 ? shape.residual_blocks : shape.blocks;
+      auto multiply_blocks = [&](int block, int end) {
+        if constexpr (SUBTILES == 1) {
+          for (; block + 1 < end; block += 2) {
+            multiply_block(Constant<0>{}, block);
+            multiply_block(Constant<1>{}, block + 1);
+          }
+        }
+        for (; block < end; ++block) multiply_block(Constant<0>{}, block);
+        if (end == turn_end) pass_turn();
+        wgmma_wait<0>();
+      };
+
+      // The tile's sums: those of the residual convolution first, rescaled where they lie.
+      auto multiply = [&] {
+        wait_turn();
+        if constexpr (RESIDUAL == 2) {
+          multiply_blocks(0, shape.residual_blocks);
 #pragma unroll
-        for (int j = 0; j < TILE_N / 8; ++j) {
-          const ResidualPair constants = residual_pairs[j * 4 + quad];
+          for (int j = 0; j < TILE_N / 8; ++j) {
+            const ResidualPair constants = residual_pairs[j * 4 + quad];
+#pragma unroll
+            for (int sub = 0; sub < SUBTILES; ++sub)
+#pragma unroll
+              for (int i = 0; i < 4; ++i)
+                sums[sub][j * 4 + i] = rescale_residual(sums[sub][j * 4 + i], constants, i % 2);
+          }
+#pragma unroll
+          for (int sub = 0; sub < SUBTILES; ++sub) pin_registers(sums[sub]);
+        }
+        multiply_blocks(RESIDUAL == 2 ? shape.residual_blocks : 0, shape.blocks);
+        if (!WEIGHTS_RESIDENT && lane == 0) mbarrier_arrive(empty + 8 * previous);
+      };
+
+      // Requantised, with the residual tensor if there is one, and written.
+      auto store = [&] {
+        unsigned kept_words[SUBTILES][2][RESIDUAL == 1 ? RESIDUAL_ROW / 16 : 1];
+        if constexpr (RESIDUAL == 1) {
+          mbarrier_wait(residual_full + 8 * kept.slot, kept.parity);
 #pragma unroll
           for (int sub = 0; sub < SUBTILES; ++sub)
 #pragma unroll
-            for (int i = 0; i < 4; ++i) sums[sub][j * 4 + i] = rescale_residual(sums[sub][j * 4 + i], constants, i % 2);
+            for (int half = 0; half < 2; ++half)
+              load_words(kept_words[sub][half], residual_base + kept.slot * RESIDUAL_BYTES +
+                                                    (thread_row + sub * 64 + half * 8) * RESIDUAL_ROW +
+                                                    quad * (RESIDUAL_ROW / 4));
         }
-#pragma unroll
-        for (int sub = 0; sub < SUBTILES; ++sub) pin_registers(sums[sub]);
-      }
-      multiply_blocks(RESIDUAL == 2 ? shape.residual_blocks : 0, shape.blocks);
-      if (!WEIGHTS_RESIDENT && lane == 0) mbarrier_arrive(empty + 8 * previous);
-    };
-
-    // Requantised, with the residual tensor if there is one, and written.
-    auto store = [&] {
-      unsigned kept_words[SUBTILES][2][RESIDUAL == 1 ? RESIDUAL_ROW / 16 : 1];
-      if constexpr (RESIDUAL == 1) {
-        mbarrier_wait(residual_full + 8 * kept.slot, kept.parity);
-#pragma unroll
-        for (int sub = 0; sub < SUBTILES; ++sub)
-#pragma unroll
-          for (int half = 0; half < 2; ++half)
-            load_words(kept_words[sub][half], residual_base + kept.slot * RESIDUAL_BYTES +
-                                                  (thread_row + sub * 64 + half * 8) * RESIDUAL_ROW +
-                                                  quad * (RESIDUAL_ROW / 4));
-      }
 
 #pragma unroll
-      for (int first = 0; first < OUT_WORDS; first += STORE_WORDS) {
-        unsigned packed[SUBTILES][2][STORE_WORDS];
+        for (int first = 0; first < OUT_WORDS; first += STORE_WORDS) {
+          unsigned packed[SUBTILES][2][STORE_WORDS];
 #pragma unroll
-        for (int word = first; word < first + STORE_WORDS; ++word)
-          requantize_words<OUTPUT, RESIDUAL>(sums, pairs, quad, word, kept_words, packed);
+          for (int word = first; word < first + STORE_WORDS; ++word)
+            requantize_words<OUTPUT, RESIDUAL>(sums, pairs, quad, word, kept_words, packed);
 #pragma unroll
-        for (int sub = 0; sub < SUBTILES; ++sub)
+          for (int sub = 0; sub < SUBTILES; ++sub)
 #pragma unroll
-          for (int half = 0; half < 2; ++half) {
-            const int pixel = tile * TILE_M + thread_row + sub * 64 + half * 8;
-            unsigned char* const row = output + static_cast<size_t>(pixel) * row_bytes;
-            if (pixel < shape.pixels)
-              store_words(row + (tile_n * 4 + quad) * (OUT_WORDS * 4) + 4 * first, packed[sub][half]);
-          }
-      }
-      if constexpr (RESIDUAL == 1) {
-        __syncwarp();
-        if (lane == 0) mbarrier_arrive(residual_empty + 8 * kept.slot);
-        kept.advance();
-      }
-    };
+            for (int half = 0; half < 2; ++half) {
+              const int pixel = tile * TILE_M + thread_row + sub * 64 + half * 8;
+              unsigned char* const row = output + static_cast<size_t>(pixel) * row_bytes;
+              if (pixel < shape.pixels)
+                store_words(row + (tile_n * 4 + quad) * (OUT_WORDS * 4) + 4 * first, packed[sub][half]);
+            }
+        }
+        if constexpr (RESIDUAL == 1) {
+          __syncwarp();
+          if (lane == 0) mbarrier_arrive(residual_empty + 8 * kept.slot);
+          kept.advance();
+        }
+      };
 
-    multiply();
-    store();
+      multiply();
+      store();
+    }
   }
-}
+};

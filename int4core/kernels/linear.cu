@@ -8,56 +8,59 @@
 #include "ptx/mma.cuh"
 #include "words.cuh"
 
-constexpr int SUBS = 2, WARP_M = 16 * SUBS, WARP_N = 64, THREADS = 32 * WARPS;
+template <int WARPS>
+struct Linear {
+  static constexpr int SUBS = 2, WARP_M = 16 * SUBS, WARP_N = 64, THREADS = 32 * WARPS;
 
-extern "C" __global__ void __launch_bounds__(THREADS)
-    linear(const unsigned char* __restrict__ input, const uint4* __restrict__ weights, const int* __restrict__ bias,
-           int* __restrict__ output, const LinearShape shape) {
-  let_next_start();
-  wait_for_previous();
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, group = lane / 4, quad = lane % 4;
-  const int tile_n = blockIdx.x * WARPS + warp, first_class = tile_n * WARP_N, first_row = blockIdx.y * WARP_M;
-  if (first_class >= shape.classes) return;
-  const unsigned char* rows[SUBS][2];
-#pragma unroll
-  for (int sub = 0; sub < SUBS; ++sub)
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const int row = min(first_row + sub * 16 + half * 8 + group, shape.rows - 1);
-      rows[sub][half] = input + static_cast<size_t>(row) * shape.features + quad * 16;
-    }
-  const int blocks = shape.features / 64;
-  const uint4* operands = weights + static_cast<size_t>(tile_n) * blocks * (2 * WARP_N / 16 * 32) + lane;
-
-  int sums[SUBS][WARP_N / 2] = {};
-  for (int block = 0; block < blocks; ++block) {
-    unsigned a[SUBS][2][4];
+  static __device__ __forceinline__ void run(const unsigned char* __restrict__ input, const uint4* __restrict__ weights,
+                                             const int* __restrict__ bias, int* __restrict__ output,
+                                             const LinearShape& shape) {
+    let_next_start();
+    wait_for_previous();
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, group = lane / 4, quad = lane % 4;
+    const int tile_n = blockIdx.x * WARPS + warp, first_class = tile_n * WARP_N, first_row = blockIdx.y * WARP_M;
+    if (first_class >= shape.classes) return;
+    const unsigned char* rows[SUBS][2];
 #pragma unroll
     for (int sub = 0; sub < SUBS; ++sub)
 #pragma unroll
-      for (int half = 0; half < 2; ++half) read_words(a[sub][half], rows[sub][half] + block * 64);
+      for (int half = 0; half < 2; ++half) {
+        const int row = min(first_row + sub * 16 + half * 8 + group, shape.rows - 1);
+        rows[sub][half] = input + static_cast<size_t>(row) * shape.features + quad * 16;
+      }
+    const int blocks = shape.features / 64;
+    const uint4* operands = weights + static_cast<size_t>(tile_n) * blocks * (2 * WARP_N / 16 * 32) + lane;
+
+    int sums[SUBS][WARP_N / 2] = {};
+    for (int block = 0; block < blocks; ++block) {
+      unsigned a[SUBS][2][4];
 #pragma unroll
-    for (int step = 0; step < 2; ++step)
+      for (int sub = 0; sub < SUBS; ++sub)
 #pragma unroll
-      for (int j = 0; j < WARP_N / 16; ++j) {
-        unsigned b[4];
-        read_words(b, operands + ((block * 2 + step) * (WARP_N / 16) + j) * 32);
+        for (int half = 0; half < 2; ++half) read_words(a[sub][half], rows[sub][half] + block * 64);
 #pragma unroll
-        for (int sub = 0; sub < SUBS; ++sub) {
-          const unsigned fragment[4] = {a[sub][0][2 * step], a[sub][1][2 * step], a[sub][0][2 * step + 1],
-                                        a[sub][1][2 * step + 1]};
-          mma_u8s8(&sums[sub][8 * j], fragment, b[0], b[1]);
-          mma_u8s8(&sums[sub][8 * j + 4], fragment, b[2], b[3]);
+      for (int step = 0; step < 2; ++step)
+#pragma unroll
+        for (int j = 0; j < WARP_N / 16; ++j) {
+          unsigned b[4];
+          read_words(b, operands + ((block * 2 + step) * (WARP_N / 16) + j) * 32);
+#pragma unroll
+          for (int sub = 0; sub < SUBS; ++sub) {
+            const unsigned fragment[4] = {a[sub][0][2 * step], a[sub][1][2 * step], a[sub][0][2 * step + 1],
+                                          a[sub][1][2 * step + 1]};
+            mma_u8s8(&sums[sub][8 * j], fragment, b[0], b[1]);
+            mma_u8s8(&sums[sub][8 * j + 4], fragment, b[2], b[3]);
+          }
         }
+    }
+#pragma unroll
+    for (int sub = 0; sub < SUBS; ++sub)
+#pragma unroll
+      for (int i = 0; i < WARP_N / 2; ++i) {
+        const int row = first_row + sub * 16 + i / 2 % 2 * 8 + group;
+        const int column = first_class + i / 4 * 8 + quad * 2 + i % 2;
+        if (row < shape.rows && column < shape.classes)
+          output[static_cast<size_t>(row) * shape.classes + column] = sums[sub][i] + bias[column];
       }
   }
-#pragma unroll
-  for (int sub = 0; sub < SUBS; ++sub)
-#pragma unroll
-    for (int i = 0; i < WARP_N / 2; ++i) {
-      const int row = first_row + sub * 16 + i / 2 % 2 * 8 + group;
-      const int column = first_class + i / 4 * 8 + quad * 2 + i % 2;
-      if (row < shape.rows && column < shape.classes)
-        output[static_cast<size_t>(row) * shape.classes + column] = sums[sub][i] + bias[column];
-    }
-}
+};

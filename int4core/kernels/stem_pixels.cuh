@@ -1,8 +1,9 @@
 // Images for the stem kernels: lines of a planar int8 image in shared memory, a 32-bit word a pixel: red, green, blue,
-// and any byte. Compile-time constants: WIDTH of the image, STRIDE_W.
+// and any byte. WIDTH is the image's.
 #pragma once
 
 // Bytes x ... x + 3 of a line; zeros beyond WIDTH.
+template <int WIDTH>
 __device__ __forceinline__ unsigned four_pixels(const signed char* line, int x) {
   if constexpr (WIDTH % 4 == 0) return *reinterpret_cast<const unsigned*>(line + x);
   unsigned word = 0;
@@ -20,25 +21,27 @@ __device__ __forceinline__ uint4 interleave(unsigned red, unsigned green, unsign
 }
 
 // A thread's two words of a k-step: neighbouring pixels.
+template <int STRIDE_W>
 __device__ __forceinline__ uint2 two_words(const unsigned* words) {
   if constexpr (STRIDE_W % 2 == 0) return *reinterpret_cast<const uint2*>(words);
   return make_uint2(words[0], words[1]);
 }
 
-// `Lines` lines from `first_line` on, `Words` words each from column `first_x` on (a multiple of four); zeros outside
+// LINES lines from `first_line` on, WORDS words each from column `first_x` on (a multiple of four); zeros outside
 // the image.
-template <int Lines, int Words, int Threads>
+template <int WIDTH, int LINES, int WORDS, int THREADS>
 __device__ __forceinline__ void lay_pixels(unsigned* pixels, const signed char* image, int height, int first_line,
                                            int first_x) {
-  constexpr int QUADS = Words / 4;
+  constexpr int QUADS = WORDS / 4;
   const int plane = height * WIDTH;
 #pragma unroll 4
-  for (int i = threadIdx.x; i < Lines * QUADS; i += Threads) {
+  for (int i = threadIdx.x; i < LINES * QUADS; i += THREADS) {
     const int line = i / QUADS, x = (i - line * QUADS) * 4 + first_x, y = first_line + line;
     uint4 words = make_uint4(0, 0, 0, 0);
     if (static_cast<unsigned>(y) < static_cast<unsigned>(height) && static_cast<unsigned>(x) < WIDTH) {
       const signed char* const red = image + y * WIDTH;
-      words = interleave(four_pixels(red, x), four_pixels(red + plane, x), four_pixels(red + 2 * plane, x));
+      words = interleave(four_pixels<WIDTH>(red, x), four_pixels<WIDTH>(red + plane, x),
+                         four_pixels<WIDTH>(red + 2 * plane, x));
     }
     reinterpret_cast<uint4*>(pixels)[i] = words;
   }

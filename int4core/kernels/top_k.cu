@@ -9,7 +9,6 @@
 // Compile-time constants: WARPS, a power of two.
 #include "ptx/dependency.cuh"
 
-constexpr int THREADS = 32 * WARPS;
 constexpr long long ABOVE_ALL = 0x7FFFFFFFFFFFFFFF, BELOW_ALL = -ABOVE_ALL - 1;
 constexpr double LOWEST = -104.0, LOG2_E = 0x1.71547652b82fep+0, LN_2 = 0x1.62e42fefa39efp-1;
 constexpr int DEGREE = 11;
@@ -43,6 +42,7 @@ __device__ __forceinline__ float logit_of(long long key) {
 }
 
 // The best of a thread's classes below a key.
+template <int THREADS>
 __device__ __forceinline__ long long best_below(const int* row, const float* out_scale, int classes, long long bound) {
   long long best = BELOW_ALL;
   for (int i = threadIdx.x; i < classes; i += THREADS) {
@@ -53,6 +53,7 @@ __device__ __forceinline__ long long best_below(const int* row, const float* out
 }
 
 // `candidates` of two calls that follow one another must be different ones.
+template <int WARPS>
 __device__ __forceinline__ long long best_of_block(long long best, long long* candidates) {
 #pragma unroll
   for (int step = 16; step > 0; step /= 2) best = max(best, __shfl_xor_sync(0xFFFFFFFFu, best, step));
@@ -64,6 +65,7 @@ __device__ __forceinline__ long long best_of_block(long long best, long long* ca
 }
 
 // A thread's part of the sum of exp(logit - largest).
+template <int THREADS>
 __device__ __forceinline__ double sum_of_thread(const int* row, const float* out_scale, int classes, double largest) {
   double sum = 0.0;
   for (int i = threadIdx.x; i < classes; i += THREADS)
@@ -71,7 +73,8 @@ __device__ __forceinline__ double sum_of_thread(const int* row, const float* out
   return sum;
 }
 
-// The sum of THREADS terms, for every thread of the one warp that calls it.
+// The sum of 32 * WARPS terms, for every thread of the one warp that calls it.
+template <int WARPS>
 __device__ __forceinline__ double folded_sum(const double* terms) {
   double parts[WARPS];
 #pragma unroll
@@ -86,35 +89,39 @@ __device__ __forceinline__ double folded_sum(const double* terms) {
   return sum;
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS)
-    top_k(const int* __restrict__ sums, const float* __restrict__ out_scale, int* __restrict__ output,
-          const int classes, const int k) {
-  extern __shared__ __align__(128) unsigned char memory[];
-  let_next_start();
-  wait_for_previous();
-  double* const terms = reinterpret_cast<double*>(memory);                      // THREADS
-  long long* const candidates = reinterpret_cast<long long*>(terms + THREADS);  // 2 x WARPS
-  const int* const row = sums + static_cast<size_t>(blockIdx.x) * classes;
-  const int thread = threadIdx.x;
+template <int WARPS>
+struct TopK {
+  static constexpr int THREADS = 32 * WARPS;
 
-  long long best = best_below(row, out_scale, classes, ABOVE_ALL);
-  long long winner = best_of_block(best, candidates);
-  const double largest = logit_of(winner);
-  terms[thread] = sum_of_thread(row, out_scale, classes, largest);
+  static __device__ __forceinline__ void run(const int* __restrict__ sums, const float* __restrict__ out_scale,
+                                             int* __restrict__ output, const int classes, const int k) {
+    extern __shared__ __align__(128) unsigned char memory[];
+    let_next_start();
+    wait_for_previous();
+    double* const terms = reinterpret_cast<double*>(memory);                      // THREADS
+    long long* const candidates = reinterpret_cast<long long*>(terms + THREADS);  // 2 x WARPS
+    const int* const row = sums + static_cast<size_t>(blockIdx.x) * classes;
+    const int thread = threadIdx.x;
 
-  long long mine = winner;
-  for (int place = 1; place < k; ++place) {
-    if (best == winner) best = best_below(row, out_scale, classes, winner);
-    winner = best_of_block(best, candidates + place % 2 * WARPS);
-    if (thread == place) mine = winner;
+    long long best = best_below<THREADS>(row, out_scale, classes, ABOVE_ALL);
+    long long winner = best_of_block<WARPS>(best, candidates);
+    const double largest = logit_of(winner);
+    terms[thread] = sum_of_thread<THREADS>(row, out_scale, classes, largest);
+
+    long long mine = winner;
+    for (int place = 1; place < k; ++place) {
+      if (best == winner) best = best_below<THREADS>(row, out_scale, classes, winner);
+      winner = best_of_block<WARPS>(best, candidates + place % 2 * WARPS);
+      if (thread == place) mine = winner;
+    }
+    __syncthreads();
+    if (thread >= 32) return;
+    const double total = folded_sum<WARPS>(terms);
+    if (thread >= k) return;
+    const size_t images = gridDim.x, at = static_cast<size_t>(blockIdx.x) * k + thread;
+    const double score = __ddiv_rn(exponential(__dsub_rn(logit_of(mine), largest)), total);
+    if (thread == 0) output[blockIdx.x] = class_of(mine);
+    output[images + at] = class_of(mine);
+    output[images + images * k + at] = __float_as_int(__double2float_rn(score));
   }
-  __syncthreads();
-  if (thread >= 32) return;
-  const double total = folded_sum(terms);
-  if (thread >= k) return;
-  const size_t images = gridDim.x, at = static_cast<size_t>(blockIdx.x) * k + thread;
-  const double score = __ddiv_rn(exponential(__dsub_rn(logit_of(mine), largest)), total);
-  if (thread == 0) output[blockIdx.x] = class_of(mine);
-  output[images + at] = class_of(mine);
-  output[images + images * k + at] = __float_as_int(__double2float_rn(score));
-}
+};

@@ -66,7 +66,7 @@ def chosen(chip: Chip) -> dict[KernelSource, Kernel]:
                 source = kernel.source
                 if source.file.startswith(ELSEWHERE):
                     continue
-                constants = dict(source.defines)
+                constants = dict(source.constants)
                 kind = tuple(constants.get(name) for name in ("RESIDUAL", "OUTPUT", "K_BYTES", "WIDE"))
                 # A number with one kind of epilogue, and a kind with one number.
                 keys = {(source.file, kernel.number), (source.file, kind)}

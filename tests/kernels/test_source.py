@@ -1,21 +1,71 @@
-"""What the compiler sees of a kernel besides its file: constants, and the structs that NumPy has."""
+"""What the compiler sees of a kernel besides its file: the structs that NumPy has, and the template's instantiation."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import pytest
 
 from int4core.backends.cuda.families.conv_tile import CONV_SHAPE, WINDOW
-from int4core.backends.cuda.jit.source import KernelSource
+from int4core.backends.cuda.families.epilogue import CHANNEL_PAIR, ELEMENTS
+from int4core.backends.cuda.families.head import MEAN_SHAPE
+from int4core.backends.cuda.jit.source import FOLDER, KernelSource
+from int4core.errors import EngineError
 
-SOURCE = KernelSource.of("mean.cu", "mean", {"SIZE": 7, "THREADS": 256}, {"Window": WINDOW, "ConvShape": CONV_SHAPE})
+MEAN = KernelSource.of("mean.cu", "mean", {"SIZE": 7, "WARPS": 8}, {"MeanShape": MEAN_SHAPE})
+TILE = """
+template <int TILE_N, bool WIDE>
+struct MyTile {
+  using Pair = int;
+
+  static constexpr int THREADS = 32;
+  static constexpr int BLOCKS = 2;
+
+  static __device__ __forceinline__ void run(const TensorMap& map, const Pair* __restrict__ pairs,
+                                             const ConvShape& shape) {
+  }
+};
+"""
+STRUCTS = {"Window": WINDOW, "ConvShape": CONV_SHAPE}
 
 
-def test_constants_are_no_macros_and_structs_are_numpy_s() -> None:
-    text = SOURCE.text
-    assert text.startswith("constexpr int SIZE = 7;\nconstexpr int THREADS = 256;\nstruct Window {\n  int h;\n")
+@pytest.fixture
+def tile(tmp_path: Path) -> str:
+    file = tmp_path / "my_tile.cu"
+    file.write_text(TILE)
+    return str(file)
+
+
+def test_structs_are_numpy_s() -> None:
+    text = KernelSource.of("mean.cu", "mean", {}, STRUCTS, ELEMENTS).text
+    assert text.startswith("struct alignas(16) ChannelPair {\n  int offset[2];\n  float factor[2];\n")
+    assert f"static_assert(sizeof(ChannelPair) == {CHANNEL_PAIR.itemsize});" in text
     assert "struct ConvShape {\n  int pixels;\n  int p;\n  int q;\n  Window input;\n  Window residual;\n" in text
     assert f"static_assert(sizeof(ConvShape) == {CONV_SHAPE.itemsize});" in text
-    assert "#define" not in text
+
+
+def test_a_template_s_function_is_made_from_it(tile: str) -> None:
+    text = KernelSource.of(tile, "my_tile", {"WIDE": 1, "TILE_N": 64}, STRUCTS).text
+    assert text.endswith(
+        "\nusing Kernel = MyTile<int(64), bool(1)>;\n\n"
+        'extern "C" __global__ void __launch_bounds__(Kernel::THREADS, Kernel::BLOCKS)\n'
+        "    my_tile(const __grid_constant__ TensorMap map, const Kernel::Pair* __restrict__ pairs, "
+        "const ConvShape shape) {\n"
+        "  Kernel::run(map, pairs, shape);\n}\n"
+    )
+    assert "__launch_bounds__(Kernel::THREADS)\n    mean(" in MEAN.text
+
+
+def test_nothing_is_defined_around_a_header() -> None:
+    for text in (MEAN.text, *(file.read_text() for file in FOLDER.rglob("*.cu*"))):
+        assert "#define" not in text
+    assert not MEAN.text.startswith("constexpr")
+
+
+def test_constants_that_the_template_does_not_take_are_a_mistake(tile: str) -> None:
+    for constants, names in (({"TILE_N": 64}, "TILE_N"), ({"TILE_N": 64, "WIDE": 0, "DEEP": 1}, "DEEP, TILE_N, WIDE")):
+        with pytest.raises(EngineError, match=f"MyTile takes int TILE_N, bool WIDE, not {names}$"):
+            _ = KernelSource.of(tile, "my_tile", constants, STRUCTS).text
 
 
 def test_a_struct_before_what_it_holds_is_a_mistake() -> None:

@@ -57,27 +57,28 @@ def op_of(sums: np.ndarray[Any, Any], out_scale: np.ndarray[Any, Any], k: int) -
     return TopOp("scale", CLASSES, TOP1, len(sums), out_scale, k)
 
 
-class Probe(KernelSource):
-    """The kernel's file with one more kernel: the sums of exponentials, which a score shows no more than half of."""
-
-    @property
-    def text(self) -> str:
-        return super().text + PROBE
-
-
 PROBE = """
 extern "C" __global__ void probe(const int* sums, const float* out_scale, const double* largest, double* output,
                                  const int classes) {
   extern __shared__ __align__(128) unsigned char memory[];
   double* const terms = reinterpret_cast<double*>(memory);
   const int* const row = sums + static_cast<size_t>(blockIdx.x) * classes;
-  terms[threadIdx.x] = sum_of_thread(row, out_scale, classes, largest[blockIdx.x]);
+  terms[threadIdx.x] = sum_of_thread<Kernel::THREADS>(row, out_scale, classes, largest[blockIdx.x]);
   __syncthreads();
-  if (threadIdx.x < 32) output[blockIdx.x] = folded_sum(terms);
+  if (threadIdx.x < 32) output[blockIdx.x] = folded_sum<Kernel::THREADS / 32>(terms);
 }
 """
 
-PROBED = Probe.of("top_k.cu", "probe", {"WARPS": scores.LANES // 32})
+
+class Probe(KernelSource):
+    """The kernel's file with one more kernel: the sums of exponentials, which a score shows no more than half of."""
+
+    @property
+    def text(self) -> str:
+        return KernelSource.of(self.file, "top_k", {"WARPS": scores.LANES // 32}).text + PROBE
+
+
+PROBED = Probe.of("top_k.cu", "probe", {})
 PROBES = [(1, 4000, 0.0), (1, 4000, 90.0), (1000, 300, 0.0), (2999, 300, 3.0)]
 """Classes, images, and how far the largest logit is above those of the image."""
 

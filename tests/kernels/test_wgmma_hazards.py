@@ -40,7 +40,7 @@ def sources() -> list[KernelSource]:
         for kernel in candidates(op, CHIP):
             source = kernel.source
             if "wgmma" in source.file:
-                constants = dict(source.defines)
+                constants = dict(source.constants)
                 key = (source.function, constants.get("RESIDUAL"), (constants.get("K_BYTES"), kernel.number))
                 chosen.setdefault(key, source)
     # Of each function and residual, every fourth: all of them take minutes (`make check-all`).

@@ -12,13 +12,7 @@
 // a negative one, so the saturating pack does ReLU and clamp. Both instructions handle denormals at full rate.
 #pragma once
 
-// What the epilogue needs of two neighbouring channels.
-struct alignas(16) ChannelPair {
-  int offset[2];             // bias + offset, less what a residual convolution left in the accumulator
-  float factor[2];           // requant factor / 2^shift
-  float correction[2];       // -floor(offset * factor / 2^shift) * 2^-149
-  float residual_factor[2];  // of the residual branch, over 2^shift, and over 16^position of the nibble
-};
+// `ChannelPair` and `ResidualPair` come from epilogue.py: ELEMENTS.
 
 // Two s32 saturated to u4, `high` in bits 4..7, above them `rest` << 8.
 __device__ __forceinline__ unsigned pack_u4(int high, int low, unsigned rest) {
@@ -33,14 +27,6 @@ __device__ __forceinline__ unsigned pack_s8(int high, int low, unsigned rest) {
   asm("cvt.pack.sat.s8.s32.b32 %0, %1, %2, %3;" : "=r"(packed) : "r"(high), "r"(low), "r"(rest));
   return packed;
 }
-
-// What rescaling a residual convolution needs of two neighbouring channels.
-struct alignas(16) ResidualPair {
-  int offset[2];  // bias + the bits of 1.5 * 2^23
-  float down[2];  // factor of the first requantisation, to s8: the float above requant factor / 2^shift
-  float up[2];    // factor of the second: likewise, or the plain factor for shift 0
-  float unused[2];
-};
 
 // An accumulator through both requantisations of a residual convolution, halves rounded away from zero, as an integer
 // plus the bits of 1.5 * 2^23. Adding 1.5 * 2^23 rounds to the nearest integer, halves to even; a factor one float too
@@ -70,7 +56,7 @@ __device__ __forceinline__ int requantize(int x, const ChannelPair& pair, int od
                                           int index) {
   float sum = __int_as_float(x + pair.offset[odd]);
   if constexpr (Residual == 1) sum = add_residual(sum, pair.residual_factor[odd], kept, index);
-  return __float_as_int(__fmaf_rd(sum, pair.factor[odd], pair.correction[odd]));
+  return __float_as_int(__fmaf_rd(sum, pair.factor[odd], __uint_as_float(pair.correction[odd])));
 }
 
 // Two results of neighbouring channels, saturated, below what `rest` holds of the channels above them.

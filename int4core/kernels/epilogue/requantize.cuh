@@ -2,24 +2,11 @@
 //
 // - ChannelPair, ResidualPair (narrow.cuh): one rounded multiply-add an output, exact for the factors, shifts
 //   and sums that `epilogue.channel_constants` and `check_sums` accept: those of any trained network.
-// - WidePair, WideResidualPair (here): the definition itself, sign(v) * ((|v| + half) >> shift) with v = x * factor in
+// - WidePair, WideResidualPair (epilogue.py): the definition itself, sign(v) * ((|v| + half) >> shift) with v = x *
+// factor in
 //   64 bits, for everything else the format allows.
 #pragma once
 #include "epilogue/narrow.cuh"
-
-struct alignas(16) WidePair {
-  int bias[2];
-  unsigned factor[2];
-  unsigned residual_factor[2];
-  int shift, residual_shift;
-};
-
-struct alignas(16) WideResidualPair {
-  int bias[2];
-  unsigned down[2];
-  unsigned up[2];
-  int down_shift, up_shift;
-};
 
 // magnitude * factor / 2^shift, halves up; shift 0..47.
 __device__ __forceinline__ unsigned long long rescale_magnitude(unsigned magnitude, unsigned factor, int shift) {

@@ -134,7 +134,7 @@ class Mma4Conv(TileConv):
     def constants_of_operands(self) -> dict[str, int]:
         instruction = self.config.instruction
         blocks = 1 if self.wide else self.config.blocks  # 64 bits take more registers
-        return {"MMA_M": instruction.rows, "ASYNC": int(instruction.asynchronous), "BLOCKS": blocks}
+        return {"MMA_M": instruction.rows, "ASYNC": int(instruction.asynchronous), "BLOCKS_AT_ONCE": blocks}
 
     @property
     def arrange(self) -> Callable[[Int8Array, int, int, int], npt.NDArray[Any]]:

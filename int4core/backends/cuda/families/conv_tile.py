@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from int4core.backends.cuda.chips import Chip
-from int4core.backends.cuda.families.epilogue import narrow_constants, needs_wide, wide_constants
+from int4core.backends.cuda.families.epilogue import ELEMENTS, narrow_constants, needs_wide, wide_constants
 from int4core.backends.cuda.families.kernel import Arguments, Grid, address
 from int4core.backends.cuda.jit.source import KernelSource
 from int4core.backends.cuda.plan.convolution import Convolution, Residual
@@ -148,7 +148,7 @@ class TileConv(ABC):
             "RESIDUAL": int(self.conv.residual), "WIDE": int(self.wide), **self.constants_of_operands,
         }  # fmt: skip
         structs = {"Window": WINDOW, "ConvShape": CONV_SHAPE}
-        return KernelSource.of(f"{self.name}.cu", self.name, constants, structs)
+        return KernelSource.of(f"{self.name}.cu", self.name, constants, structs, ELEMENTS)
 
     @property
     def layout(self) -> str:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from int4core.backends.cuda.chips import Chip
 from int4core.backends.cuda.families.choose import choose
-from int4core.backends.cuda.families.epilogue import StructArray, narrow_constants
+from int4core.backends.cuda.families.epilogue import ELEMENTS, StructArray, narrow_constants
 from int4core.backends.cuda.families.kernel import Arguments, Grid, address
 from int4core.backends.cuda.families.layouts import arrange_wgmma, join_weights
 from int4core.backends.cuda.jit.source import KernelSource
@@ -198,7 +198,7 @@ class WgmmaConv:
             "TEAMS": config.teams, "WEIGHTS_RESIDENT": int(config.resident), "ORDERED": int(config.ordered),
             "K_BYTES": self.conv.k_bytes, "OUTPUT": int(self.conv.output), "RESIDUAL": int(self.conv.residual),
         }  # fmt: skip
-        return KernelSource.of("conv_wgmma.cu", "conv_wgmma", constants, {"ConvShape": CONV_SHAPE})
+        return KernelSource.of("conv_wgmma.cu", "conv_wgmma", constants, {"ConvShape": CONV_SHAPE}, ELEMENTS)
 
     @property
     def layout(self) -> str:

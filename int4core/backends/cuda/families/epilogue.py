@@ -31,21 +31,38 @@ RESIDUAL_SHIFT = 22
 CHANNEL_PAIR = np.dtype(
     [("offset", "<i4", 2), ("factor", "<f4", 2), ("correction", "<u4", 2), ("residual_factor", "<f4", 2)]
 )
-"""`ChannelPair` in epilogue/narrow.cuh; corrections are kept as bits, because they are denormal."""
+"""What the requantisation in one multiply-add needs of two neighbouring channels.
+
+offset: bias + offset, less what a residual convolution left in the accumulator; factor: requant factor / 2^shift;
+correction: -floor(offset * factor / 2^shift) * 2^-149, the bits of a float, as it is denormal; residual_factor: of the
+residual tensor, over 2^shift, and over 16^position of the nibble.
+"""
 
 RESIDUAL_PAIR = np.dtype([("offset", "<i4", 2), ("down", "<f4", 2), ("up", "<f4", 2), ("unused", "<f4", 2)])
-"""`ResidualPair` in epilogue/narrow.cuh."""
+"""What rescaling a residual convolution needs of two neighbouring channels.
+
+offset: bias + the bits of 1.5 * 2^23; down: factor of the first requantisation, to s8: the float above requant factor /
+2^shift; up: of the second: likewise, or the plain factor for shift 0.
+"""
 
 WIDE_PAIR = np.dtype(
     [("bias", "<i4", 2), ("factor", "<u4", 2), ("residual_factor", "<u4", 2), ("shift", "<i4"),
      ("residual_shift", "<i4")]
 )  # fmt: skip
-"""`WidePair` in epilogue/requantize.cuh."""
+"""What the requantisation in 64 bits needs of two neighbouring channels."""
 
 WIDE_RESIDUAL_PAIR = np.dtype(
     [("bias", "<i4", 2), ("down", "<u4", 2), ("up", "<u4", 2), ("down_shift", "<i4"), ("up_shift", "<i4")]
 )
-"""`WideResidualPair` in epilogue/requantize.cuh."""
+"""What rescaling a residual convolution in 64 bits needs of two neighbouring channels."""
+
+ELEMENTS = {
+    "ChannelPair": CHANNEL_PAIR,
+    "ResidualPair": RESIDUAL_PAIR,
+    "WidePair": WIDE_PAIR,
+    "WideResidualPair": WIDE_RESIDUAL_PAIR,
+}
+"""By their names in epilogue/narrow.cuh and epilogue/requantize.cuh."""
 
 NARROW_SUMS = 1 << 22
 """Sums of a residual convolution that a float32 near 1.5 * 2^23 holds: below this in magnitude."""

@@ -43,7 +43,7 @@ class Mean:
 
     @property
     def source(self) -> KernelSource:
-        constants = {"SIZE": self.op.size, "THREADS": self.threads}
+        constants = {"SIZE": self.op.size, "WARPS": self.threads // 32}
         return KernelSource.of("mean.cu", "mean", constants, {"MeanShape": MEAN_SHAPE})
 
     def constants(self) -> tuple[npt.NDArray[Any], ...]:

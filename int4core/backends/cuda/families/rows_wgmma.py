@@ -13,7 +13,7 @@ import numpy.typing as npt
 from int4core.backends.cuda.chips import Chip
 from int4core.backends.cuda.families.choose import choose
 from int4core.backends.cuda.families.conv_wgmma import check_chip
-from int4core.backends.cuda.families.epilogue import StructArray, narrow_constants
+from int4core.backends.cuda.families.epilogue import ELEMENTS, StructArray, narrow_constants
 from int4core.backends.cuda.families.kernel import Arguments, Grid, address
 from int4core.backends.cuda.families.layouts import arrange_wgmma
 from int4core.backends.cuda.jit.source import KernelSource
@@ -109,7 +109,7 @@ class WgmmaRows:
             "WIDTH": self.conv.w, "ROWS": self.rows, "K_BYTES": self.k_bytes, "TILE_N": self.tile_n,
             "TEAMS": self.teams,
         }  # fmt: skip
-        return KernelSource.of("rows_wgmma.cu", "rows_wgmma", constants, {"RowsShape": ROWS_SHAPE})
+        return KernelSource.of("rows_wgmma.cu", "rows_wgmma", constants, {"RowsShape": ROWS_SHAPE}, ELEMENTS)
 
     @property
     def layout(self) -> str:

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from int4core.backends.cuda.chips import Chip
 from int4core.backends.cuda.families.choose import choose
 from int4core.backends.cuda.families.conv_tile import PAIR_BYTES
-from int4core.backends.cuda.families.epilogue import narrow_constants, needs_wide, wide_constants
+from int4core.backends.cuda.families.epilogue import ELEMENTS, narrow_constants, needs_wide, wide_constants
 from int4core.backends.cuda.families.kernel import Arguments, Grid, address
 from int4core.backends.cuda.families.layouts import K_STEP, arrange_stem
 from int4core.backends.cuda.jit.source import KernelSource
@@ -116,7 +116,7 @@ class StemConv:
             "POOL_ROWS": self.config.pool_rows, "TILE_N": self.tile_n, "WARPS": self.config.warps,
             "WIDE": int(self.wide),
         }  # fmt: skip
-        return KernelSource.of("stem_mma.cu", "stem_mma", constants, {"StemShape": STEM_SHAPE})
+        return KernelSource.of("stem_mma.cu", "stem_mma", constants, {"StemShape": STEM_SHAPE}, ELEMENTS)
 
     @property
     def layout(self) -> str:

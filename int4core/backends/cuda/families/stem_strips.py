@@ -13,7 +13,7 @@ import numpy.typing as npt
 from int4core.backends.cuda.chips import Chip
 from int4core.backends.cuda.families.choose import choose
 from int4core.backends.cuda.families.conv_tile import PAIR_BYTES
-from int4core.backends.cuda.families.epilogue import narrow_constants, needs_wide, wide_constants
+from int4core.backends.cuda.families.epilogue import ELEMENTS, narrow_constants, needs_wide, wide_constants
 from int4core.backends.cuda.families.kernel import Arguments, Grid, address
 from int4core.backends.cuda.families.layouts import arrange_operands, tile_channels
 from int4core.backends.cuda.families.stem_mma import CAPABILITY
@@ -136,7 +136,7 @@ class StripStem:
             "STRIDE_W": op.stride[1], "WIDTH": op.w, "LEFT": self.left, "LEAD": self.lead, "PITCH": self.pitch,
             "POOL_ROWS": config.pool_rows, "WARP_N": config.warp_n, "WARPS": config.warps, "WIDE": int(self.wide),
         }  # fmt: skip
-        return KernelSource.of("stem_strips.cu", "stem_strips", constants, {"StripShape": STRIP_SHAPE})
+        return KernelSource.of("stem_strips.cu", "stem_strips", constants, {"StripShape": STRIP_SHAPE}, ELEMENTS)
 
     @property
     def layout(self) -> str:

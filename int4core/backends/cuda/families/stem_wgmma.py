@@ -12,7 +12,7 @@ import numpy.typing as npt
 from int4core.backends.cuda.chips import Chip
 from int4core.backends.cuda.families.choose import choose
 from int4core.backends.cuda.families.conv_wgmma import check_chip
-from int4core.backends.cuda.families.epilogue import narrow_constants
+from int4core.backends.cuda.families.epilogue import ELEMENTS, narrow_constants
 from int4core.backends.cuda.families.kernel import Grid
 from int4core.backends.cuda.families.layouts import K_STEP, tile_channels
 from int4core.backends.cuda.families.stem_strips import (
@@ -79,7 +79,7 @@ class WgmmaStem(StripStem):
             "STRIDE_W": op.stride[1], "WIDTH": op.w, "LEFT": self.left, "LEAD": self.lead, "PITCH": self.pitch,
             "POOL_ROWS": self.config.pool_rows,
         }  # fmt: skip
-        return KernelSource.of("stem_wgmma.cu", "stem_wgmma", constants, {"StripShape": STRIP_SHAPE})
+        return KernelSource.of("stem_wgmma.cu", "stem_wgmma", constants, {"StripShape": STRIP_SHAPE}, ELEMENTS)
 
     @property
     def layout(self) -> str:

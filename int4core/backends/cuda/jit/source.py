@@ -1,4 +1,16 @@
-"""A kernel's source: one self-contained text, made from its file, what it includes, and its constants."""
+"""A kernel's source: one self-contained text of its file, what that includes, and its `extern "C"` instantiation.
+
+A kernel that has compile-time constants is a struct template in a file of the kernel's name, `ConvTile` for conv_tile:
+
+    template <int TILE_N, bool WIDE>
+    struct ConvTile {
+      static constexpr int THREADS = ...;  // of a block
+      static constexpr int BLOCKS = ...;   // that a multiprocessor should hold at once; may be left out
+      static __device__ __forceinline__ void run(const unsigned* __restrict__ input, ..., const Shape& shape) {
+
+Its function is made from that and takes `run`'s parameters: a reference to one of `structs` by value, another one (of a
+tensor map, whose address counts) in the launch's own memory.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +30,12 @@ FOLDER = Path(__file__).resolve().parents[3] / "kernels"
 
 _INCLUDE = re.compile(r'^#include "([^"]+)"[ \t]*$', re.MULTILINE)
 _ONCE = re.compile(r"^#pragma once[ \t]*\n", re.MULTILINE)
+_RUN = re.compile(r"^  static __device__ __forceinline__ void run\(([^()]*)\)", re.MULTILINE)
+_USING = re.compile(r"^  using (\w+) = ", re.MULTILINE)
+_REFERENCE = re.compile(r"^const (\w+)& (\w+)$")
+_SCALARS = {np.dtype("<i4"): "int", np.dtype("<u4"): "unsigned", np.dtype("<f4"): "float"}
+
+Structs = Mapping[str, "np.dtype[Any]"]
 
 
 @dataclass(frozen=True)
@@ -27,45 +45,92 @@ class KernelSource:
     Attributes:
         file: path below the kernels' folder, or an absolute one.
         function: the `extern "C"` kernel.
-        defines: compile-time constants, by name: of the scope around the file, so that no header's names are theirs.
-        structs: arguments by value, as NumPy has them; what one holds comes before it.
+        constants: compile-time constants by name: the template's arguments.
+        structs: what comes by value, as NumPy has it; what one holds comes before it.
+        elements: what lies in arrays in device memory and is read 16 bytes at a time, likewise.
     """
 
     file: str
     function: str
-    defines: tuple[tuple[str, int], ...]
+    constants: tuple[tuple[str, int], ...]
     structs: tuple[tuple[str, np.dtype[Any]], ...] = ()
+    elements: tuple[tuple[str, np.dtype[Any]], ...] = ()
 
     @classmethod
     def of(
         cls,
         file: str,
         function: str,
-        defines: Mapping[str, int],
-        structs: Mapping[str, np.dtype[Any]] = MappingProxyType({}),
+        constants: Mapping[str, int],
+        structs: Structs = MappingProxyType({}),
+        elements: Structs = MappingProxyType({}),
     ) -> KernelSource:
-        return cls(file, function, tuple(sorted(defines.items())), tuple(structs.items()))
+        return cls(file, function, tuple(sorted(constants.items())), tuple(structs.items()), tuple(elements.items()))
 
     @property
     def text(self) -> str:
-        """Everything the compiler sees. Raises EngineError when a file is missing."""
-        constants = "".join(f"constexpr int {name} = {value};\n" for name, value in self.defines)
-        names: dict[np.dtype[Any], str] = {np.dtype("<i4"): "int"}
-        structs = []
+        """Everything the compiler sees.
+
+        Raises:
+            EngineError: a file is missing, or its template takes other constants.
+        """
+        names = dict(_SCALARS)
+        parts = [_struct(f"alignas(16) {name}", dtype, names) for name, dtype in self.elements]
         for name, dtype in self.structs:
-            structs.append(_struct(name, dtype, names))
+            parts.append(_struct(name, dtype, names))
             names[dtype] = name
-        return constants + "".join(structs) + flatten(self.file)
+        parts.append(flatten(self.file))
+        if self.constants and f"struct {self._template} {{" not in parts[-1]:
+            parts.insert(0, "".join(f"constexpr int {name} = {value};\n" for name, value in self.constants))
+        elif self.constants:
+            parts.append(self._instantiation(parts[-1]))
+        return "".join(parts)
+
+    @property
+    def _template(self) -> str:
+        return "".join(word.capitalize() for word in self.function.split("_"))
+
+    def _instantiation(self, text: str) -> str:
+        """The function, made from its template in `text`."""
+        template = self._template
+        head = re.search(rf"^template <([^<>]*)>\nstruct {template} {{$", text, re.MULTILINE)
+        run = _RUN.search(text, head.end()) if head else None
+        if head is None or run is None:
+            raise EngineError(f"{self.file}: no template {template} with a function `run`; install the package again")
+        takes = [parameter.split() for parameter in head[1].split(",")]
+        given = dict(self.constants)
+        if {name for _, name in takes} != set(given):
+            raise EngineError(f"{self.file}: {template} takes {head[1]}, not {', '.join(given)}")
+        values = ", ".join(f"{kind}({given[name]})" for kind, name in takes)
+        parameters = [" ".join(parameter.split()) for parameter in run[1].split(",")]
+        own = "|".join(_USING.findall(text, head.end(), run.start())) or "(?!)"
+        taken = [re.sub(rf"\b({own})\b", r"Kernel::\1", _REFERENCE.sub(self._by_value, one)) for one in parameters]
+        arguments = ", ".join(parameter.split()[-1] for parameter in parameters)
+        bounds = ["THREADS", "BLOCKS"] if re.search(r" BLOCKS = ", text[head.end() : run.start()]) else ["THREADS"]
+        return (
+            f"\nusing Kernel = {template}<{values}>;\n\n"
+            f'extern "C" __global__ void __launch_bounds__({", ".join(f"Kernel::{bound}" for bound in bounds)})\n'
+            f"    {self.function}({', '.join(taken)}) {{\n"
+            f"  Kernel::run({arguments});\n}}\n"
+        )
+
+    def _by_value(self, reference: re.Match[str]) -> str:
+        place = "" if reference[1] in dict(self.structs) else "__grid_constant__ "
+        return f"const {place}{reference[1]} {reference[2]}"
 
     def __str__(self) -> str:
-        return f"{self.function}({', '.join(f'{name}={value}' for name, value in self.defines)})"
+        return f"{self.function}({', '.join(f'{name}={value}' for name, value in self.constants)})"
 
 
 def _struct(name: str, dtype: np.dtype[Any], names: Mapping[np.dtype[Any], str]) -> str:
     """The definition of a struct in C++; `names` are the types of fields, without gaps between them."""
     assert dtype.fields is not None
-    fields = "".join(f"  {names[field[0]]} {key};\n" for key, field in dtype.fields.items())
-    return f"struct {name} {{\n{fields}}};\nstatic_assert(sizeof({name}) == {dtype.itemsize});\n"
+    fields = []
+    for key, field in dtype.fields.items():
+        counts = "".join(f"[{count}]" for count in field[0].shape)
+        fields.append(f"  {names[field[0].base]} {key}{counts};\n")
+    plain = name.rpartition(" ")[2]
+    return f"struct {name} {{\n{''.join(fields)}}};\nstatic_assert(sizeof({plain}) == {dtype.itemsize});\n"
 
 
 @cache
