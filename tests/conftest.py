@@ -2,11 +2,28 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from tests.gpu import cupy_or_skip
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_way_out() -> Iterator[None]:
+    """A command that ends its process by `os._exit` would end this one, and every test after it unseen."""
+    here, leave = os.getpid(), os._exit
+
+    def refuse(status: int) -> None:
+        if os.getpid() != here:
+            leave(status)
+        pytest.fail(f"os._exit({status}) was called")
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(os, "_exit", refuse)
+        yield
 
 
 @pytest.fixture(scope="session")

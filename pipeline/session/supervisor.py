@@ -46,6 +46,7 @@ class Supervisor:
         self._error: BaseException | None = None
         self._signal: int | None = None
         self._thread: threading.Thread | None = None
+        self._job_is_over = True
         self.abandon: Callable[[], None] | None = None
 
     def fail(self, error: BaseException) -> None:
@@ -57,8 +58,8 @@ class Supervisor:
 
     @property
     def job_is_stuck(self) -> bool:
-        """Whether the job's thread still runs: inside LoadGen, say, which cannot be told to give up."""
-        return self._thread is not None and self._thread.is_alive()
+        """Whether the job still runs: inside LoadGen, say, which cannot be told to give up."""
+        return not self._job_is_over
 
     @contextmanager
     def signals(self) -> Iterator[None]:
@@ -89,13 +90,19 @@ class Supervisor:
         results: list[T] = []
 
         def body() -> None:
+            # The job is over before anyone hears of it, and its thread a moment after: that is no job that is stuck.
             try:
-                results.append(job())
+                result = job()
             except BaseException as error:
+                self._job_is_over = True
                 self.fail(error)
+            else:
+                self._job_is_over = True
+                results.append(result)
             self._ended.set()
 
         self._ended.clear()
+        self._job_is_over = False
         self._thread = threading.Thread(target=body, name="job", daemon=True)
         self._thread.start()
         while not results and self._error is None:
