@@ -13,7 +13,7 @@ import numpy.typing as npt
 from int4core.backends.cuda.chips import Chip
 from int4core.backends.cuda.families.choose import choose
 from int4core.backends.cuda.families.conv_wgmma import check_chip
-from int4core.backends.cuda.families.epilogue import narrow_constants
+from int4core.backends.cuda.families.epilogue import ELEMENTS, narrow_constants
 from int4core.backends.cuda.families.kernel import Arguments, Grid, address
 from int4core.backends.cuda.jit.source import KernelSource
 from int4core.backends.cuda.plan.ops import StemOp
@@ -128,9 +128,11 @@ class LinesStem:
         constants = {
             "TAPS_H": op.weight.shape[2], "STRIDE_H": op.stride[0], "WIDTH": op.w, "LEAD_QUADS": self.lead_quads,
             "ROWS": op.p, "COLUMNS": op.q, "POOLED": op.pooled[1], "TILE_N": self.tile_n, "RING": self.ring,
-            "BAND": self.config.band, "BLOCKS": self.config.blocks,
+            "BAND": self.config.band, "BLOCKS_AT_ONCE": self.config.blocks,
         }  # fmt: skip
-        return KernelSource.of("stem_lines_wgmma.cu", "stem_lines_wgmma", constants, {"LinesShape": LINES_SHAPE})
+        return KernelSource.of(
+            "stem_lines_wgmma.cu", "stem_lines_wgmma", constants, {"LinesShape": LINES_SHAPE}, ELEMENTS
+        )
 
     @property
     def layout(self) -> str:
