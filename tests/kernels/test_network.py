@@ -1,4 +1,4 @@
-"""Whole networks with the kernels of chips that have 4-bit tensor cores, and with their 8-bit ones, emulated.
+"""Whole networks with the kernels of chips that have 4-bit tensor cores, with 8-bit ones and with Hopper's, emulated.
 
 On a CPU, every layer equal to the NumPy engine; on a Hopper, for which the compiler spells the instructions out, the
 published model equal to the golden logits.
@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 
 from int4core.backends.cuda.chips import CHIPS, Chip
-from int4core.backends.cuda.families import conv_mma, conv_mma4, stem_mma
+from int4core.backends.cuda.families import conv_mma, conv_mma4, conv_wgmma, stem_mma
 from int4core.backends.cuda.families.head import Linear, Mean, Top1
 from int4core.backends.cuda.families.kernel import Kernel
+from int4core.backends.cuda.families.table import default_kernel
+from int4core.backends.cuda.jit import tensor_map
 from int4core.backends.cuda.network import DeviceNetwork
 from int4core.backends.cuda.plan.convolution import Output
 from int4core.backends.cuda.plan.fuse import fuse
@@ -24,12 +26,15 @@ from int4core.engine import Engine
 from int4core.model import Model
 from int4core.random_model import random_model
 from int4core.tuning.files import load_tuning
-from tests.kernels.emulator.driver import Emulated, needs_compiler
+from tests.kernels.emulator.driver import Emulated, emulated_driver, needs_compiler
 from tests.kernels.problems import unpack
 from tests.paths import SHARED, needs_shared
 
 
 def kernel_of(op: Op, chip: Chip, bits: int) -> Kernel:
+    """Of `bits`-bit operands: 4 or 8 by mma.sync, or Hopper's own where the chip is one."""
+    if chip.capability == conv_wgmma.CAPABILITY:
+        return default_kernel(op, chip)
     if isinstance(op, StemOp):
         return stem_mma.default(op, chip)
     if isinstance(op, ConvOp):
@@ -61,15 +66,20 @@ def values(op: Op, raw: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         ("t4", 4, {"width": 20, "basic": True}),
         ("l4", 4, {"width": 64, "basic": True}),
         ("l4", 8, {"width": 64, "basic": True}),
+        ("h200", 8, {"width": 64, "basic": True, "blocks": (1, 1, 1, 1)}),
     ],
-    ids=["t4", "l4", "t4, basic blocks", "l4, basic blocks", "l4 in 8 bits, basic blocks"],
+    ids=["t4", "l4", "t4, basic blocks", "l4, basic blocks", "l4 in 8 bits, basic blocks", "h200, basic blocks"],
 )
 def test_every_layer_equal_to_numpy(
-    name: str, bits: int, options: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
-) -> None:
+    name: str, bits: int, options: dict[str, Any], tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    folder = tmp_path_factory.getbasetemp()
+    driver = emulated_driver(folder)
+    monkeypatch.setattr(tensor_map, "load_driver", lambda: driver)
     chip = CHIPS[name]
     arch = chip.capability[0] * 100 + chip.capability[1] * 10
-    network: Model = random_model(blocks=(1, 2, 1, 1), classes=37, pool=1, seed=3, **options)
+    network: Model = random_model(**{"blocks": (1, 2, 1, 1)} | options, classes=37, pool=1, seed=3)
     x = np.random.default_rng(5).integers(-128, 128, (2, 3, 32, 32), dtype=np.int8)
     with Engine(network) as cpu:
         expected, sums, top1 = cpu.trace(x), cpu.accumulators(x), cpu.top1(x)
@@ -80,8 +90,8 @@ def test_every_layer_equal_to_numpy(
         constants = [np.ascontiguousarray(array) for array in kernel.constants()]
         addresses = {tensor: array.ctypes.data for tensor, array in tensors.items()}
         arguments = kernel.arguments(addresses, [array.ctypes.data for array in constants])
-        emulated = Emulated(kernel.source, tmp_path_factory.getbasetemp(), arch)
-        emulated(kernel.grid, kernel.threads, arguments)
+        emulated = Emulated(kernel.source, folder, arch)
+        emulated(kernel.grid, kernel.threads, arguments, shared_bytes=kernel.shared_bytes)
         if isinstance(op, (StemOp, ConvOp, PoolOp)):
             result, wanted = values(op, tensors[op.output.name]), expected[op.output.name]
             wanted = wanted.reshape(*wanted.shape, *(1,) * (4 - wanted.ndim))

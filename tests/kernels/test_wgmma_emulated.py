@@ -50,6 +50,12 @@ CASES = {
     "residual convolution, streamed": Case(
         Convolution(1, 9, 13, 64, 128, 1, 1, 0, residual=Residual.CONVOLUTION, source=Source(9, 13, 64, 1)), 105
     ),
+    # The end of a basic block; the same kernels as the three above with a residual.
+    "3x3 and residual": Case(Convolution(2, 9, 11, 64, 128, 3, 1, 1, residual=Residual.U4), 102),
+    "3x3 and residual to u7": Case(Convolution(2, 7, 7, 128, 128, 3, 1, 1, Output.U7, Residual.U4), 111),
+    "3x3 and residual convolution, streamed": Case(
+        Convolution(2, 7, 9, 128, 128, 3, 1, 1, residual=Residual.CONVOLUTION, source=Source(13, 17, 64, 2)), 105
+    ),
 }
 
 
