@@ -14,9 +14,11 @@
 // shuffle; `int4core.backends.cuda.families.layouts` lays the weights out to match.
 //
 // Compile-time constants: TILE_N, SUBTILES, WARPGROUPS, TEAMS, K_BYTES, WEIGHTS_RESIDENT, ORDERED,
-// OUTPUT (0 u4, 1 u7 bytes), RESIDUAL (0 none, 1 a u4 tensor, 2 a 1x1 convolution of one). A convolution as residual
-// is the first part of K: its sums are rescaled where they lie, in the accumulators, and the rest is added to them.
+// OUTPUT (0 u4, 1 u7 bytes), RESIDUAL (0 none, 1 a u4 tensor, 2 a 1x1 convolution of one), RESCALE_SHIFT (of that
+// convolution: see epilogue/rescale_s8.cuh). A convolution as residual is the first part of K: its sums are rescaled
+// where they lie, in the accumulators, and the rest is added to them.
 #include "epilogue/narrow.cuh"
+#include "epilogue/rescale_s8.cuh"
 #include "ptx/bulk_copy.cuh"
 #include "ptx/dependency.cuh"
 #include "ptx/mbarrier.cuh"
@@ -24,7 +26,7 @@
 #include "stages.cuh"
 
 template <int TILE_N, int SUBTILES, int WARPGROUPS, int TEAMS, int K_BYTES, bool WEIGHTS_RESIDENT, bool ORDERED,
-          int OUTPUT, int RESIDUAL>
+          int OUTPUT, int RESIDUAL, int RESCALE_SHIFT>
 struct ConvWgmma {
   static constexpr int WORDS = K_BYTES / 16;                 // 32-bit words a thread reads of a row: k-steps per block
   static constexpr int TILE_M = WARPGROUPS * SUBTILES * 64;  // pixels of a team's tile
@@ -46,12 +48,12 @@ struct ConvWgmma {
   static __device__ __forceinline__ void run(const TensorMap& input, const TensorMap& residual,
                                              const unsigned char* __restrict__ weights,
                                              const ChannelPair* __restrict__ channels,
-                                             const ResidualPair* __restrict__ residual_channels,
+                                             const S8ResidualPair* __restrict__ residual_channels,
                                              unsigned char* __restrict__ output, const ConvShape& shape) {
     extern __shared__ __align__(128) unsigned char memory[];
     __shared__ __align__(8) unsigned long long barriers[1 + TEAMS * (2 * (MAX_STAGES + 2) + 1)];
     __shared__ ChannelPair pairs[TILE_N / 2];
-    __shared__ ResidualPair residual_pairs[RESIDUAL == 2 ? TILE_N / 2 : 1];
+    __shared__ S8ResidualPair residual_pairs[RESIDUAL == 2 ? TILE_N / 2 : 1];
 
     // Through lane 0, so that the compiler sees a warp-uniform value.
     const int warp = __shfl_sync(0xFFFFFFFFu, threadIdx.x / 32, 0), lane = threadIdx.x % 32;
@@ -232,12 +234,12 @@ struct ConvWgmma {
           multiply_blocks(0, shape.residual_blocks);
 #pragma unroll
           for (int j = 0; j < TILE_N / 8; ++j) {
-            const ResidualPair constants = residual_pairs[j * 4 + quad];
+            const S8ResidualPair constants = residual_pairs[j * 4 + quad];
 #pragma unroll
             for (int sub = 0; sub < SUBTILES; ++sub)
 #pragma unroll
               for (int i = 0; i < 4; ++i)
-                sums[sub][j * 4 + i] = rescale_residual(sums[sub][j * 4 + i], constants, i % 2);
+                sums[sub][j * 4 + i] = rescale_residual<RESCALE_SHIFT>(sums[sub][j * 4 + i], constants, i % 2);
           }
 #pragma unroll
           for (int sub = 0; sub < SUBTILES; ++sub) pin_registers(sums[sub]);

@@ -44,7 +44,7 @@ class Problem:
             src = conv.source
             weight = rng.integers(-8, 8, (k, src.c, 1, 1)).astype(np.int8)
             bias = rng.integers(-3000, 3000, k).astype(np.int16)
-            up = Rescale(rng.integers(0, MOST_UP, k).astype(np.uint16), 0)
+            up = Rescale(rng.integers(0, MOST_UP, k).astype(np.uint16), int(rng.integers(0, 4)))
             limits = Limits.of(weight, bias, 0, 15)
             self.branch = Branch("branch", weight, bias, factors(rng, k, 6000), up, limits)
             self.residual = rng.integers(0, 256, (conv.n, src.h, src.w, src.c // 2), np.uint8)

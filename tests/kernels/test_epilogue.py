@@ -13,8 +13,10 @@ from int4core.backends.cuda.families.epilogue import (
     channel_constants,
     check_sums,
     residual_constants,
+    s8_residual_constants,
 )
 from int4core.backends.cuda.families.layouts import arrange_wgmma, block_channels, tile_channels
+from int4core.backends.cuda.plan.ops import Branch, Limits
 from int4core.backends.cuda.plan.requantise import Rescale
 from int4core.dtypes import S8, S32, U4, U31
 from int4core.errors import EngineError
@@ -112,6 +114,47 @@ def test_residual_rescaling_rounds_halves_away_from_zero(shift: int) -> None:
             assert narrow == int(want), (x, down[c])
             wide = _nearest_even(narrow * up_factor)
             assert wide == int(requantize(narrow, int(up[c]), shift, S32)), (narrow, up[c])
+
+
+def branch_of(down: Rescale, up: Rescale) -> Branch:
+    k = len(down.factor)
+    return Branch("branch", np.zeros((k, 32, 1, 1), np.int8), np.zeros(k, np.int16), down, up, Limits(-70000, 70000))
+
+
+@pytest.mark.parametrize("shift", [0, 1, 2, 3, 6])
+def test_every_s8_is_rescaled_by_every_factor_in_an_integer_product(shift: int) -> None:
+    """rescale_s8.cuh's second half: all 2^8 values, all 2^16 factors."""
+    factors = np.arange(1 << 16).astype(np.uint16)
+    pairs = s8_residual_constants(branch_of(Rescale(factors, 16), Rescale(factors, shift)), 8)
+    up, start = (pairs[name].ravel().astype(np.int64) for name in ("up", "start"))
+    assert np.array_equal(up, 256 * factors.astype(np.int64) + 1)  # tiles of eight are in the order of channels
+    for n in range(-128, 128):
+        product = (n + 128) * up + start
+        assert product.min() >= -(1 << 31)
+        assert product.max() < 1 << 31
+        assert np.array_equal(product >> (8 + shift), requantize(np.int64(n), factors, shift, S32))
+
+
+def test_sums_are_rescaled_to_s8_in_a_float_that_is_clamped_as_an_integer() -> None:
+    """rescale_s8.cuh's first half: the float is rounded once, from an exact double."""
+    factors = np.array(
+        [0, 1, 2, 3, 4, 1024, 2048, 3072, 3641, 4096, 6001, 16384, 32768, 49152, 65534, 65535], np.uint16
+    )
+    x = np.arange(-70000, 70001)
+    pairs = s8_residual_constants(branch_of(Rescale(factors, 16), Rescale(factors, 0)), 8)
+    magic = np.int32(MAGIC).view(np.float32)
+    for factor, down in zip(factors, pairs["down"].ravel(), strict=True):
+        rounded = (x.astype(np.float64) * np.float64(down) + np.float64(magic)).astype(np.float32).view(np.int32)
+        narrow = np.maximum(np.minimum(rounded + np.int32(128 - MAGIC), 255), 0) - 128
+        assert np.array_equal(narrow, requantize(x, int(factor), 16, S8)), factor
+
+
+def test_rescalings_beyond_32_bits_are_refused() -> None:
+    ones = Rescale(np.ones(64, np.uint16), 16)
+    with pytest.raises(EngineError, match="need 64 bits"):
+        s8_residual_constants(branch_of(Rescale(np.full(64, 60000, np.uint16), 2), ones), 64)
+    with pytest.raises(EngineError, match="need 64 bits"):
+        s8_residual_constants(branch_of(ones, Rescale(np.full(64, 65535, np.uint16), 20)), 64)
 
 
 @pytest.mark.parametrize("shift", [0, 1, 2, 3, 16, 22])

@@ -319,6 +319,7 @@ inline unsigned __funnelshift_l(unsigned low, unsigned high, unsigned shift) {
   const unsigned long long bits = static_cast<unsigned long long>(high) << 32 | low;
   return static_cast<unsigned>(bits << (shift & 31) >> 32);
 }
+inline int __viaddmin_s32_relu(int a, int b, int c) { return max(min(a + b, c), 0); }
 inline int __popc(unsigned x) { return __builtin_popcount(x); }
 inline int __ffs(int x) { return __builtin_ffs(x); }
 inline unsigned atomicOr(unsigned* address, unsigned bits) {

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from int4core.backends.cuda.chips import Chip
 from int4core.backends.cuda.families.choose import choose
-from int4core.backends.cuda.families.epilogue import ELEMENTS, StructArray, narrow_constants
+from int4core.backends.cuda.families.epilogue import ELEMENTS, S8_FRACTION, StructArray, s8_constants
 from int4core.backends.cuda.families.kernel import Arguments, Grid, address
 from int4core.backends.cuda.families.layouts import arrange_wgmma, join_weights
 from int4core.backends.cuda.jit.source import KernelSource
@@ -121,7 +121,7 @@ class WgmmaConv:
             raise EngineError(f"{config}: too few registers for this epilogue")
         if self.stages < 2:
             raise EngineError(f"{config}: two stages do not fit shared memory")
-        narrow_constants(self.op, config.tile_n)
+        s8_constants(self.op, config.tile_n)
 
     @property
     def conv(self) -> Convolution:
@@ -197,6 +197,7 @@ class WgmmaConv:
             "TILE_N": config.tile_n, "SUBTILES": config.subtiles, "WARPGROUPS": config.warpgroups,
             "TEAMS": config.teams, "WEIGHTS_RESIDENT": int(config.resident), "ORDERED": int(config.ordered),
             "K_BYTES": self.conv.k_bytes, "OUTPUT": int(self.conv.output), "RESIDUAL": int(self.conv.residual),
+            "RESCALE_SHIFT": S8_FRACTION + self.op.branch.up.shift if self.op.branch else 0,
         }  # fmt: skip
         return KernelSource.of("conv_wgmma.cu", "conv_wgmma", constants, {"ConvShape": CONV_SHAPE}, ELEMENTS)
 
@@ -209,7 +210,7 @@ class WgmmaConv:
         weights = arrange_wgmma(self.op.weight, tile_n, k_bytes)
         if self.op.branch:
             weights = join_weights(weights, arrange_wgmma(self.op.branch.weight, tile_n, k_bytes))
-        epilogue = narrow_constants(self.op, tile_n)
+        epilogue = s8_constants(self.op, tile_n)
         return weights, epilogue.channels, epilogue.residual
 
     def arguments(self, tensors: Mapping[str, int], constants: Sequence[int]) -> Arguments:

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from int4core.backends.cuda.families.layouts import spread_channels
-from int4core.backends.cuda.plan.ops import ConvOp, StemOp
+from int4core.backends.cuda.plan.ops import Branch, ConvOp, StemOp
 from int4core.backends.cuda.plan.requantise import Rescale
 from int4core.errors import EngineError
 from int4core.layers import Int16Array
@@ -45,6 +45,13 @@ offset: bias + the bits of 1.5 * 2^23; down: factor of the first requantisation,
 2^shift; up: of the second: likewise, or the plain factor for shift 0.
 """
 
+S8_RESIDUAL_PAIR = np.dtype([("offset", "<i4", 2), ("down", "<f4", 2), ("up", "<i4", 2), ("start", "<i4", 2)])
+"""What rescaling a residual convolution on sm_90 needs of two neighbouring channels.
+
+offset: bias + the bits of 1.5 * 2^23; down: as in RESIDUAL_PAIR; up: requant factor of the second requantisation times
+2^S8_FRACTION, plus 1; start: half of 2^(S8_FRACTION + shift), less 128 * up.
+"""
+
 WIDE_PAIR = np.dtype(
     [("bias", "<i4", 2), ("factor", "<u4", 2), ("residual_factor", "<u4", 2), ("shift", "<i4"),
      ("residual_shift", "<i4")]
@@ -59,13 +66,17 @@ WIDE_RESIDUAL_PAIR = np.dtype(
 ELEMENTS = {
     "ChannelPair": CHANNEL_PAIR,
     "ResidualPair": RESIDUAL_PAIR,
+    "S8ResidualPair": S8_RESIDUAL_PAIR,
     "WidePair": WIDE_PAIR,
     "WideResidualPair": WIDE_RESIDUAL_PAIR,
 }
-"""By their names in epilogue/narrow.cuh and epilogue/requantize.cuh."""
+"""By their names in kernels/epilogue/."""
 
 NARROW_SUMS = 1 << 22
 """Sums of a residual convolution that a float32 near 1.5 * 2^23 holds: below this in magnitude."""
+
+S8_FRACTION = 8
+"""Bits below a product's unit in epilogue/rescale_s8.cuh: |n| <= 128 is less than a unit."""
 
 NARROW_SHIFT = 16
 """Largest shift to s8 for which the next float above a factor moves halves, and nothing else."""
@@ -90,11 +101,26 @@ def narrow_constants(op: StemOp | ConvOp, tile_n: int) -> Constants:
     channels = channel_constants(op.bias, op.rescale, tile_n, kept, branch is not None)
     if branch is None:
         return Constants(channels, channels[:0])
+    check_branch(branch)
+    return Constants(channels, residual_constants(branch.bias, branch.down, branch.up, tile_n))
+
+
+def s8_constants(op: ConvOp, tile_n: int) -> Constants:
+    """As `narrow_constants`, with S8_RESIDUAL_PAIR for a residual convolution."""
+    branch = op.branch
+    if branch is None:
+        return narrow_constants(op, tile_n)
+    check_sums(op.limits.low, op.limits.high, op.rescale.shift)
+    check_branch(branch)
+    return Constants(channel_constants(op.bias, op.rescale, tile_n), s8_residual_constants(branch, tile_n))
+
+
+def check_branch(branch: Branch) -> None:
+    """Whether one float32 multiply-add rounds a residual convolution's sums exactly. Raises EngineError."""
     if max(-branch.limits.low, branch.limits.high) >= NARROW_SUMS:
         raise EngineError(f"{branch.name}: sums of {branch.limits.low} to {branch.limits.high} need 64 bits")
     if branch.down.shift > NARROW_SHIFT:
         raise EngineError(f"{branch.name}: a shift of {branch.down.shift} to s8 needs 64 bits")
-    return Constants(channels, residual_constants(branch.bias, branch.down, branch.up, tile_n))
 
 
 def wide_constants(op: StemOp | ConvOp, tile_n: int) -> Constants:
@@ -195,4 +221,24 @@ def residual_constants(bias: Int16Array, down: Rescale, up: Rescale, tile_n: int
     pairs["offset"] = spread_channels(bias.astype(np.int64) + MAGIC, tile_n)
     pairs["down"] = spread_channels(down.nudged, tile_n)
     pairs["up"] = spread_channels(up.nudged, tile_n)
+    return pairs
+
+
+def s8_residual_constants(branch: Branch, tile_n: int) -> StructArray:
+    """S8_RESIDUAL_PAIR (K / tile_n, tile_n / 2) of a residual convolution.
+
+    Raises:
+        EngineError: what is clamped, or the product with the second factor, could leave 32 bits.
+    """
+    most = max(-branch.limits.low, branch.limits.high) * int(branch.down.wide.max(initial=0)) >> branch.down.shift
+    if most >= LINEAR // 2:
+        raise EngineError(f"{branch.name}: sums rescaled to {most} need 64 bits")
+    up, half = (branch.up.wide << S8_FRACTION) + 1, 1 << (S8_FRACTION + branch.up.shift) >> 1
+    if 128 * int(up.max()) + half >= 1 << 31:
+        raise EngineError(f"{branch.name}: factors to s32 with a shift of {branch.up.shift} need 64 bits")
+    pairs = np.zeros((len(branch.bias) // tile_n, tile_n // 2), S8_RESIDUAL_PAIR)
+    pairs["offset"] = spread_channels(branch.bias.astype(np.int64) + MAGIC, tile_n)
+    pairs["down"] = spread_channels(branch.down.nudged, tile_n)
+    pairs["up"] = spread_channels(up, tile_n)
+    pairs["start"] = spread_channels(half - 128 * up, tile_n)
     return pairs
