@@ -1,0 +1,200 @@
+"""What a run of one of our commands asks of its machine while it is `running`: cores, memory, PCIe.
+
+The command is started with `--json`; its snapshots say when it is at work, and readings are taken from then to its end.
+
+- Cores: the CPU seconds of all its processes, which the kernel counts.
+- Memory: /proc counts no traffic of memory. Where the kernel's resctrl is mounted and the CPU monitors bandwidth, that
+  is read: of the whole machine, whoever causes it. Elsewhere nothing is measured here.
+- PCIe: what GPUs receive, by NVML, which samples it for 20 ms each time it is asked: a mean of samples.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import IO
+
+import psutil
+import pynvml
+
+from pipeline.errors import PipelineError
+
+RESCTRL = Path("/sys/fs/resctrl/mon_data")
+EVERY_S = 0.5
+LAST_WORDS = 3000
+
+
+@dataclass(frozen=True)
+class HostLoad:
+    """Means over the seconds that a run was seen at work; None for what was not measured.
+
+    Attributes:
+        seconds: between the first and the last reading.
+        cores: busy with all processes of the run.
+        main_cores: of these, with the process that was started, whose Python is one thread at a time.
+        memory_bytes_s: to and from memory, of the whole machine.
+        pcie_bytes_s: received by the GPUs together.
+    """
+
+    seconds: float = 0.0
+    cores: float | None = None
+    main_cores: float | None = None
+    memory_bytes_s: float | None = None
+    pcie_bytes_s: float | None = None
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """Counters at one moment; `main_s` and `all_s` are CPU seconds, `memory` is in bytes."""
+
+    at_s: float
+    main_s: float
+    all_s: float
+    memory: int | None
+
+
+@dataclass
+class _Readings:
+    """The first and the last while the run is at work, and NVML's samples in bytes/s."""
+
+    first: _Reading | None = None
+    last: _Reading | None = None
+    pcie: list[float] = field(default_factory=list)
+
+    def add(self, reading: _Reading | None, pcie: float | None) -> None:
+        if reading is None:
+            return
+        self.first, self.last = self.first or reading, reading
+        if pcie is not None:
+            self.pcie.append(pcie)
+
+    def load(self) -> HostLoad:
+        first, last = self.first, self.last
+        pcie = sum(self.pcie) / len(self.pcie) if self.pcie else None
+        if first is None or last is None or last.at_s <= first.at_s:
+            return HostLoad(pcie_bytes_s=pcie)
+        seconds = last.at_s - first.at_s
+        memory = None if first.memory is None or last.memory is None else (last.memory - first.memory) / seconds
+        return HostLoad(
+            seconds,
+            # A process that ends in between takes its seconds along until its parent has waited for it.
+            max(0.0, last.all_s - first.all_s) / seconds,
+            max(0.0, last.main_s - first.main_s) / seconds,
+            memory,
+            pcie,
+        )
+
+
+class PcieCounters:
+    """What the GPUs of these driver numbers receive, by NVML."""
+
+    def __init__(self, gpus: Sequence[int]) -> None:
+        self._held = ExitStack()
+        self._handles = []
+        if gpus:
+            pynvml.nvmlInit()
+            self._held.callback(pynvml.nvmlShutdown)
+            self._handles = [pynvml.nvmlDeviceGetHandleByIndex(gpu) for gpu in gpus]
+
+    def read(self) -> float | None:
+        """Bytes/s of all of them together at this moment; None without a GPU, or where one does not tell."""
+        if not self._handles:
+            return None
+        try:
+            # In KB, which are 1,000 bytes by NVML's own description of the counter.
+            return 1e3 * sum(
+                float(pynvml.nvmlDeviceGetPcieThroughput(handle, pynvml.NVML_PCIE_UTIL_RX_BYTES))
+                for handle in self._handles
+            )
+        except pynvml.NVMLError:
+            return None
+
+    def __enter__(self) -> PcieCounters:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._held.close()
+
+
+def memory_traffic(resctrl: Path = RESCTRL) -> int | None:
+    """Bytes to and from memory since some moment, by resctrl's counters; None where there are none."""
+    try:
+        counts = [int(file.read_text()) for file in resctrl.glob("mon_L3_*/mbm_total_bytes")]
+    except (OSError, ValueError):
+        return None  # not readable, or `Unavailable`
+    return sum(counts) if counts else None
+
+
+def watch(command: Sequence[object], folder: Path, gpus: Sequence[int], timeout_s: float) -> HostLoad:
+    """Run `python -m` one of our commands, which takes `--json`, in `folder`; what it asked of the machine.
+
+    Raises PipelineError, with its last words, when it fails or does not end within `timeout_s`.
+    """
+    given = [sys.executable, "-m", *map(str, command), "--json"]
+    with tempfile.TemporaryFile("w+") as said, PcieCounters(gpus) as pcie:
+        process = subprocess.Popen(given, cwd=folder, stdout=subprocess.PIPE, stderr=said, text=True)
+        assert process.stdout is not None
+        at_work = threading.Event()
+        follower = threading.Thread(target=_follow, args=(process.stdout, at_work), daemon=True)
+        follower.start()
+        readings, until, why = _Readings(), time.monotonic() + timeout_s, ""
+        while process.poll() is None:
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(EVERY_S)
+            if at_work.is_set():
+                readings.add(_read(process.pid), pcie.read())
+            if time.monotonic() >= until:
+                why = f"did not end within {timeout_s:g} s"
+                process.terminate()
+                process.wait()
+        follower.join()
+        process.stdout.close()
+        said.seek(0)
+        if process.returncode:
+            why = why or f"ended with {process.returncode}"
+            raise PipelineError(f"{' '.join(given[1:])} {why}: {said.read()[-LAST_WORDS:].strip()}")
+    return readings.load()
+
+
+def _follow(lines: IO[str], at_work: threading.Event) -> None:
+    """Say by `at_work` whether the run's last snapshot was of a run at work."""
+    for line in lines:
+        try:
+            running = json.loads(line)["phase"] == "running"
+        except (ValueError, KeyError, TypeError):
+            continue  # no snapshot; it is read all the same, so that the run is not held up
+        if running:
+            at_work.set()
+        else:
+            at_work.clear()
+
+
+def _read(pid: int) -> _Reading | None:
+    """None once the process is gone."""
+    try:
+        root = psutil.Process(pid)
+        main_s, all_s = _cpu_s(root, own=True), 0.0
+        for process in (root, *root.children(recursive=True)):
+            with suppress(psutil.Error):
+                all_s += _cpu_s(process, own=False)
+    except psutil.Error:
+        return None
+    return _Reading(time.monotonic(), main_s, all_s, memory_traffic())
+
+
+def _cpu_s(process: psutil.Process, *, own: bool) -> float:
+    """CPU seconds of a process; not `own` alone: and of those below it that it has seen the end of."""
+    times = process.cpu_times()
+    seconds = float(times.user + times.system)
+    return seconds if own else seconds + float(times.children_user + times.children_system)
