@@ -50,6 +50,7 @@ def _make_run(place: Path, scenario: str, kind: str) -> None:
         "effective_scenario": scenario,
         "effective_test_mode": "AccuracyOnly" if accuracy else "PerformanceOnly",
         "effective_min_duration_ms": 600_000,
+        "effective_min_query_count": 1,
         "effective_samples_per_query": 30_000 if scenario == "Offline" else 8 if scenario == "MultiStream" else 1,
         "effective_target_latency_ns": 15_000_000 if scenario == "Server" else 0,
         "effective_target_latency_percentile": 0.99,
