@@ -79,7 +79,7 @@ def test_one_rounded_multiply_add_is_the_requantisation(shift: int) -> None:
     pairs = channel_constants(bias.astype(np.int16), Rescale(factor.astype(np.uint16), shift), 128)
     channel = tile_channels(128)
     offset, scale = pairs["offset"].ravel(), pairs["factor"].ravel()
-    correction = pairs["correction"].ravel().astype(np.int64) & 0x7FFFFFFF
+    correction = pairs["correction"].ravel().view(np.uint32).astype(np.int64) & 0x7FFFFFFF
     halves = [(2 * n + 1) * (1 << shift) // (2 * max(int(factor[3]), 1)) for n in range(17)]
     for column, c in enumerate(channel):
         for x in [0, 1, -1, 524287, -524288, *halves, *RNG.integers(-70000, 70000, 8).tolist()]:

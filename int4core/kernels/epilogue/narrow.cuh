@@ -56,7 +56,7 @@ __device__ __forceinline__ int requantize(int x, const ChannelPair& pair, int od
                                           int index) {
   float sum = __int_as_float(x + pair.offset[odd]);
   if constexpr (Residual == 1) sum = add_residual(sum, pair.residual_factor[odd], kept, index);
-  return __float_as_int(__fmaf_rd(sum, pair.factor[odd], __uint_as_float(pair.correction[odd])));
+  return __float_as_int(__fmaf_rd(sum, pair.factor[odd], pair.correction[odd]));
 }
 
 // Two results of neighbouring channels, saturated, below what `rest` holds of the channels above them.

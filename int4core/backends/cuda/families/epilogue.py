@@ -29,13 +29,13 @@ RESIDUAL_SHIFT = 22
 """Largest shift of a u4 residual: scaled by 16^-5 as well, the smallest factor is still a normal float."""
 
 CHANNEL_PAIR = np.dtype(
-    [("offset", "<i4", 2), ("factor", "<f4", 2), ("correction", "<u4", 2), ("residual_factor", "<f4", 2)]
+    [("offset", "<i4", 2), ("factor", "<f4", 2), ("correction", "<f4", 2), ("residual_factor", "<f4", 2)]
 )
 """What the requantisation in one multiply-add needs of two neighbouring channels.
 
 offset: bias + offset, less what a residual convolution left in the accumulator; factor: requant factor / 2^shift;
-correction: -floor(offset * factor / 2^shift) * 2^-149, the bits of a float, as it is denormal; residual_factor: of the
-residual tensor, over 2^shift, and over 16^position of the nibble.
+correction: -floor(offset * factor / 2^shift) * 2^-149; residual_factor: of the residual tensor, over 2^shift, and over
+16^position of the nibble.
 """
 
 RESIDUAL_PAIR = np.dtype([("offset", "<i4", 2), ("down", "<f4", 2), ("up", "<f4", 2), ("unused", "<f4", 2)])
@@ -199,7 +199,9 @@ def channel_constants(
     start = bias.astype(np.int64) + offset - (MAGIC if convolved else 0)
     pairs["offset"] = spread_channels(start, tile_n)
     pairs["factor"] = spread_channels(rescale.scale, tile_n)
-    pairs["correction"] = spread_channels(np.where(correction > 0, correction | (1 << 31), 0), tile_n)
+    # A denormal: its bits are the sign and the number of 2^-149s.
+    bits = np.where(correction > 0, correction | (1 << 31), 0).astype(np.uint32)
+    pairs["correction"] = spread_channels(bits.view(np.float32), tile_n)
     if kept is not None:
         if kept.shift > RESIDUAL_SHIFT:
             raise EngineError(f"residual shift {kept.shift}: one multiply-add takes at most {RESIDUAL_SHIFT}")
