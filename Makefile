@@ -16,7 +16,8 @@ else
 CUDA_EXTRA := cuda13
 endif
 
-# The tests of the fine-tuning tools need PyTorch, a large download: `make test WITH_TORCH=1` has them run.
+# The tests of backend `torch` and of the fine-tuning tools need PyTorch, a large download: `make test WITH_TORCH=1` has them
+# run.
 TORCH := torch==2.13.0
 # And those of classification on Ray need Ray, another: `make test WITH_RAY=1`.
 # Those that import what Brevitas exports need it and PyTorch: `make test WITH_BREVITAS=1`. It holds setuptools below 81.
@@ -62,7 +63,7 @@ $(VENV)/.test: pyproject.toml $(VENV)/.run
 	touch $@
 
 $(VENV)/.torch: $(VENV)/.test
-	$(BIN)/pip install --quiet '$(TORCH)' matplotlib
+	$(BIN)/pip install --quiet '$(TORCH)' matplotlib --editable '.[$(if $(CUDA_EXTRA),$(CUDA_EXTRA)$(comma))test,torch]'
 	touch $@
 
 $(VENV)/.brevitas: $(VENV)/.torch

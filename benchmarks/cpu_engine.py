@@ -1,8 +1,8 @@
-"""The NumPy backend against the machine's own matrix product: `python -m benchmarks.cpu_engine`.
+"""The CPU's backends against the machine's own matrix product, and each other: `python -m benchmarks.cpu_engine`.
 
-Each round times one batch through the engine and then one large float32 matrix product with all of BLAS's
-threads. Both see the same load of the machine, so the ratio of their multiply-adds a second is steady
-even where the rates are not; medians over the rounds are reported.
+Each round times one batch through each engine and then one large float32 matrix product with all of BLAS's threads.
+All see the same load of the machine, so that the ratios of their multiply-adds a second are steady even where the
+rates are not; medians over the rounds are reported.
 """
 
 from __future__ import annotations
@@ -11,11 +11,12 @@ import argparse
 import json
 import platform
 import resource
-import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -32,25 +33,19 @@ from int4core.streams import run_command
 
 
 @dataclass(frozen=True)
-class Round:
-    """One batch through the engine, and one matrix product right after it (seconds)."""
-
-    engine_s: float
-    sgemm_s: float
-
-
-@dataclass(frozen=True)
 class Result:
-    """What the table and the JSON file say.
+    """A backend's row of the table, and its object in the JSON file.
 
     Attributes:
         images_per_s: median over the rounds.
         engine_gmacs, sgemm_gmacs: 10^9 multiply-adds a second, medians.
         ratio: median over the rounds of the engine's rate over the matrix product's; ratio_low and
             ratio_high are the smallest and largest round.
-        peak_rss_mb: of this process after the engine ran and before the matrix product took its memory.
+        over_first: median over the rounds of the engine's rate over that of the first backend.
+        peak_rss_mb: of this process after the engine ran, with those before it, and before the next took its memory.
     """
 
+    backend: str
     model: str
     batch: int
     cpus: int
@@ -62,6 +57,7 @@ class Result:
     ratio: float
     ratio_low: float
     ratio_high: float
+    over_first: float
     peak_rss_mb: float
     machine: str
     numpy: str
@@ -78,48 +74,77 @@ def peak_rss_mb() -> float:
     return peak / (1 << 20 if sys.platform == "darwin" else 1 << 10)
 
 
-def measure(model: Model, label: str, batch: int, rounds: int, sgemm_size: int) -> Result:
-    """Run the benchmark. Raises EngineError as `Engine` does."""
+def measure(
+    model: Model, label: str, backends: Sequence[str], batch: int, rounds: int, sgemm_size: int
+) -> list[Result]:
+    """Run the benchmark: a result a backend. Raises EngineError as `Engine` does."""
     rng = np.random.default_rng(0)
     multiply_adds = batch * sum(layer.multiply_adds for layer in trace_shapes(model.network))
-    with Engine(model, backend="numpy", batch_size=batch) as engine:
-        x = rng.integers(-127, 128, (batch, *engine.input_shape), dtype=np.int8)
-        engine.accumulators(x)
-        rss = peak_rss_mb()
+    with ExitStack() as stack:
+        engines, rss = [], []
+        for backend in backends:
+            engine = stack.enter_context(Engine(model, backend, batch_size=batch))
+            x = rng.integers(-127, 128, (batch, *engine.input_shape), dtype=np.int8)
+            engine.accumulators(x)
+            engines.append(engine)
+            rss.append(peak_rss_mb())
         a = rng.standard_normal((sgemm_size, sgemm_size), dtype=np.float32)
         product = np.matmul(a, a)
-        timed = [
-            Round(
-                seconds(lambda: engine.accumulators(x)),
-                seconds(lambda: np.matmul(a, a, out=product)),
-            )
-            for _ in range(rounds)
-        ]
-    engine_rates = [multiply_adds / r.engine_s / 1e9 for r in timed]
-    sgemm_rates = [sgemm_size**3 / r.sgemm_s / 1e9 for r in timed]
-    ratios = [e / s for e, s in zip(engine_rates, sgemm_rates, strict=True)]
-    return Result(
-        model=label, batch=batch, cpus=usable_cores(), rounds=rounds, sgemm_size=sgemm_size,
-        images_per_s=statistics.median(batch / r.engine_s for r in timed),
-        engine_gmacs=statistics.median(engine_rates), sgemm_gmacs=statistics.median(sgemm_rates),
-        ratio=statistics.median(ratios), ratio_low=min(ratios), ratio_high=max(ratios),
-        peak_rss_mb=rss, machine=platform.processor() or platform.machine(), numpy=np.__version__,
-    )  # fmt: skip
+        works = [*(partial(engine.accumulators, x) for engine in engines), partial(np.matmul, a, a, product)]
+        timed = np.array([[seconds(work) for work in works] for _ in range(rounds)])
+    sgemm = sgemm_size**3 / timed[:, -1] / 1e9
+    results = []
+    for i, backend in enumerate(backends):
+        rates = multiply_adds / timed[:, i] / 1e9
+        results.append(Result(
+            backend=backend, model=label, batch=batch, cpus=usable_cores(), rounds=rounds, sgemm_size=sgemm_size,
+            images_per_s=float(np.median(batch / timed[:, i])),
+            engine_gmacs=float(np.median(rates)), sgemm_gmacs=float(np.median(sgemm)),
+            ratio=float(np.median(rates / sgemm)), ratio_low=float(min(rates / sgemm)),
+            ratio_high=float(max(rates / sgemm)), over_first=float(np.median(timed[:, 0] / timed[:, i])),
+            peak_rss_mb=rss[i], machine=cpu_name(), numpy=np.__version__,
+        ))  # fmt: skip
+    return results
 
 
-def table(result: Result) -> Table:
-    shown = Table(title=f"NumPy backend, {result.model}, {result.cpus} CPUs, {result.rounds} rounds")
-    for heading in ("batch", "images/s", "engine GMAC/s", "sgemm GMAC/s", "ratio", "low..high", "RSS MB"):
-        shown.add_column(heading, justify="right")
-    shown.add_row(
-        str(result.batch),
-        f"{result.images_per_s:.2f}",
-        f"{result.engine_gmacs:.1f}",
-        f"{result.sgemm_gmacs:.1f}",
-        f"{result.ratio:.3f}",
-        f"{result.ratio_low:.2f}..{result.ratio_high:.2f}",
-        f"{result.peak_rss_mb:.0f}",
+def cpu_name() -> str:
+    """As the system says it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or platform.machine())
+
+
+def table(results: Sequence[Result]) -> Table:
+    first = results[0]
+    shown = Table(title=f"{first.model}, {first.cpus} CPUs ({first.machine}), {first.rounds} rounds")
+    shown.add_column("backend")
+    headings = (
+        "batch",
+        "images/s",
+        f"over {first.backend}",
+        "engine GMAC/s",
+        "sgemm GMAC/s",
+        "ratio",
+        "low..high",
+        "RSS MB",
     )
+    for heading in headings:
+        shown.add_column(heading, justify="right")
+    for result in results:
+        shown.add_row(
+            result.backend,
+            str(result.batch),
+            f"{result.images_per_s:.2f}",
+            f"{result.over_first:.2f}",
+            f"{result.engine_gmacs:.1f}",
+            f"{result.sgemm_gmacs:.1f}",
+            f"{result.ratio:.3f}",
+            f"{result.ratio_low:.2f}..{result.ratio_high:.2f}",
+            f"{result.peak_rss_mb:.0f}",
+        )
     return shown
 
 
@@ -131,7 +156,10 @@ def positive(text: str) -> int:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="images/s of the NumPy backend against sgemm")
+    parser = argparse.ArgumentParser(description="images/s of the CPU's backends against sgemm")
+    parser.add_argument(
+        "--backends", nargs="+", choices=("numpy", "torch"), default=["numpy"], help="which (default: numpy)"
+    )
     parser.add_argument("--model", type=Path, help="model directory (default: random ResNet-50)")
     parser.add_argument("--batch", type=positive, default=16, help="images a batch (default: 16)")
     parser.add_argument("--rounds", type=positive, default=7, help="timed rounds (default: 7)")
@@ -144,13 +172,13 @@ def main(arguments: list[str] | None = None) -> int:
         else:
             model = random_model(blocks=(3, 4, 6, 3), width=64, classes=1000)
             label = "ResNet-50 with random weights"
-        result = measure(model, label, options.batch, options.rounds, options.sgemm)
+        results = measure(model, label, options.backends, options.batch, options.rounds, options.sgemm)
     except Int4CoreError as error:
         print(f"error: {printed(error)}", file=sys.stderr)
         return 1
-    Console().print(table(result))
+    Console().print(table(results))
     if options.json:
-        options.json.write_text(json.dumps(asdict(result), indent=2) + "\n")
+        options.json.write_text(json.dumps([asdict(result) for result in results], indent=2) + "\n")
     return 0
 
 

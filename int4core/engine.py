@@ -32,9 +32,10 @@ class Engine:
 
     Args:
         model: a loaded model.
-        backend: a name in `int4core.backends.BACKENDS`; `numpy` runs anywhere, `cuda` on NVIDIA GPUs.
+        backend: a name in `int4core.backends.BACKENDS`; `numpy` runs anywhere, `torch` several times as fast with the
+            package's extra `torch`, `cuda` on NVIDIA GPUs.
         batch_size: the most images the backend gets at once.
-        options: NumpyOptions or CudaOptions; the backend's defaults without.
+        options: NumpyOptions, TorchOptions or CudaOptions; the backend's defaults without.
 
     Raises:
         EngineError: unknown backend, another one's options, a backend that cannot run here, a network it cannot run.

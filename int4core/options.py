@@ -49,4 +49,24 @@ class CudaOptions:
     strict: bool = False
 
 
-BackendOptions: TypeAlias = NumpyOptions | CudaOptions
+@dataclass(frozen=True)
+class TorchOptions:
+    """Of the backend `torch`; the same as of `numpy`.
+
+    Attributes:
+        input_size: (H, W) of the images; None takes the size that fits the network's strides.
+        threads: worker threads; None takes one for each CPU this process may use.
+
+    Raises:
+        EngineError: no thread.
+    """
+
+    input_size: Pair | None = None
+    threads: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.threads is not None and self.threads < 1:
+            raise EngineError(f"threads={self.threads}: at least one worker thread is needed")
+
+
+BackendOptions: TypeAlias = NumpyOptions | TorchOptions | CudaOptions

@@ -7,16 +7,21 @@ from typing import TYPE_CHECKING
 
 from int4core.backends.base import Backend
 from int4core.errors import EngineError
-from int4core.options import BackendOptions, CudaOptions, NumpyOptions
+from int4core.install import install_command
+from int4core.options import BackendOptions, CudaOptions, NumpyOptions, TorchOptions
 
 if TYPE_CHECKING:
     from int4core.model import Model
 
 BACKENDS: dict[str, tuple[str, str, type[BackendOptions]]] = {
     "numpy": ("int4core.backends.numpy.backend", "NumpyBackend", NumpyOptions),
+    "torch": ("int4core.backends.torch.backend", "TorchBackend", TorchOptions),
     "cuda": ("int4core.backends.cuda.backend", "CudaBackend", CudaOptions),
 }
 """Name -> module, class and the class of its options; the first takes (model, batch_size, options)."""
+
+EXTRAS = ("torch",)
+"""Backends that need an extra of their own name."""
 
 
 def create_backend(name: str, model: Model, batch_size: int, options: BackendOptions | None = None) -> Backend:
@@ -33,7 +38,8 @@ def create_backend(name: str, model: Model, batch_size: int, options: BackendOpt
     try:
         factory = getattr(importlib.import_module(module), attribute)
     except ImportError as error:
-        raise EngineError(f"backend {name!r} cannot be loaded: {error}") from error
+        remedy = f": {install_command(name)}" if name in EXTRAS else ""
+        raise EngineError(f"backend {name!r} cannot be loaded: {error}{remedy}") from error
     backend: Backend = factory(model, batch_size, options or kind())
     return backend
 

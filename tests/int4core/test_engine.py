@@ -110,6 +110,8 @@ def test_unknown_backend_and_option() -> None:
         Engine(MODEL, backend="tpu")
     with pytest.raises(EngineError, match="backend 'numpy' takes NumpyOptions, not CudaOptions"):
         Engine(MODEL, options=CudaOptions(gpu="h200"))
+    with pytest.raises(EngineError, match="backend 'torch' takes TorchOptions, not NumpyOptions"):
+        Engine(MODEL, backend="torch", options=NumpyOptions())
     with pytest.raises(EngineError, match="batch_size=0"):
         Engine(MODEL, batch_size=0)
 
@@ -128,6 +130,16 @@ def test_backends_own_errors_pass_through(monkeypatch: pytest.MonkeyPatch) -> No
         Engine(MODEL, backend="nogpu")
     with pytest.raises(EngineError, match="backend 'absent' cannot be loaded"):
         Engine(MODEL, backend="absent")
+
+
+def test_a_backend_whose_extra_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in sys.modules if name.startswith("int4core.backends.torch.")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(
+        EngineError, match=r"backend 'torch' cannot be loaded: .*torch.*: .* -m pip install .*\[torch\]'"
+    ):
+        Engine(MODEL, backend="torch")
 
 
 class Lanes:

@@ -19,7 +19,7 @@ from int4core.backends.numpy.products import Products, Recorder
 from int4core.backends.numpy.tiles import Array, FeatureMap, Tile, Workspace
 from int4core.dtypes import U7, IntType
 from int4core.errors import EngineError, shown
-from int4core.layers import Block, Conv2d, Int8Array, Int32Array, Pair, Quantize, ResNet
+from int4core.layers import Block, Conv2d, Int8Array, Int32Array, Pair, Quantize, ResNet, Sequential
 from int4core.network import LayerShape, Shape
 from int4core.quantize import rounded_mean
 
@@ -75,14 +75,20 @@ def residual_branch(block: Block, shapes: Shapes, source: IntType) -> KeptResidu
     branch = block.downsample
     if isinstance(branch, Quantize):
         return KeptResidual(branch, source, output_type(shapes, branch))
+    conv, down, up = residual_layers(branch)
+    middle, out = output_type(shapes, down), output_type(shapes, up)
+    return ConvResidual(conv, down, up, shapes[conv.name], source, middle, out)
+
+
+def residual_layers(branch: Sequential) -> tuple[Conv2d, Quantize, Quantize]:
+    """A residual branch's convolution, its Quantize to s8 and that back to 32 bits. Raises EngineError for others."""
     if [type(layer) for layer in branch.children] != [Conv2d, Quantize, Quantize]:
         raise EngineError(f"{branch.name}: a residual branch is Conv2d, Quantize, Quantize, or one Quantize")
     conv, down, up = branch.children
     assert isinstance(conv, Conv2d)
     assert isinstance(down, Quantize)
     assert isinstance(up, Quantize)
-    middle, out = output_type(shapes, down), output_type(shapes, up)
-    return ConvResidual(conv, down, up, shapes[conv.name], source, middle, out)
+    return conv, down, up
 
 
 class Program:
