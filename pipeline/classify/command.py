@@ -268,6 +268,9 @@ class ClassifyCommand:
         verdict = judge(session.ceilings(progress.rate, decode_timed=True)) if progress.answered else None
         for sentence in () if verdict is None else verdict.sentences:
             self._say(sentence)
+        energy = dashboard.energy.energy()
+        if energy is not None:
+            self._say(str(energy))
         summary = summarise(
             options,
             setup=setup,
@@ -281,6 +284,7 @@ class ClassifyCommand:
             ways=ways,
             scores=scores,
             verdict=verdict,
+            energy=energy,
         )
         path = summary_path(options)
         if path is not None:
@@ -294,6 +298,7 @@ class ClassifyCommand:
             stages=dashboard.history.stages(),
             preparation=session.spec.preparation,
             verdict=verdict,
+            energy=energy,
             accuracy=() if scores is None else scores.named(),
             class_names=names,
             facts={name.capitalize(): summary[name] for name in ("settings", "versions", "hardware")},

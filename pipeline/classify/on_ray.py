@@ -159,6 +159,7 @@ class RayCommand:
                 ways={},
                 scores=scores,
                 verdict=None,
+                energy=None,  # the GPUs are other machines'
             )
             write_json(path, summary)
             self._say(f"summary: {path}")

@@ -11,6 +11,7 @@ from pipeline.classify.evaluation import Scores
 from pipeline.classify.options import Options
 from pipeline.commands.setup import Setup
 from pipeline.machine.hardware import describe_machine
+from pipeline.report.energy import Energy
 from pipeline.report.history import StageMean
 from pipeline.report.verdict import Verdict
 from pipeline.report.versions import versions
@@ -69,6 +70,7 @@ def summarise(
     ways: Mapping[str, int],
     scores: Scores | None,
     verdict: Verdict | None,
+    energy: Energy | None,
 ) -> dict[str, Any]:
     """The summary as plain values, ready for JSON. `snapshot` is the run's last."""
     return {
@@ -90,4 +92,5 @@ def summarise(
         "engines": list(engines),
         "accuracy": None if scores is None else scores.as_dict(),
         "verdict": None if verdict is None else verdict.as_dict(),
+        "energy": None if energy is None else energy.as_dict(),
     }

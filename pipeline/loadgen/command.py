@@ -52,7 +52,6 @@ from pipeline.memory.arena import ArenaSpec, sweep_stale
 from pipeline.report.accuracy import Accuracy, accuracy
 from pipeline.report.commit import commit
 from pipeline.report.dashboard import Dashboard, choose_mode
-from pipeline.report.history import History
 from pipeline.report.page import Reporter
 from pipeline.report.verdict import Verdict, judge
 from pipeline.samples.library import SampleLibrary
@@ -178,7 +177,7 @@ class OfflineCommand:
             )
             with dashboard:
                 self._supervisor.watch(lambda: self._job(lg, completions, run, prepared))
-            self._report(run, prepared, title, dashboard.history, arrays=takes_arrays(lg))
+            self._report(run, prepared, title, dashboard, arrays=takes_arrays(lg))
 
     def _prepare(self) -> Prepared:
         options = self._options
@@ -314,7 +313,7 @@ class OfflineCommand:
             self._say(f"LoadGen is told {said}")
         check_settings(plain_fields(self._test_settings), arrays=arrays)
 
-    def _report(self, run: LoadGenRun, prepared: Prepared, title: str, history: History, *, arrays: bool) -> None:
+    def _report(self, run: LoadGenRun, prepared: Prepared, title: str, dashboard: Dashboard, *, arrays: bool) -> None:
         log = self._log_settings.log_output
         result = read_result(Path(log.outdir), log.prefix, log.suffix)
         for line in result.verdict(self._options.official).splitlines():
@@ -335,6 +334,9 @@ class OfflineCommand:
         if warning is not None:
             self._say(warning)
         verdict = self._verdict(run, result)
+        history, energy = dashboard.history, dashboard.energy.energy()
+        if energy is not None:
+            self._say(str(energy))
         handed = hand_over(result, answering, arrays=arrays)
         if handed is not None and handed.sentence is not None:
             self._say(handed.sentence)
@@ -355,6 +357,7 @@ class OfflineCommand:
                 "engines": engine_notes(run.session.batches.infer),
                 "notices": run.session.batches.infer.notices,
                 "verdict": None if verdict is None else verdict.as_dict(),
+                "energy": None if energy is None else energy.as_dict(),
                 "clock_warning": warning,
                 "hand_over": None if handed is None else handed.as_dict(),
                 "identity": {
@@ -380,6 +383,7 @@ class OfflineCommand:
                 history=history,
                 accuracy=top1,
                 verdict=verdict,
+                energy=energy,
                 summary=summary,
             )
             write_report(reporter, ending, self._supervisor)

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from pipeline.loadgen.results import NOT_PREDICTED
 from pipeline.loadgen.samples import BadFile
 from pipeline.report.accuracy import Accuracy
+from pipeline.report.energy import Energy
 from pipeline.report.history import History
 from pipeline.report.page import Ending, Reporter
 from pipeline.report.verdict import Verdict
@@ -30,6 +31,7 @@ def finish(
     history: History,
     accuracy: Accuracy | None,
     verdict: Verdict | None,
+    energy: Energy | None,
     summary: Mapping[str, Any],
 ) -> Ending:
     """Tell `reporter` the answers of a run that is over; returns the rest of what is known of it.
@@ -51,6 +53,7 @@ def finish(
         stages=history.stages(),
         preparation=spec.preparation,
         verdict=verdict,
+        energy=energy,
         accuracy=() if accuracy is None else (("top-1", accuracy),),
         class_names=read_classes(None, spec.model, classes),
         facts=facts,

@@ -20,7 +20,12 @@ MOST_LOADERS = 32
 
 @dataclass(frozen=True)
 class GpuLoad:
-    """One GPU at one moment; a field is None where the driver does not tell it. `busy` is 0..1."""
+    """One GPU at one moment; a field is None where the driver does not report it.
+
+    Attributes:
+        busy: 0..1.
+        energy_j: what it has used since the driver was loaded.
+    """
 
     index: int
     name: str
@@ -31,6 +36,7 @@ class GpuLoad:
     power_limit_w: float | None
     clock_mhz: int | None
     temperature_c: int | None
+    energy_j: float | None = None
 
 
 @dataclass(frozen=True)
@@ -149,6 +155,7 @@ def _read_gpu(index: int, handle: Any, name: str) -> GpuLoad:
     memory = _ask(pynvml.nvmlDeviceGetMemoryInfo, handle)
     power = _ask(pynvml.nvmlDeviceGetPowerUsage, handle)
     limit = _ask(pynvml.nvmlDeviceGetEnforcedPowerLimit, handle)
+    energy_mj = _ask(pynvml.nvmlDeviceGetTotalEnergyConsumption, handle)
     return GpuLoad(
         index=index,
         name=name,
@@ -159,11 +166,12 @@ def _read_gpu(index: int, handle: Any, name: str) -> GpuLoad:
         power_limit_w=None if limit is None else limit / 1000,
         clock_mhz=_ask(pynvml.nvmlDeviceGetClockInfo, handle, pynvml.NVML_CLOCK_SM),
         temperature_c=_ask(pynvml.nvmlDeviceGetTemperature, handle, pynvml.NVML_TEMPERATURE_GPU),
+        energy_j=None if energy_mj is None else energy_mj / 1000,
     )
 
 
 def _ask(question: Callable[..., Any], *args: Any) -> Any:
-    """None for what this GPU or driver does not tell (a MIG slice has no utilisation, say)."""
+    """None for what this GPU or driver does not report (a MIG slice has no utilisation, say)."""
     try:
         return question(*args)
     except pynvml.NVMLError:

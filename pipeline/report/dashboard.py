@@ -18,6 +18,7 @@ from rich.live import Live
 
 from pipeline.machine.hardware import Load, Monitor
 from pipeline.report.drawing import clock, duration, percent, rate
+from pipeline.report.energy import EnergyMeter
 from pipeline.report.frame import Frame
 from pipeline.report.history import History
 from pipeline.report.view import View
@@ -47,6 +48,7 @@ class Dashboard:
 
     Attributes:
         history: the rates over time and the means per stage.
+        energy: what the GPUs used.
         cost_s: CPU seconds that its thread has used so far.
         error: what ended it early, if anything did: a run never fails because of its dashboard.
     """
@@ -92,6 +94,7 @@ class Dashboard:
         self._line_due = 0.0
         self._phase = ""
         self.history = History()
+        self.energy = EnergyMeter()
         self.cost_s = 0.0
         self.error: Exception | None = None
 
@@ -153,15 +156,17 @@ class Dashboard:
         now = time.monotonic()
         snapshot = self._snapshot()
         self.history.add(now, snapshot)
-        if now >= self._load_due and self._monitor is not None:
+        phase, self._phase = self._phase, snapshot.phase
+        if (last or now >= self._load_due or snapshot.phase != phase) and self._monitor is not None:
             self._load, self._load_due = self._monitor.read(), now + LOAD_INTERVAL_S
+            self.energy.add(now, snapshot, self._load)
         if self._observe is not None:
             self._observe(now, snapshot, self._load)
         if self._live is not None:
             self._live.update(Frame(self._view(snapshot)), refresh=True)
-        elif last or now >= self._line_due or (snapshot.phase != self._phase and self._mode == "plain"):
+        elif last or now >= self._line_due or (snapshot.phase != phase and self._mode == "plain"):
             every = JSON_INTERVAL_S if self._mode == "json" else PLAIN_INTERVAL_S
-            self._line_due, self._phase = now + every, snapshot.phase
+            self._line_due = now + every
             view = self._view(snapshot)
             line = json_line(view) if self._mode == "json" else plain_line(view)
             print(line, file=self._stream, flush=True)

@@ -26,6 +26,7 @@ from pipeline.machine.hardware import Load
 from pipeline.report.charts import Chart, Curve, bars_path, number, over_time
 from pipeline.report.collector import SCORE_BINS, Collected, Collector, Shown, cut
 from pipeline.report.drawing import clock
+from pipeline.report.energy import Energy
 from pipeline.report.history import StageMean
 from pipeline.report.pictures import Picture, make_pictures
 from pipeline.report.timeline import Series, Timeline
@@ -64,6 +65,7 @@ class Ending:
         rate: images/s of the whole run; `peak`: of its best second. None where not known.
         stages: what each did, as `History.stages()` has it.
         preparation: what loaders did with a source; pictures are made by the same rules.
+        energy: what the GPUs used; None on the CPU.
         accuracy: `top-1` and `top-5`, as far as labels are known.
         class_names: by class; None where they have none.
         facts: settings, versions, hardware: a table each, nested as in summary.json.
@@ -76,6 +78,7 @@ class Ending:
     stages: Sequence[StageMean]
     preparation: Preparation
     verdict: Verdict | None = None
+    energy: Energy | None = None
     accuracy: Sequence[tuple[str, Share]] = ()
     class_names: Sequence[str] | None = None
     facts: Mapping[str, Mapping[str, Any]] | None = None

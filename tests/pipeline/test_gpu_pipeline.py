@@ -61,6 +61,9 @@ def test_two_engine_processes_share_a_gpu(tmp_path: Path) -> None:
     assert len(summary["engines"]) == 2
     assert all(engine["samples"] > 0.2 * summary["throughput"]["completed"] for engine in summary["engines"])
     assert summary["accuracy"]["correct"] / summary["accuracy"]["total"] > 0.8
+    energy = summary["energy"]
+    assert 0 < energy["images"] <= summary["throughput"]["completed"]
+    assert [gpu["clock_mhz"] > 0 for gpu in energy["gpus"]] == [True]
     assert set(summary["verdict"]["ceilings"]) == {"engine", "h2d", "loadgen"}
     events = json.loads(file.read_text())["traceEvents"]
     lanes: dict[tuple[int, int], list[tuple[float, float]]] = {}

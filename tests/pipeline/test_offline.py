@@ -53,6 +53,8 @@ def test_a_library_larger_than_what_may_be_loaded_at_a_time(
     assert predictions(out) == dict(enumerate(expected.tolist()))
     summary = json.loads((out / "summary.json").read_text())
     assert decoded(out) == len(expected), "every file once"
+    assert summary["energy"] is None
+    assert "images/J" not in done.stdout
     measured = summary["verdict"]["measured"]
     assert 0 <= measured["decodes_per_sample"] <= 1
     assert ("Decoding was over before the clock started" in done.stdout) == (not measured["decode_timed"])

@@ -124,7 +124,9 @@ def test_a_table_in_csv_and_the_summary_beside_it(
     assert (summary["accuracy"]["top1"]["correct"], summary["accuracy"]["top5"]["correct"]) == (right, among)
     assert summary["rows"] == IMAGES
     assert summary["verdict"]["bound"] in ("engine", "decode", "overheads", "unknown")
+    assert summary["energy"] is None
     said = capsys.readouterr().out
+    assert "images/J" not in said
     assert f"top-1: {right}/{IMAGES}" in said
     assert f"{IMAGES} rows in {out}" in said
 

@@ -11,6 +11,7 @@ from PIL import Image
 
 from pipeline.machine.hardware import GpuLoad, Load
 from pipeline.report.accuracy import accuracy
+from pipeline.report.energy import Energy, GpuUse
 from pipeline.report.history import History
 from pipeline.report.page import Ending, Reporter
 from pipeline.report.verdict import judge
@@ -76,6 +77,7 @@ def ending() -> Ending:
         verdict=judge(
             Ceilings(rate=100.5, engine=105.0, decode_per_loader=400.0, decode_timed=True, loaders=2, cores=2)
         ),
+        energy=Energy(3000, 30.0, (GpuUse(0, f"GPU {SCRIPT}", 9000.0, 300.0, 1700.0),)),
         accuracy=(("top-1", accuracy(right, np.ones(100))),),
         class_names=names,
         facts={

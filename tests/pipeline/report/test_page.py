@@ -74,6 +74,8 @@ def test_hostile_names_are_text(page: Page) -> None:
 
 def test_what_it_shows(page: Page) -> None:
     assert len(page.all("figure")) == 60
+    for text in ("0.333", "images/J", "GPU 0: 300 W at 1,700 MHz"):
+        assert text in page.words
     images = page.all("img")
     assert len(images) == 30 + 100
     with Image.open(BytesIO(base64.b64decode(images[0]["src"].partition(",")[2]))) as first:
