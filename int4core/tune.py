@@ -16,12 +16,13 @@ import sys
 from collections.abc import Collection, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from int4core.backends.cuda.chips import CHIPS
 from int4core.backends.cuda.families.kernel import Kernel
-from int4core.backends.cuda.families.table import KNOWN_NUMBERS, candidates, digest
+from int4core.backends.cuda.families.table import KNOWN_NUMBERS, candidates, default_kernel, digest
 from int4core.backends.cuda.network import DeviceNetwork
-from int4core.backends.cuda.plan.ops import ConvOp, Op, StemOp
+from int4core.backends.cuda.plan.ops import ConvOp, Op, PairOp, StemOp, pairs, parts
 from int4core.errors import EngineError, Int4CoreError, printable, printed, shown
 from int4core.model import Model
 from int4core.options import CudaOptions
@@ -29,7 +30,7 @@ from int4core.streams import run_command
 from int4core.tuning import autoconfig
 from int4core.tuning.autoconfig import Autoconfig
 from int4core.tuning.files import TABLE, file_of, has_basic_blocks, user_folder
-from int4core.tuning.measure import Site, microseconds, result, tensor_bytes
+from int4core.tuning.measure import Site, microseconds, results, tensor_bytes
 
 MAIN_BATCH = 1024
 """The batch size of `autoconfig/GPU`; other sizes have files of their own."""
@@ -60,13 +61,15 @@ def groups(ops: Sequence[Op]) -> list[list[Op]]:
     """The operations that have a choice of kernels, those of the same shape together."""
     found: dict[Hashable, list[Op]] = {}
     for op in ops:
-        if isinstance(op, (ConvOp, StemOp)):
+        if isinstance(op, PairOp):
+            found.setdefault((op.first.shape, op.second.shape), []).append(op)
+        elif isinstance(op, (ConvOp, StemOp)):
             found.setdefault(op.shape if isinstance(op, ConvOp) else op.name, []).append(op)
     return list(found.values())
 
 
 def tune(network: DeviceNetwork, n: int, numbers: Collection[int] = KNOWN_NUMBERS) -> Iterator[Choice]:
-    """Time the candidates among `numbers` on every shape of the network, for batches of `n`.
+    """Time the candidates among `numbers` on every shape of the network, for batches of `n`; pairs come last.
 
     Raises:
         EngineError: no candidate is left for a layer, or two of them write different results.
@@ -74,36 +77,55 @@ def tune(network: DeviceNetwork, n: int, numbers: Collection[int] = KNOWN_NUMBER
     plan = network.plan(n)
     sizes = tensor_bytes(plan)
     rotate = plan.arena.bytes > network.device.attributes["L2CacheSize"] // 2
+    single = [part for step in plan.steps for part in parts(step.op)]
     found = {
         tuple(group): [kernel for kernel in candidates(group[0], network.chip) if kernel.number in numbers]
-        for group in groups([step.op for step in plan.steps])
+        for group in groups([*single, *pairs(single)])
     }
     network.load([kernel.source for kernels in found.values() for kernel in kernels])
     for group, kernels in found.items():
         op = group[0]
         if not kernels:
+            if isinstance(op, PairOp):
+                continue
             raise EngineError(f"{op.name}: no kernel among those that may be chosen computes it")
         site = Site.make(network, op, sizes, rotate)
-        first = result(network, kernels[0], site)
+        wanted = [default_kernel(part, network.chip) for part in parts(op)] if isinstance(op, PairOp) else kernels[:1]
+        first = results(network, wanted, site)
         timed = [
-            Timed(kernel, microseconds(network, kernel, site), bool((result(network, kernel, site) == first).all()))
+            Timed(kernel, microseconds(network, kernel, site), _equal(results(network, [kernel], site), first))
             for kernel in kernels
         ]
         different = [str(t.kernel.number) for t in timed if not t.equal]
         if different:
-            raise EngineError(f"{op.name}: kernels {', '.join(different)} differ from {kernels[0].number}; report this")
+            others = ", ".join(str(kernel.number) for kernel in wanted)
+            raise EngineError(f"{op.name}: kernels {', '.join(different)} differ from {others}; report this")
         yield Choice(group, tuple(sorted(timed, key=lambda t: t.us)))
+
+
+def _equal(found: Sequence[Any], wanted: Sequence[Any]) -> bool:
+    return all(bool((one == other).all()) for one, other in zip(found, wanted, strict=True))
+
+
+def fastest(choices: Sequence[Choice]) -> dict[str, Timed]:
+    """Operation name -> the kernel for it: a pair's, under both names, where it takes less than two kernels."""
+    best = {op.name: choice.best for choice in choices for op in choice.ops if not isinstance(op, PairOp)}
+    for choice in choices:
+        for op in choice.ops:
+            if isinstance(op, PairOp) and choice.best.us < sum(best[part.name].us for part in parts(op)):
+                best |= {part.name: choice.best for part in parts(op)}
+    return best
 
 
 def to_autoconfig(network: DeviceNetwork, n: int, choices: Sequence[Choice]) -> Autoconfig:
     """The choice as a file; a downsample convolution has the number of the one that computes it."""
     numbers: dict[str, int] = {}
-    for choice in choices:
-        number = choice.best.kernel.number
+    best = fastest(choices)
+    for op in (op for choice in choices for op in choice.ops if not isinstance(op, PairOp)):
+        number = best[op.name].kernel.number
         assert number is not None
-        for op in choice.ops:
-            names = [op.name] + ([op.branch.name] if isinstance(op, ConvOp) and op.branch else [])
-            numbers |= {key: number for name in names if (key := autoconfig.key_of(name)) is not None}
+        names = [op.name] + ([op.branch.name] if isinstance(op, ConvOp) and op.branch else [])
+        numbers |= {key: number for name in names if (key := autoconfig.key_of(name)) is not None}
     metadata = {
         "engine": "int4core", "gpu": network.chip.name, "origin": "measured", "batch": str(n),
         TABLE: digest(numbers.values()),
@@ -147,12 +169,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _tune_batch(network: DeviceNetwork, n: int, options: argparse.Namespace) -> None:
     choices: list[Choice] = []
-    total = 0.0
     for choice in tune(network, n, options.numbers):
         if not choices:
             print(f"{network.chip.name}, batch {n}: {network.compiled}", flush=True)
         choices.append(choice)
-        total += choice.best.us * len(choice.ops)
         op = choice.ops[0]
         print(f"{op.name} and {len(choice.ops) - 1} like it: {op}")
         for timed in choice.timed[: None if options.verbose else 3]:
@@ -164,6 +184,7 @@ def _tune_batch(network: DeviceNetwork, n: int, options: argparse.Namespace) -> 
                 flush=True,
             )
     basic = has_basic_blocks(network.model.network)
+    total = sum(timed.us / len(parts(timed.kernel.op)) for timed in fastest(choices).values())
     file = file_of(network.chip.name, None if n == MAIN_BATCH else n, options.out, basic=basic)
     autoconfig.write(file, to_autoconfig(network, n, choices))
     print(f"{printable(file)}: {total:,.0f} us for the convolutions of {n} images, each timed alone")

@@ -37,6 +37,22 @@ __device__ __forceinline__ void load_words(unsigned (&words)[COUNT], unsigned ad
   }
 }
 
+// COUNT words to shared memory, in accesses of up to 16 bytes.
+template <int COUNT>
+__device__ __forceinline__ void share_words(unsigned address, const unsigned (&words)[COUNT]) {
+  if constexpr (COUNT == 1) {
+    asm volatile("st.shared.b32 [%0], %1;" ::"r"(address), "r"(words[0]) : "memory");
+  } else if constexpr (COUNT == 2) {
+    asm volatile("st.shared.v2.b32 [%0], {%1, %2};" ::"r"(address), "r"(words[0]), "r"(words[1]) : "memory");
+  } else {
+#pragma unroll
+    for (int i = 0; i < COUNT; i += 4)
+      asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(address + 4 * i), "r"(words[i]), "r"(words[i + 1]),
+                   "r"(words[i + 2]), "r"(words[i + 3])
+                   : "memory");
+  }
+}
+
 template <int COUNT>
 __device__ __forceinline__ void store_words(void* target, const unsigned (&words)[COUNT]) {
   if constexpr (COUNT == 2) {

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from int4core.backends.cuda.device import memory_errors
 from int4core.backends.cuda.families.kernel import Kernel
 from int4core.backends.cuda.network import DeviceNetwork
-from int4core.backends.cuda.plan.ops import INPUT, Op
+from int4core.backends.cuda.plan.ops import INPUT, Op, outputs
 from int4core.backends.cuda.plan.planner import NetworkPlan
 
 ROTATE_OVER_L2 = 3
@@ -23,7 +23,7 @@ GRAPH_US = 2000.0
 
 def tensor_bytes(plan: NetworkPlan) -> dict[str, int]:
     """Bytes of every tensor of a plan, by name."""
-    return {INPUT: plan.input_bytes} | {step.op.output.name: step.op.output.bytes for step in plan.steps}
+    return {INPUT: plan.input_bytes} | {tensor.name: tensor.bytes for step in plan.steps for tensor in outputs(step.op)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,7 +37,7 @@ class Site:
     def make(cls, network: DeviceNetwork, op: Op, sizes: Mapping[str, int], rotate: bool = True) -> Site:
         """`rotate`: as many sets as `ROTATE_OVER_L2` asks for; else one. Raises EngineError without memory for two."""
         cupy = network.cupy
-        names = (*op.reads, op.output.name)
+        names = (*op.reads, *(tensor.name for tensor in outputs(op)))
         count = 1
         if rotate:
             l2 = network.device.attributes["L2CacheSize"]
@@ -53,13 +53,14 @@ class Site:
         return {name: array.data.ptr for name, array in self.sets[i % len(self.sets)].items()}
 
 
-def result(network: DeviceNetwork, kernel: Kernel, site: Site) -> Any:
-    """What the kernel writes for the first set, over poison: cupy uint8."""
-    output = site.sets[0][kernel.op.output.name]
-    output.fill(0xA5)
-    (launch,) = network.launches((kernel,), site.addresses(0))
-    launch()
-    return output.copy()
+def results(network: DeviceNetwork, kernels: Sequence[Kernel], site: Site) -> tuple[Any, ...]:
+    """What kernels that together compute the site's operation write for the first set, over poison: cupy uint8 each."""
+    written = [site.sets[0][tensor.name] for tensor in outputs(site.op)]
+    for output in written:
+        output.fill(0xA5)
+    for launch in network.launches(tuple(kernels), site.addresses(0)):
+        launch()
+    return tuple(output.copy() for output in written)
 
 
 def microseconds(network: DeviceNetwork, kernel: Kernel, site: Site) -> float:

@@ -14,7 +14,7 @@ from int4core import plan, tune
 from int4core.backends.cuda.chips import CHIPS
 from int4core.backends.cuda.families.table import KNOWN_NUMBERS, default_kernel
 from int4core.backends.cuda.plan.fuse import fuse
-from int4core.backends.cuda.plan.ops import ConvOp
+from int4core.backends.cuda.plan.ops import ConvOp, pairs
 from int4core.backends.cuda.plan.planner import make_plan
 from int4core.model import Model
 from int4core.random_model import random_model
@@ -125,6 +125,28 @@ def test_tuning_basic_blocks_leaves_the_file_of_bottlenecks(
     numbers = tuning.numbers_for(8)
     assert numbers["layer2_0_downsample_0"] == numbers["layer2_0_conv2"]
     assert make_plan(model.network, chip, 8, numbers=numbers).misfits == ()
+
+
+def test_a_pair_is_chosen_where_it_takes_less_than_two_kernels() -> None:
+    chip = CHIPS["h200"]
+    single = [op for op in fuse(Model.load(ROOT / "model").network, 8) if isinstance(op, ConvOp)]
+    both = pairs(single)
+    assert [op.name for op in both][:3] == [
+        "layer1_1_conv3 + layer1_2_conv1", "layer1_2_conv3 + layer2_0_conv1", "layer2_1_conv3 + layer2_2_conv1"
+    ]  # fmt: skip
+    choices = [tune.Choice((op,), (tune.Timed(default_kernel(op, chip), 1.0, True),)) for op in single]
+    choices += [
+        tune.Choice((op,), (tune.Timed(default_kernel(op, chip), us, True),))
+        for op, us in zip(both, (1.9, 2.1), strict=False)
+    ]
+    numbers = {name: timed.kernel.number for name, timed in tune.fastest(choices).items()}
+    assert {name for name, number in numbers.items() if number == 160} == {"layer1_1_conv3", "layer1_2_conv1"}
+    network = SimpleNamespace(chip=chip)
+    config = tune.to_autoconfig(network, 8, choices)  # type: ignore[arg-type]
+    assert config.kernels["layer1_residual2_conv3"] == config.kernels["layer1_residual3_conv1"] == 160
+    planned = make_plan(Model.load(ROOT / "model").network, chip, 8, numbers=config.by_layer())
+    assert planned.misfits == ()
+    assert [step.op.name for step in planned.steps if step.kernel.number == 160] == ["layer1_1_conv3 + layer1_2_conv1"]
 
 
 @pytest.mark.parametrize("command", [plan.main, tune.main])

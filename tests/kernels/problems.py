@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from int4core.backends.cuda.plan.convolution import Convolution, Output, Residual, Source
-from int4core.backends.cuda.plan.ops import Branch, ConvOp, Limits
+from int4core.backends.cuda.plan.ops import Branch, ConvOp, Limits, PairOp
 from int4core.backends.cuda.plan.requantise import Rescale
 from int4core.dtypes import S8, S32, U4, U7, U31
 from int4core.quantize import requantize
@@ -81,6 +81,23 @@ class Problem:
         result = requantize(np.maximum(sums, 0), self.rescale.factor, self.rescale.shift, out)
         packed = result if out is U7 else result[..., 0::2] | result[..., 1::2] << 4
         return packed.astype(np.uint8)
+
+
+class PairProblem:
+    """A convolution with a residual tensor, and a 1x1 convolution to `k` channels of what it gives."""
+
+    def __init__(self, conv: Convolution, k: int, rng: np.random.Generator) -> None:
+        self.first = Problem(conv, rng)
+        self.second = Problem(Convolution(conv.n, conv.p, conv.q, conv.k, k, 1, 1, 0), rng)
+        self.second.input = self.first.expected()
+
+    @property
+    def op(self) -> PairOp:
+        first, second = replace(self.first.op, target="wide"), replace(self.second.op, source="wide", target="narrow")
+        return PairOp(first, replace(second, name="second"))
+
+    def expected(self) -> dict[str, np.ndarray[Any, Any]]:
+        return {"wide": self.second.input, "narrow": self.second.expected()}
 
 
 def factors(rng: np.random.Generator, k: int, top: int) -> Rescale:

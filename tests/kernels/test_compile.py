@@ -21,7 +21,7 @@ from int4core.backends.cuda.families.table import candidates, default_kernel
 from int4core.backends.cuda.jit.nvrtc import compile_source, find_nvrtc, target, version
 from int4core.backends.cuda.jit.source import KernelSource
 from int4core.backends.cuda.plan.fuse import fuse
-from int4core.backends.cuda.plan.ops import ConvOp, Op, StemOp, TopOp
+from int4core.backends.cuda.plan.ops import ConvOp, Op, PairOp, StemOp, TopOp, pairs
 from int4core.layers import ResNet
 from int4core.model import Model
 from int4core.random_model import random_model
@@ -49,7 +49,7 @@ def networks() -> tuple[ResNet, ...]:
 
 
 def kernels(op: Op, chip: Chip) -> Iterator[Kernel]:
-    if isinstance(op, (ConvOp, StemOp)):
+    if isinstance(op, (ConvOp, PairOp, StemOp)):
         yield from candidates(op, chip)
     else:
         yield default_kernel(op, chip)
@@ -61,13 +61,14 @@ def chosen(chip: Chip) -> dict[KernelSource, Kernel]:
     found: dict[KernelSource, Kernel] = {}
     seen = set()
     for net in networks():
-        for op in fuse(net, 8):
+        single = fuse(net, 8)
+        for op in (*single, *pairs(single)):
             for kernel in kernels(op, chip):
                 source = kernel.source
                 if source.file.startswith(ELSEWHERE):
                     continue
                 constants = dict(source.constants)
-                kind = tuple(constants.get(name) for name in ("RESIDUAL", "OUTPUT", "K_BYTES", "WIDE"))
+                kind = tuple(constants.get(name) for name in ("RESIDUAL", "OUTPUT", "K_BYTES", "WIDE", "K_OUT"))
                 # A number with one kind of epilogue, and a kind with one number.
                 keys = {(source.file, kernel.number), (source.file, kind)}
                 if EVERYTHING or not keys <= seen:
@@ -86,6 +87,7 @@ def test_compiles_within_the_limits_of_the_chip(name: str) -> None:
         reports = pool.map(lambda source: compile_source(NVRTC, source, chip.arch, fresh=True), found)
         for (source, kernel), report in zip(found.items(), reports, strict=True):
             assert report.spilled == 0, source
+            assert not report.serialised, source
             assert report.registers <= min(255, REGISTERS // kernel.threads), source
             assert kernel.shared_bytes <= chip.shared_bytes, source
             assert report.cubin.startswith(b"\x7fELF")

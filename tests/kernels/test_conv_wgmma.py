@@ -19,9 +19,9 @@ from int4core.backends.cuda.families.stem_wgmma import FIRST_NUMBER as FIRST_WGM
 from int4core.backends.cuda.families.table import candidates
 from int4core.backends.cuda.jit.compiler import compile_all
 from int4core.backends.cuda.plan.convolution import Convolution, Output, Residual, Source
-from int4core.backends.cuda.plan.ops import ConvOp
+from int4core.backends.cuda.plan.ops import ConvOp, outputs
 from int4core.errors import EngineError
-from tests.kernels.problems import POISON, Problem, resnet34_convolutions
+from tests.kernels.problems import POISON, PairProblem, Problem, resnet34_convolutions
 from tests.kernels.stems import StemProblem
 
 H200 = CHIPS["h200"]
@@ -108,17 +108,24 @@ def test_tiles_of_rows_refuse_what_they_cannot_do() -> None:
 
 def run(cupy: Any, kernel: Kernel, inputs: dict[str, Any], output: Any) -> Any:
     """What the kernel writes where `output` is now."""
+    (found,) = run_all(cupy, kernel, inputs, [output])
+    return found
+
+
+def run_all(cupy: Any, kernel: Kernel, inputs: dict[str, Any], written: list[Any]) -> list[Any]:
+    """What the kernel writes to each of its outputs, which hold `written` now."""
     source = kernel.source
     file = compile_all([source], H200.arch).files[source]
     function = cupy.RawModule(path=str(file)).get_function(source.function)
     function.max_dynamic_shared_size_bytes = kernel.shared_bytes
     constants = [cupy.asarray(np.frombuffer(array.tobytes() or b"\0", np.uint8).copy()) for array in kernel.constants()]
-    arrays = inputs | {kernel.op.output.name: output}
+    names = [tensor.name for tensor in outputs(kernel.op)]
+    arrays = inputs | dict(zip(names, written, strict=True))
     device = {name: cupy.asarray(array) for name, array in arrays.items()}
     addresses = {name: array.data.ptr for name, array in device.items()}
     arguments = kernel.arguments(addresses, [array.data.ptr for array in constants])
     function(kernel.grid, (kernel.threads, 1, 1), arguments, shared_mem=kernel.shared_bytes)
-    return device[kernel.op.output.name].get()
+    return [device[name].get() for name in names]
 
 
 @pytest.fixture
@@ -167,3 +174,18 @@ def test_stems_equal_to_integers(cupy_hopper: Any, size: tuple[int, int]) -> Non
     for kernel in kernels:
         found = run(cupy_hopper, kernel, {"input": problem.input}, np.full_like(expected, POISON))
         np.testing.assert_array_equal(found, expected, f"{kernel.number}: {kernel}")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("size", "c", "middle", "k"), [(56, 64, 256, 64), (55, 64, 256, 128), (27, 128, 512, 128)])
+def test_pairs_equal_to_integers(cupy_hopper: Any, size: int, c: int, middle: int, k: int) -> None:
+    conv = Convolution(3, size, size, c, middle, 1, 1, 0, residual=Residual.U4)
+    problem, chip = PairProblem(conv, k, np.random.default_rng()), chip_at(cupy_hopper, 0)
+    expected = problem.expected()
+    inputs = {"input": problem.first.input, "residual": problem.first.residual}
+    kernels = list(candidates(problem.op, chip))
+    assert len(kernels) > 2
+    for kernel in kernels:
+        written = [np.full_like(array, POISON) for array in expected.values()]
+        for found, wanted in zip(run_all(cupy_hopper, kernel, inputs, written), expected.values(), strict=True):
+            np.testing.assert_array_equal(found, wanted, f"{kernel.number}: {kernel}")

@@ -9,7 +9,7 @@ import pytest
 from int4core.backends.cuda.chips import CHIPS
 from int4core.backends.cuda.plan.fuse import fuse
 from int4core.backends.cuda.plan.memory import ALIGNMENT, Lifetime, Placement, lifetimes, plan_arena
-from int4core.backends.cuda.plan.ops import CLASSES, INPUT, TOP1, ConvOp, Op, StemOp, Tensor
+from int4core.backends.cuda.plan.ops import CLASSES, INPUT, TOP1, ConvOp, Op, PairOp, StemOp, Tensor, outputs, parts
 from int4core.backends.cuda.plan.planner import KEPT, NetworkPlan, make_plan
 from int4core.errors import EngineError
 from int4core.layers import ResNet
@@ -154,3 +154,38 @@ def test_numbers_of_layers_without_a_choice_are_told() -> None:
         f"kernel {number} computes it",
         "fc: kernel 3 does not fit here (fc: 3 is no kernel for it); the layer's only kernel computes it",
     ]
+
+
+def test_two_layers_that_name_a_pair_are_one_step() -> None:
+    numbers = {"layer1_1_conv3": 160, "layer1_2_conv1": 160}
+    plain, plan = make_plan(default_network(), H200, 8), make_plan(default_network(), H200, 8, numbers=numbers)
+    assert plan.misfits == ()
+    assert len(plan.steps) == len(plain.steps) - 1
+    (step,) = [step for step in plan.steps if isinstance(step.op, PairOp)]
+    assert step.op.name == "layer1_1_conv3 + layer1_2_conv1"
+    assert [tensor.name for tensor in outputs(step.op)] == ["layer1_1_quantize3", "layer1_2_quantize1"]
+    lives = lives_of(plan)
+    assert_apart(lives, plan.arena)
+    assert {life.tensor.name for life in lives} == {life.tensor.name for life in lives_of(plain)}
+    assert [part.name for step in plan.steps for part in parts(step.op)] == [step.op.name for step in plain.steps]
+    both = [step.op for step in plain.steps if step.op.name in numbers]
+    assert step.op.multiply_adds == sum(op.multiply_adds for op in both)
+    assert step.op.activation_bytes == sum(op.activation_bytes for op in both) - outputs(both[0])[0].bytes
+
+
+@pytest.mark.parametrize(
+    ("numbers", "why"),
+    [
+        ({"layer1_1_conv3": 160}, "both layers must name it"),
+        ({"layer1_1_conv3": 160, "layer1_2_conv1": 161}, "both layers must name it"),
+        ({"layer1_0_conv3": 160, "layer1_1_conv1": 160}, "both layers must name it"),
+        ({"layer3_1_conv3": 160, "layer3_2_conv1": 160}, "256 to 1024 to 256 channels"),
+        ({"layer1_1_conv2": 160, "layer1_1_conv3": 160}, "both layers must name it"),
+    ],
+    ids=["one layer", "two numbers", "a residual convolution", "too many channels", "a 3x3 first"],
+)
+def test_pairs_that_do_not_fit_leave_the_defaults(numbers: dict[str, int], why: str) -> None:
+    plain, plan = make_plan(default_network(), H200, 8), make_plan(default_network(), H200, 8, numbers=numbers)
+    assert [str(step.kernel) for step in plan.steps] == [str(step.kernel) for step in plain.steps]
+    assert [misfit.layer for misfit in plan.misfits] == list(numbers)
+    assert all(why in str(misfit) for misfit in plan.misfits)

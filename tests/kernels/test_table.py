@@ -18,7 +18,7 @@ from int4core.backends.cuda.families.table import (
     make_kernel,
 )
 from int4core.backends.cuda.plan.fuse import fuse
-from int4core.backends.cuda.plan.ops import ConvOp, Op, StemOp
+from int4core.backends.cuda.plan.ops import ConvOp, Op, StemOp, pairs
 from int4core.errors import EngineError
 from int4core.layers import ResNet
 from int4core.model import Model
@@ -29,8 +29,9 @@ from tests.paths import ROOT
 
 @cache
 def ops(n: int = 8) -> tuple[Op, ...]:
-    """One of each shape of the default network."""
-    return tuple(group[0] for group in groups(fuse(Model.load(ROOT / "model").network, n)))
+    """One of each shape of the default network, pairs among them."""
+    single = fuse(Model.load(ROOT / "model").network, n)
+    return tuple(group[0] for group in groups([*single, *pairs(single)]))
 
 
 @cache

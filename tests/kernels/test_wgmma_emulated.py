@@ -16,6 +16,7 @@ import pytest
 from int4core.backends.cuda.chips import CHIPS
 from int4core.backends.cuda.families.conv_wgmma import WgmmaConv
 from int4core.backends.cuda.families.kernel import Kernel
+from int4core.backends.cuda.families.pair_wgmma import WgmmaPair
 from int4core.backends.cuda.families.rows_wgmma import WgmmaRows
 from int4core.backends.cuda.families.stem_lines_wgmma import LinesStem
 from int4core.backends.cuda.families.stem_wgmma import WgmmaStem
@@ -23,7 +24,7 @@ from int4core.backends.cuda.jit import tensor_map
 from int4core.backends.cuda.jit.source import KernelSource, flatten
 from int4core.backends.cuda.plan.convolution import Convolution, Output, Residual, Source
 from tests.kernels.emulator.driver import EAGER, PROMPT, REVERSE, Emulated, emulated_driver, needs_compiler
-from tests.kernels.problems import Problem
+from tests.kernels.problems import PairProblem, Problem
 from tests.kernels.stems import StemProblem
 
 ORDERS = (0, EAGER | REVERSE, PROMPT)
@@ -125,6 +126,24 @@ def test_stem_with_weights_as_a(number: int, size: tuple[int, int], window: tupl
     problem = StemProblem(np.random.default_rng(), 2, size, window=window[:2], padding=(window[2], window[2]))
     kernel = LinesStem(problem.op, number, CHIPS["h200"])
     check(kernel, Emulated(kernel.source, folder, 900), {"input": problem.input}, {"maxpool": problem.expected()})
+
+
+PAIRS = {
+    "layer1's, a tile's remainder": (160, Convolution(1, 17, 19, 64, 256, 1, 1, 0, residual=Residual.U4), 64),
+    "layer1's to 128": (161, Convolution(2, 13, 23, 64, 256, 1, 1, 0, residual=Residual.U4), 128),
+    "layer2's": (163, Convolution(3, 9, 11, 128, 512, 1, 1, 0, residual=Residual.U4), 128),
+    "64 channels at a time": (167, Convolution(1, 9, 31, 64, 256, 1, 1, 0, residual=Residual.U4), 64),
+}
+
+
+@needs_compiler
+@pytest.mark.parametrize("name", list(PAIRS))
+def test_pairs(name: str, folder: Any) -> None:
+    number, conv, k = PAIRS[name]
+    problem = PairProblem(conv, k, np.random.default_rng())
+    kernel = WgmmaPair(problem.op, number, replace(CHIPS["h200"], multiprocessors=1))
+    inputs = {"input": problem.first.input, "residual": problem.first.residual}
+    check(kernel, Emulated(kernel.source, folder, 900), inputs, problem.expected())
 
 
 FAULTS = {

@@ -19,6 +19,7 @@ from int4core.backends.cuda.families.table import candidates
 from int4core.backends.cuda.jit.nvrtc import compile_source, find_nvrtc
 from int4core.backends.cuda.jit.source import KernelSource
 from int4core.backends.cuda.plan.fuse import fuse
+from int4core.backends.cuda.plan.ops import pairs
 from int4core.model import Model
 from int4core.tuning.static.sass import Instruction, disassemble, find_nvdisasm
 from tests.paths import ROOT
@@ -36,12 +37,17 @@ pytestmark = pytest.mark.skipif(
 def sources() -> list[KernelSource]:
     """A wgmma kernel of every number and function on the default model, on shapes that differ as much as they can."""
     chosen: dict[tuple[str, object, object], KernelSource] = {}
-    for op in fuse(Model.load(ROOT / "model").network, 64):
+    single = fuse(Model.load(ROOT / "model").network, 64)
+    for op in (*single, *pairs(single)):
         for kernel in candidates(op, CHIP):
             source = kernel.source
             if "wgmma" in source.file:
                 constants = dict(source.constants)
-                key = (source.function, constants.get("RESIDUAL"), (constants.get("K_BYTES"), kernel.number))
+                key = (
+                    source.function,
+                    constants.get("RESIDUAL", constants.get("K_OUT")),
+                    (constants.get("K_BYTES"), kernel.number),
+                )
                 chosen.setdefault(key, source)
     # Of each function and residual, every fourth: all of them take minutes (`make check-all`).
     return sorted(chosen.values(), key=str)[:: 1 if os.environ.get("INT4CORE_TEST_ALL") == "1" else 4]

@@ -15,7 +15,7 @@ from int4core.backends.base import Pending, Want
 from int4core.backends.cuda.lanes import Lane, as_cupy
 from int4core.backends.cuda.network import DeviceBatch, DeviceNetwork
 from int4core.backends.cuda.plan.convolution import Output
-from int4core.backends.cuda.plan.ops import ConvOp, LinearOp, PoolOp, StemOp, TopOp
+from int4core.backends.cuda.plan.ops import ConvOp, LinearOp, PoolOp, StemOp, TopOp, parts
 from int4core.cores import usable_cores
 from int4core.errors import EngineError
 from int4core.layers import Int32Array
@@ -104,8 +104,9 @@ class CudaBackend:
             return {
                 name: array
                 for step in batch.plan.steps
-                if not isinstance(step.op, TopOp)
-                for name, array in [self._read(batch, step.op, channels)]
+                for op in parts(step.op)
+                if not isinstance(op, TopOp)
+                for name, array in [self._read(batch, op, channels)]
             }
 
     def close(self) -> None:

@@ -14,7 +14,7 @@ from int4core.backends.cuda.jit import nvrtc
 from int4core.backends.cuda.jit.compiler import Compiled, compile_all
 from int4core.backends.cuda.jit.launch import OVERLAP_CAPABILITY, Launch
 from int4core.backends.cuda.jit.source import KernelSource
-from int4core.backends.cuda.plan.ops import CLASSES, INPUT, TOP1
+from int4core.backends.cuda.plan.ops import CLASSES, INPUT, TOP1, outputs
 from int4core.backends.cuda.plan.planner import NetworkPlan, check_batch, make_plan
 from int4core.errors import EngineError
 from int4core.network import default_input_size
@@ -200,7 +200,7 @@ class DeviceBatch:
 
     @property
     def _sizes(self) -> dict[str, int]:
-        return {step.op.output.name: step.op.output.bytes for step in self.plan.steps}
+        return {tensor.name: tensor.bytes for step in self.plan.steps for tensor in outputs(step.op)}
 
     def run(self, stream: Any) -> None:
         """Run the network on `input`, asynchronously on a cupy.cuda.Stream."""

@@ -34,3 +34,12 @@ __device__ __forceinline__ void box_copy(unsigned target, const TensorMap* map, 
       "l"(map), "r"(barrier), "r"(c), "r"(w), "r"(h), "r"(n)
       : "memory");
 }
+
+// A box of rows of bytes that starts at byte x of row y. Rows that do not exist are 0.
+__device__ __forceinline__ void rows_copy(unsigned target, const TensorMap* map, unsigned barrier, int x, int y) {
+  asm volatile(
+      "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes"
+      " [%0], [%1, {%3, %4}], [%2];" ::"r"(target),
+      "l"(map), "r"(barrier), "r"(x), "r"(y)
+      : "memory");
+}

@@ -1,9 +1,17 @@
 // The bulk copy engine the other way: shared memory to global memory, in groups of the thread that issues them.
 #pragma once
+#include "ptx/bulk_copy.cuh"
 
 // `bytes` contiguous bytes; addresses and size are multiples of 16.
 __device__ __forceinline__ void bulk_store(void* target, unsigned source, unsigned bytes) {
   asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;" ::"l"(target), "r"(source), "r"(bytes)
+               : "memory");
+}
+
+// A box of rows of bytes to byte x of row y and the rows after it; those that do not exist are left out.
+__device__ __forceinline__ void rows_store(const TensorMap* map, unsigned source, int x, int y) {
+  asm volatile("cp.async.bulk.tensor.2d.global.shared::cta.tile.bulk_group [%0, {%2, %3}], [%1];" ::"l"(map),
+               "r"(source), "r"(x), "r"(y)
                : "memory");
 }
 

@@ -11,6 +11,7 @@ from int4core.backends.cuda.families import (
     conv_mma,
     conv_mma4,
     conv_wgmma,
+    pair_wgmma,
     rows_wgmma,
     stem_lines_wgmma,
     stem_mma,
@@ -19,7 +20,7 @@ from int4core.backends.cuda.families import (
 )
 from int4core.backends.cuda.families.head import Linear, Mean, Top1, TopK
 from int4core.backends.cuda.families.kernel import Kernel
-from int4core.backends.cuda.plan.ops import ConvOp, LinearOp, Op, PoolOp, StemOp
+from int4core.backends.cuda.plan.ops import ConvOp, LinearOp, Op, PairOp, PoolOp, StemOp, TopOp
 from int4core.errors import EngineError
 
 
@@ -88,13 +89,23 @@ LINES_STEM = Family(
     stem_lines_wgmma.default, lambda n: str(stem_lines_wgmma.CONFIGS[n - stem_lines_wgmma.FIRST_NUMBER]),
 )  # fmt: skip
 
+PAIR = Family(
+    "wgmma u8.s8, pairs", pair_wgmma.FIRST_NUMBER, len(pair_wgmma.CONFIGS), pair_wgmma.WgmmaPair, pair_wgmma.default,
+    lambda n: str(pair_wgmma.CONFIGS[n - pair_wgmma.FIRST_NUMBER]),
+)  # fmt: skip
+
 CONVOLUTIONS: tuple[Family, ...] = (ROWS, WGMMA, MMA4, MMA)
 """Families that compute a ConvOp, the ones to prefer first."""
 
 STEMS: tuple[Family, ...] = (WGMMA_STEM, STRIPS, STEM, LINES_STEM)
 """Likewise of a StemOp."""
 
-FAMILIES: tuple[Family, ...] = (*CONVOLUTIONS, *STEMS)
+PAIRS: tuple[Family, ...] = (PAIR,)
+"""Likewise of a PairOp: only where a tuning file names one, for both layers."""
+
+FAMILIES: tuple[Family, ...] = (*CONVOLUTIONS, *STEMS, *PAIRS)
+
+PAIR_NUMBERS: frozenset[int] = frozenset(n for family in PAIRS for n in family.numbers)
 
 KNOWN_NUMBERS: frozenset[int] = frozenset(n for family in FAMILIES for n in family.numbers)
 
@@ -103,11 +114,15 @@ def families_of(op: Op) -> tuple[Family, ...]:
     """The families whose entries compute `op`; none for an operation with a single kernel."""
     if isinstance(op, ConvOp):
         return CONVOLUTIONS
+    if isinstance(op, PairOp):
+        return PAIRS
     return STEMS if isinstance(op, StemOp) else ()
 
 
 def make_kernel(op: Op, chip: Chip, number: int) -> Kernel:
     """Entry `number` for `op`. Raises EngineError when it is none for it; the message is the reason."""
+    if number in PAIR_NUMBERS and not isinstance(op, PairOp):
+        raise EngineError("it computes a block's last convolution and the one after it, and both layers must name it")
     for family in families_of(op):
         if number in family.numbers:
             return family.make(op, number, chip)
@@ -124,7 +139,7 @@ def default_kernel(op: Op, chip: Chip) -> Kernel:
         return Mean(op)
     if isinstance(op, LinearOp):
         return Linear(op)
-    if not isinstance(op, (ConvOp, StemOp)):
+    if isinstance(op, TopOp):
         return TopK(op) if op.k else Top1(op)
     reasons = []
     for family in families_of(op):

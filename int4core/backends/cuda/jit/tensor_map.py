@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ TENSOR_MAP = np.dtype(("V", 128))
 
 _UINT8 = 0
 _NO_INTERLEAVE = 0
-_NO_SWIZZLE = 0
+_NO_SWIZZLE, _SWIZZLE_128B = 0, 3
 _L2_PROMOTION_128B = 2
 _FILL_ZERO = 0
 
@@ -67,22 +68,44 @@ def box_map(pointer: int, shape: tuple[int, int, int, int], box: tuple[int, int,
     return _encode("cuTensorMapEncodeTiled", pointer, (c, w, h, n), arguments, f"{shape} in boxes of {box}")
 
 
+def rows_map(
+    pointer: int, shape: tuple[int, int], box: tuple[int, int], *, swizzled: bool = False
+) -> npt.NDArray[Any]:  # fmt: skip
+    """Encode the map of a byte tensor (rows, bytes per row) read and written in boxes.
+
+    Args:
+        pointer: device address of the tensor, a multiple of 16.
+        shape: (rows, bytes per row).
+        box: (rows, bytes per row) of a copy, each at most 256.
+        swizzled: the sixteen-byte pieces of a box's rows of 128 bytes change places in shared memory: piece i of row r
+            lies at place i xor (r mod 8).
+
+    Raises:
+        EngineError: the driver refuses the map, or there is no driver.
+    """
+    rows, row_bytes = shape
+    arguments = ((ctypes.c_uint32 * 2)(box[1], box[0]), (ctypes.c_uint32 * 2)(1, 1))
+    what = f"{shape} in boxes of {box}"
+    return _encode("cuTensorMapEncodeTiled", pointer, (row_bytes, rows), arguments, what, swizzled)
+
+
 def _encode(
-    function: str, pointer: int, dims: tuple[int, int, int, int], arguments: tuple[Any, ...], what: str
+    function: str, pointer: int, dims: tuple[int, ...], arguments: tuple[Any, ...], what: str, swizzled: bool = False
 ) -> npt.NDArray[Any]:
-    c, w, h, _ = dims
+    rank = len(dims)
+    strides = [math.prod(dims[: i + 1]) for i in range(rank - 1)]
     storage = np.zeros(192, np.uint8)
     start = -storage.ctypes.data % 64
     status = getattr(load_driver(), function)(
         ctypes.c_void_p(storage.ctypes.data + start),
         ctypes.c_int(_UINT8),
-        ctypes.c_uint32(4),
+        ctypes.c_uint32(rank),
         ctypes.c_void_p(pointer),
-        (ctypes.c_uint64 * 4)(*dims),
-        (ctypes.c_uint64 * 3)(c, w * c, h * w * c),
+        (ctypes.c_uint64 * rank)(*dims),
+        (ctypes.c_uint64 * (rank - 1))(*strides),
         *arguments,
         ctypes.c_int(_NO_INTERLEAVE),
-        ctypes.c_int(_NO_SWIZZLE),
+        ctypes.c_int(_SWIZZLE_128B if swizzled else _NO_SWIZZLE),
         ctypes.c_int(_L2_PROMOTION_128B),
         ctypes.c_int(_FILL_ZERO),
     )

@@ -17,8 +17,8 @@ from int4core.backends.cuda.plan.ops import (
     ConvOp,
     Limits,
     LinearOp,
-    Op,
     PoolOp,
+    SingleOp,
     StemOp,
     TopOp,
     padded,
@@ -33,7 +33,7 @@ from int4core.scores import check_k
 Shapes = Mapping[str, LayerShape]
 
 
-def fuse(net: ResNet, n: int, size: Pair | None = None, top: int = 0) -> tuple[Op, ...]:
+def fuse(net: ResNet, n: int, size: Pair | None = None, top: int = 0) -> tuple[SingleOp, ...]:
     """The operations for batches of `n` images of `size` = (H, W), in running order.
 
     The last one gives the class alone, or for `top` > 0 the best `top` classes and their scores too.
@@ -42,7 +42,7 @@ def fuse(net: ResNet, n: int, size: Pair | None = None, top: int = 0) -> tuple[O
         EngineError: the size or `top` does not fit the network, or it has a layer that no kernel computes.
     """
     shapes = {layer.name: layer for layer in trace_shapes(net, size)}
-    ops: list[Op] = [_stem(net, shapes, n)]
+    ops: list[SingleOp] = [_stem(net, shapes, n)]
     source = net.maxpool.name
     for block in net.blocks:
         ops += _block(block, shapes, n, source)
@@ -114,7 +114,7 @@ def _branch(conv: Conv2d, down: Quantize, up: Quantize) -> Branch:
     return Branch(conv.name, weight, bias, _rescale(down), _rescale(up), Limits.of(weight, bias, 0, 15))
 
 
-def _head(net: ResNet, shapes: Shapes, n: int, source: str, top: int) -> tuple[Op, ...]:
+def _head(net: ResNet, shapes: Shapes, n: int, source: str, top: int) -> tuple[SingleOp, ...]:
     pool, fc = net.avgpool, net.fc
     if top:
         check_k(top, net.classes)

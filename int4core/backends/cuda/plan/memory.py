@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from int4core.backends.cuda.plan.ops import INPUT, Op, Tensor
+from int4core.backends.cuda.plan.ops import INPUT, Op, Tensor, outputs
 
 ALIGNMENT = 256
 
@@ -37,8 +37,9 @@ def lifetimes(ops: Sequence[Op], input_bytes: int, kept: Collection[str] = ()) -
     for i, op in enumerate(ops):
         for name in op.reads:
             last[name] = i
-        written[op.output.name] = (op.output, i)
-        last[op.output.name] = i
+        for tensor in outputs(op):
+            written[tensor.name] = (tensor, i)
+            last[tensor.name] = i
     end = len(ops) - 1
     return tuple(
         Lifetime(tensor, first, end if name in kept else last[name]) for name, (tensor, first) in written.items()

@@ -8,7 +8,9 @@ kernel wants them arranged is that kernel's business.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -315,10 +317,70 @@ class TopOp:
         return f"scale and {what} of {len(self.out_scale)}"
 
 
-Op: TypeAlias = StemOp | ConvOp | PoolOp | LinearOp | TopOp
+@dataclass(frozen=True, eq=False)
+class PairOp:
+    """The last convolution of a block, its input the residual, and the first one of the next block, at once.
+
+    `second` is a 1x1 convolution of what `first` gives. Both outputs are tensors: the next block adds the first one's.
+    """
+
+    first: ConvOp
+    second: ConvOp
+
+    @property
+    def name(self) -> str:
+        return f"{self.first.name} + {self.second.name}"
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return self.first.reads
+
+    @property
+    def multiply_adds(self) -> int:
+        return self.first.multiply_adds + self.second.multiply_adds
+
+    @property
+    def activation_bytes(self) -> int:
+        return self.first.activation_bytes + self.second.output.bytes
+
+    @property
+    def weight_bytes(self) -> int:
+        return self.first.weight_bytes + self.second.weight_bytes
+
+    def __str__(self) -> str:
+        return f"{self.first} -> {self.second.shape.k}"
 
 
-def with_batch(op: Op, n: int) -> Op:
+SingleOp: TypeAlias = StemOp | ConvOp | PoolOp | LinearOp | TopOp
+
+Op: TypeAlias = SingleOp | PairOp
+
+
+def parts(op: Op) -> tuple[SingleOp, ...]:
+    """The operations of one layer each that an operation is, in running order."""
+    return (op.first, op.second) if isinstance(op, PairOp) else (op,)
+
+
+def outputs(op: Op) -> tuple[Tensor, ...]:
+    """The tensors that an operation writes."""
+    return tuple(part.output for part in parts(op))
+
+
+def pair(first: SingleOp, second: SingleOp) -> PairOp | None:
+    """Two operations that follow one another as one, if they are what a PairOp is."""
+    if not (isinstance(first, ConvOp) and isinstance(second, ConvOp)):
+        return None
+    window = (second.shape.taps, second.shape.stride, second.shape.pad)
+    after = second.source == first.target and window == (1, 1, 0) and second.shape.residual == Residual.NONE
+    return PairOp(first, second) if after and first.shape.residual == Residual.U4 else None
+
+
+def pairs(ops: Sequence[SingleOp]) -> tuple[PairOp, ...]:
+    """What two operations that follow one another could be, each."""
+    return tuple(both for first, second in pairwise(ops) if (both := pair(first, second)))
+
+
+def with_batch(op: SingleOp, n: int) -> SingleOp:
     """The same operation on batches of `n` images."""
     if isinstance(op, ConvOp):
         return replace(op, shape=replace(op.shape, n=n))

@@ -5,15 +5,15 @@ No GPU is needed to make one.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from int4core.backends.cuda.chips import Chip
 from int4core.backends.cuda.families.kernel import Kernel
-from int4core.backends.cuda.families.table import default_kernel, make_kernel
+from int4core.backends.cuda.families.table import PAIR_NUMBERS, default_kernel, make_kernel
 from int4core.backends.cuda.plan.fuse import fuse
 from int4core.backends.cuda.plan.memory import Placement, lifetimes, plan_arena
-from int4core.backends.cuda.plan.ops import CLASSES, INPUT, TOP1, ConvOp, Op, StemOp
+from int4core.backends.cuda.plan.ops import CLASSES, INPUT, TOP1, ConvOp, Op, SingleOp, StemOp, pair, parts
 from int4core.errors import EngineError, shown
 from int4core.layers import Pair, ResNet
 
@@ -98,15 +98,34 @@ def make_plan(
         EngineError: the chip has no kernel for an operation, or the size or `top` does not fit.
     """
     ops = fuse(net, n, size, top)
-    steps = tuple(_step(op, chip, numbers or {}) for op in ops)
+    steps = tuple(_steps(ops, chip, numbers or {}))
     stem = ops[0]
     assert isinstance(stem, StemOp)
     kept = {op.output.name for op in ops} | set(KEPT) if keep_all else KEPT
-    lives = lifetimes(ops, n * 3 * stem.h * stem.w, kept)
+    lives = lifetimes([step.op for step in steps], n * 3 * stem.h * stem.w, kept)
     return NetworkPlan(chip, n, steps, plan_arena(lives))
 
 
-def _step(op: Op, chip: Chip, numbers: Mapping[str, int]) -> Step:
+def _steps(ops: Sequence[SingleOp], chip: Chip, numbers: Mapping[str, int]) -> Iterator[Step]:
+    """A step an operation, or one for two that name the same kernel of pairs, where it fits."""
+    refused: dict[str, str] = {}
+    i = 0
+    while i < len(ops):
+        both = pair(*ops[i : i + 2]) if i + 1 < len(ops) else None
+        number = numbers.get(ops[i].name)
+        if both and number is not None and number in PAIR_NUMBERS and number == numbers.get(both.second.name):
+            try:
+                yield Step(make_kernel(both, chip, number))
+                i += 2
+                continue
+            except EngineError as error:
+                refused |= {op.name: str(error) for op in parts(both)}
+        yield _step(ops[i], chip, numbers, refused.get(ops[i].name))
+        i += 1
+
+
+def _step(op: SingleOp, chip: Chip, numbers: Mapping[str, int], why: str | None = None) -> Step:
+    """`why`: a reason for which the number does not fit, if there is one beside its own."""
     misfits = []
     number = numbers.get(op.name)
     if number is None:
@@ -116,7 +135,7 @@ def _step(op: Op, chip: Chip, numbers: Mapping[str, int]) -> Step:
             kernel = make_kernel(op, chip, number)
         except EngineError as error:
             kernel = default_kernel(op, chip)
-            misfits.append(Misfit(op.name, number, str(error), kernel.number))
+            misfits.append(Misfit(op.name, number, why or str(error), kernel.number))
     if isinstance(op, ConvOp) and op.branch is not None:
         number = numbers.get(op.branch.name, kernel.number)
         if number is not None and number != kernel.number:
