@@ -32,6 +32,9 @@ MODEL_TYPE = "int4core-resnet"
 CONFIG_LIMIT = 16 << 20
 """Most bytes of config.json; ResNet-152 with 1,000 labels has 0.4 MB."""
 
+HEADER_LIMIT = 16 << 20
+"""Most bytes of model.safetensors' header; ResNet-152 has 0.1 MB."""
+
 DTYPES = {"s4": "uint8", "s8": "int8", "s16": "int16", "u16": "uint16", "s32": "int32", "f32": "float32"}
 """NumPy's name of each tensor type as it is stored."""
 
@@ -88,8 +91,11 @@ def read_packed(path: str | os.PathLike[str]) -> ResNet:
 
 
 def _tensors(config: Path, declared: dict[str, Any], file: Path) -> dict[str, Stored]:
+    data = _read(file, DATA_LIMIT)
+    if (header := int.from_bytes(data[:8], "little")) > HEADER_LIMIT:
+        raise ModelError(file, 0, f"is no safetensors file: its header of {header:,} bytes is over {HEADER_LIMIT:,}")
     try:
-        found: dict[str, Array] = _safetensors(file).load(_read(file, DATA_LIMIT))
+        found: dict[str, Array] = _safetensors(file).load(data)
     except ModelError:
         raise
     except Exception as error:  # its own errors, and NumPy's for types that this has not

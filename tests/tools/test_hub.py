@@ -117,6 +117,13 @@ def huge_header(folder: Path) -> None:
     (folder / "model.safetensors").write_bytes((1 << 62).to_bytes(8, "little") + b"{}")
 
 
+def many_tensors(folder: Path) -> None:
+    """A tensor takes a line of the header, and many times that in memory."""
+    header = b"{" + b",".join(b'"%05d":{"dtype":"U8","shape":[0],"data_offsets":[0,0]}' % i for i in range(100))
+    header += b" " * (19_000_000 - len(header)) + b"}"
+    (folder / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -146,6 +153,7 @@ def huge_header(folder: Path) -> None:
         (tensors_with(lambda t: t.update({"more": t["fc.bias"].copy()})), "config.json: lacks the tensor 'more'"),
         (tensors_with(lambda t: t["layer1_0_conv1.weight"].__setitem__(-1, 0xF0)), "unused high nibble"),
         (huge_header, "is no safetensors file"),
+        (many_tensors, "its header of 19,000,001 bytes is over 16,777,216"),
         (lambda f: (f / "model.safetensors").write_bytes(b""), "is no safetensors file"),
     ],
 )

@@ -14,6 +14,7 @@ from onnx import numpy_helper
 from int4core.errors import shown
 from int4core.regular import read_regular
 from tools.onnx.errors import OnnxFileError
+from tools.onnx.wire import count_parts
 
 Array = npt.NDArray[Any]
 
@@ -24,6 +25,10 @@ NODE_LIMIT = 20_000
 """Most nodes and constants of a graph; ResNet-152 has 2,000 as Brevitas writes it."""
 
 
+PART_LIMIT = 1 << 20
+"""Most fields of a file, those of nodes and constants included; a ResNet-152 that export wrote has 17,000."""
+
+
 def load(path: Path) -> onnx.ModelProto:
     """The model in the file `path`, with no more than NODE_LIMIT nodes. Raises OnnxFileError."""
     try:
@@ -31,8 +36,10 @@ def load(path: Path) -> onnx.ModelProto:
     except OSError as error:
         raise OnnxFileError(path, 0, f"cannot be read: {error.strerror}") from error
     try:
+        if count_parts(data, onnx.ModelProto.DESCRIPTOR, PART_LIMIT) > PART_LIMIT:
+            raise OnnxFileError(path, 0, f"has over {PART_LIMIT:,} parts, the most that is read")
         model = onnx.ModelProto.FromString(data)
-    except DecodeError:
+    except (DecodeError, ValueError):
         raise OnnxFileError(path, 0, "is no ONNX file, or one that was cut short") from None
     graph = model.graph
     if not graph.node:

@@ -36,6 +36,15 @@ from tools.onnx.values import (
 
 QONNX_DOMAINS = ("qonnx.custom_op.general", "finn.custom_op.general", "onnx.brevitas")
 
+USES = 16
+"""How often a number of the file may be read or made anew, on average: Brevitas's graphs do so 7 times with a weight.
+
+With it a file of many nodes on one large constant ends in time, and before memory does.
+"""
+
+SPARE_USES = 1 << 20
+"""Besides, for what has few weights."""
+
 CARRIERS = {np.dtype(np.int8): (-128, 127), np.dtype(np.uint8): (0, 255), np.dtype(np.int32): (-(2**31), 2**31 - 1)}
 
 
@@ -75,10 +84,18 @@ def _said(value: Value | None) -> str:
     return "not there" if value is None else names.get(type(value), "a constant")
 
 
+def _numbers(value: Value | None) -> int:
+    """How many it has in arrays of its own."""
+    if isinstance(value, np.ndarray):
+        return value.size
+    return sum(part.size for part in vars(value).values() if isinstance(part, np.ndarray)) if value is not None else 0
+
+
 class _Reader:
     def __init__(self, path: Path, values: dict[str, Array]) -> None:
         self.path = path
         self.values: dict[str, Value] = dict(values)
+        self.uses_left = SPARE_USES + USES * sum(value.size for value in values.values())
         self.node = onnx.NodeProto()
         self.attributes: dict[str, Any] = {}
 
@@ -113,7 +130,17 @@ class _Reader:
         except ValueError:
             raise self.fault("it has an attribute without a value") from None
         self.expect(len(node.output) >= 1, "it has no output")
-        self.values[node.output[0]] = operators[node.op_type]()
+        self.use(sum(_numbers(self.values.get(name)) for name in node.input))
+        value = operators[node.op_type]()
+        if node.op_type == "Constant":
+            self.uses_left += USES * _numbers(value)
+        self.use(_numbers(value))
+        self.values[node.output[0]] = value
+
+    def use(self, numbers: int) -> None:
+        self.uses_left -= numbers
+        why = f"it and the nodes before it use the file's numbers over {USES} times each, and that many are not read"
+        self.expect(self.uses_left >= 0, why)
 
     # Inputs and attributes
 

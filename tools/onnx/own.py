@@ -18,6 +18,7 @@ import onnx
 
 from int4core.errors import ModelError, shown
 from int4core.format.npdata import pack
+from int4core.format.packed import CONFIG_LIMIT
 from int4core.format.parts import TYPE, Stored, network_of
 from int4core.format.schema import SCHEMA, Declared, Tensor
 from int4core.layers import ResNet
@@ -63,8 +64,11 @@ def _metadata(model: onnx.ModelProto) -> dict[str, str]:
 
 
 def _json(path: Path, said: dict[str, str], key: str) -> Any:
+    text = said.get(key, "null")
+    if len(text) > CONFIG_LIMIT:
+        raise OnnxFileError(path, 0, f"its metadata {key} has over {CONFIG_LIMIT:,} characters, the most that is read")
     try:
-        return json.loads(said.get(key, "null"))
+        return json.loads(text)
     except (ValueError, RecursionError):
         raise OnnxFileError(path, 0, f"its metadata {key} is not JSON") from None
 
