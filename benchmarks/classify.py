@@ -3,7 +3,7 @@
 `python -m benchmarks.classify`, on a machine that does nothing else: the same files, read once before. The loop takes
 torch and torchvision (extra `train`); without them, or with `--sections memory,first`, it is left out.
 
-    compared    images/s, CPU seconds an image, memory of all processes: the command, the loop
+    compared    images/s, CPU seconds per image, memory of all processes: the command, the loop
     busy        the share of the time, from the first image on, that the engine is at work (CPU backend)
     memory      of all processes, for a number of images and for ten times as many (a tiny model)
     first       seconds from the start to the first row, with a thousand keys and with a million (a tiny model)

@@ -1,7 +1,7 @@
 """The CPU's backends against the machine's own matrix product, and each other: `python -m benchmarks.cpu_engine`.
 
 Each round times one batch through each engine and then one large float32 matrix product with all of BLAS's threads.
-All see the same load of the machine, so that the ratios of their multiply-adds a second are steady even where the
+All see the same load of the machine, so that the ratios of their multiply-adds per second are steady even where the
 rates are not; medians over the rounds are reported.
 """
 
@@ -38,7 +38,7 @@ class Result:
 
     Attributes:
         images_per_s: median over the rounds.
-        engine_gmacs, sgemm_gmacs: 10^9 multiply-adds a second, medians.
+        engine_gmacs, sgemm_gmacs: 10^9 multiply-adds per second, medians.
         ratio: median over the rounds of the engine's rate over the matrix product's; ratio_low and
             ratio_high are the smallest and largest round.
         over_first: median over the rounds of the engine's rate over that of the first backend.
@@ -161,7 +161,7 @@ def main(arguments: list[str] | None = None) -> int:
         "--backends", nargs="+", choices=("numpy", "torch"), default=["numpy"], help="which (default: numpy)"
     )
     parser.add_argument("--model", type=Path, help="model directory (default: random ResNet-50)")
-    parser.add_argument("--batch", type=positive, default=16, help="images a batch (default: 16)")
+    parser.add_argument("--batch", type=positive, default=16, help="images per batch (default: 16)")
     parser.add_argument("--rounds", type=positive, default=7, help="timed rounds (default: 7)")
     parser.add_argument("--sgemm", type=positive, default=4096, help="side of the matrices (default: 4096)")
     parser.add_argument("--json", type=Path, help="write the figures to this file too")

@@ -106,7 +106,7 @@ class PcieCounters:
             self._handles = [pynvml.nvmlDeviceGetHandleByIndex(gpu) for gpu in gpus]
 
     def read(self) -> float | None:
-        """Bytes/s of all of them together at this moment; None without a GPU, or where one does not tell."""
+        """Bytes/s of all of them together at this moment; None without a GPU, or where one does not report it."""
         if not self._handles:
             return None
         try:

@@ -247,7 +247,7 @@ def rgb_exact(load: Load) -> int:
 
 
 def energy(gpu: Gpu, run: Callable[[], None], count: int, seconds: float) -> tuple[float, float]:
-    """(images/s, mJ an image) of runs for `seconds` on end, by the board's own counter."""
+    """(images/s, mJ per image) of runs for `seconds` on end, by the board's own counter."""
     pynvml.nvmlInit()
     handle = pynvml.nvmlDeviceGetHandleByPciBusId(gpu.device.pci_bus_id.encode())
     before, began, done = pynvml.nvmlDeviceGetTotalEnergyConsumption(handle), time.perf_counter(), 0
@@ -303,14 +303,14 @@ def measure(args: argparse.Namespace) -> None:
         row(f"{args.count} images in chunks of {size}, {streams} streams, {lanes} lanes", rate(load, run, args.count))
         if (size, streams) == (1024, 4):
             sustained, mj = energy(gpu, run, args.count, args.seconds)
-            row(f"the same, {args.seconds:g} s on end, {mj:.2f} mJ an image", sustained)
+            row(f"the same, {args.seconds:g} s on end, {mj:.2f} mJ per image", sustained)
             print(f"  device memory an image under way, without its output: {run.bytes_per_image / 2**20:.2f} MiB")
         del run
         free()
 
     decoder = Decoder(gpu, 4096)
     every = [files[number] for number in load.numbers.tolist()]
-    print(f"Decoder.samples ({BYTES_PER_IMAGE / 2**20:g} MiB an image)")
+    print(f"Decoder.samples ({BYTES_PER_IMAGE / 2**20:g} MiB per image)")
     for count in (args.count, 1024):
         row(f"{count} files", rate(load, partial(_decode, decoder, every[:count], load), count))
     del decoder

@@ -133,7 +133,7 @@ def check(paths: Sequence[Path]) -> None:
 
 
 def time_turn(name: str, paths: Sequence[Path]) -> float:
-    """CPU seconds an image of one turn over `paths`. Runs in the way's own process."""
+    """CPU seconds per image of one turn over `paths`. Runs in the way's own process."""
     make = ways()[name]
     begin = time.process_time()
     for path in paths:

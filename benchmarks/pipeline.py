@@ -6,7 +6,7 @@
 - offline: LoadGen's Offline scenario, by the command a user runs, samples in host memory.
 - jpeg: from JPEG files to predictions, every core decoding while the engine computes.
 - latency: SingleStream, one query after another.
-- server: the most queries a second of which 99 % are answered within 15 ms, by halving an interval.
+- server: the most queries per second of which 99 % are answered within 15 ms, by halving an interval.
 - accuracy: the golden predictions of real images through the whole path, where the shared data is there.
 
 Ends with 1 when a part fails, when a prediction differs, and where there is no GPU.

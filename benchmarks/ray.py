@@ -1,4 +1,4 @@
-"""Images a second through Ray Data against the same session without Ray, from a Parquet table of bytes.
+"""Images per second through Ray Data against the same session without Ray, from a Parquet table of bytes.
 
 `python -m benchmarks.ray`. Direct, Ray, direct, Ray, ... on the same table and machine: the rate is of the rows between
 the first table of answers and the last, so that no start counts; the medians and their ratio are printed last.

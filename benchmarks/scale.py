@@ -75,7 +75,7 @@ def simulate(cluster: Cluster, gpus: int, tasks: int) -> float:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.scale", description=__doc__)
     parser.add_argument("--core-rate", type=float, default=345.0, help="images/s a core loads (default %(default)g)")
-    parser.add_argument("--cores", type=float, default=15.0, help="cores a GPU has for it (default %(default)g)")
+    parser.add_argument("--cores", type=float, default=15.0, help="cores that a GPU has for it (default %(default)g)")
     parser.add_argument("--engine-rate", type=float, default=125_399.0, help="images/s of a GPU (default %(default)g)")
     parser.add_argument("--image-kb", type=float, default=110.0, help="of a file (default %(default)g)")
     parser.add_argument("--storage-gbs", type=float, default=100.0, help="GB/s for all (default %(default)g)")

@@ -4,7 +4,7 @@
     python -m benchmarks.scaling --gpus 1,2 --gpu cpu --model DIR ...        # on engines of the CPU
 
 - offline: LoadGen's Offline scenario, samples in host memory.
-- server: the most queries a second of which 99 % are answered within 15 ms, by halving, below Offline's rate.
+- server: the most queries per second of which 99 % are answered within 15 ms, by halving, below Offline's rate.
 - files: JPEGs that lie in the page cache to a Parquet table, `--decode gpu` (`cpu` on the CPU).
 
 A line each: the rate, its share of so many times the least number of GPUs, and what was seen of the host meanwhile:

@@ -1,4 +1,4 @@
-"""Rows a second of each sink and sources a second of each listing, in CPU seconds of one process.
+"""Rows per second of each sink and sources per second of each listing, in CPU seconds of one process.
 
 `python -m benchmarks.sinks`; `taskset -c 0` keeps pyarrow's threads on one core too.
 """

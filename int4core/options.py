@@ -1,4 +1,4 @@
-"""What a backend can be told besides the model and the batch size."""
+"""A backend's options besides the model and the batch size."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run uses when it is told nothing: the model and the images that come with the package."""
+"""What a run uses by default: the model and the images that come with the package."""
 
 from __future__ import annotations
 

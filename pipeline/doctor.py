@@ -1,7 +1,7 @@
 """`python -m pipeline.doctor [--gpu h200] [--json]`: is everything here that a run needs?
 
 A line a check: `ok`, `warning` (a run works, with a drawback) or `fail` (it does not), and below a line that is not
-ok the command that mends it, with other ways after a `#`. Ends with 1 if any check fails, else with 0.
+ok the command that fixes it, with other ways after a `#`. Ends with 1 if any check fails, else with 0.
 """
 
 from __future__ import annotations
@@ -40,17 +40,17 @@ Status = Literal["ok", "warning", "fail"]
 
 @dataclass(frozen=True)
 class Finding:
-    """A check's result; `mend` is a command line, empty when there is nothing to mend."""
+    """A check's result; `remedy` is a command line, empty when there is nothing to fix."""
 
     check: str
     status: Status
     said: str
-    mend: str = ""
+    remedy: str = ""
 
     def lines(self) -> Iterator[str]:
         yield f"{self.status:8s}{self.check:16s}{self.said}"
-        if self.mend:
-            yield f"{'':8s}{'':16s}mend: {self.mend}"
+        if self.remedy:
+            yield f"{'':8s}{'':16s}fix: {self.remedy}"
 
 
 def examine(facts: Facts, gpu: str = "auto") -> tuple[Finding, ...]:
@@ -76,7 +76,7 @@ def choose(facts: Facts, gpu: str) -> GpuFacts | None:
 
 
 def _only_a_warning(finding: Finding) -> Finding:
-    return finding if finding.status != "fail" else Finding(finding.check, "warning", finding.said, finding.mend)
+    return finding if finding.status != "fail" else Finding(finding.check, "warning", finding.said, finding.remedy)
 
 
 def check_driver(facts: Facts, gpu: str) -> Finding:
@@ -97,8 +97,8 @@ def check_gpu(facts: Facts, gpu: str) -> Finding:
         said = f"{here}; {chosen.name} has no record here: its kernels are chosen by rule, and nobody has measured them"
         return Finding("GPU", "warning", said, "python -m int4core.tune")
     if gpu == "auto":
-        mend = "nvidia-smi  # in a container: docker run --gpus all"
-        return Finding("GPU", "warning", "none: runs compute on the CPU", mend)
+        remedy = "nvidia-smi  # in a container: docker run --gpus all"
+        return Finding("GPU", "warning", "none: runs compute on the CPU", remedy)
     return Finding("GPU", "fail", f"--gpu {gpu}: not here ({here})", "python -m pipeline.doctor --gpu auto")
 
 
@@ -131,24 +131,24 @@ def check_memory(facts: Facts, gpu: GpuFacts) -> Finding:
 
 def check_tuning(facts: Facts, gpu: GpuFacts) -> Finding:
     key = gpu.key or "unknown"
-    files, mend = find_files(key, facts.autoconfig_folders), f"python -m int4core.tune --gpu {key}"
+    files, remedy = find_files(key, facts.autoconfig_folders), f"python -m int4core.tune --gpu {key}"
     files += find_files(key, facts.autoconfig_folders, basic=True)
     if not files:
-        return Finding("tuned file", "warning", f"none for {key}: kernels are chosen by rule", mend)
+        return Finding("tuned file", "warning", f"none for {key}: kernels are chosen by rule", remedy)
     said = []
     for file in files:
         try:
             config = autoconfig.read(file)
             check_numbers(config)
         except AutoconfigError as error:
-            return Finding("tuned file", "fail", str(error), mend)
+            return Finding("tuned file", "fail", str(error), remedy)
         made_for = config.metadata.get("gpu")
         if config.notice is not None:
-            return Finding("tuned file", "fail", f"{file}: {config.notice}", mend)
+            return Finding("tuned file", "fail", f"{file}: {config.notice}", remedy)
         if made_for is None:
-            return Finding("tuned file", "warning", f"{file}: does not say which GPU it was made for", mend)
+            return Finding("tuned file", "warning", f"{file}: does not say which GPU it was made for", remedy)
         if made_for != key:
-            return Finding("tuned file", "fail", f"{file}: was made for {made_for}, and this GPU is {key}", mend)
+            return Finding("tuned file", "fail", f"{file}: was made for {made_for}, and this GPU is {key}", remedy)
         said.append(f"{file} ({config.metadata.get('origin', 'origin unknown')})")
     return Finding("tuned file", "ok", ", ".join(said))
 
@@ -182,8 +182,8 @@ def check_cupy(facts: Facts) -> Finding:
     if not facts.cupy.error:
         return Finding("CuPy", "ok", f"{facts.cupy.version} is importable")
     again = " ".join(facts.wheels) or _extra(facts)
-    mend = f"{_PIP} install --force-reinstall --no-cache-dir {again}"
-    return Finding("CuPy", "fail", f"cannot be imported: {facts.cupy.error}", mend)
+    remedy = f"{_PIP} install --force-reinstall --no-cache-dir {again}"
+    return Finding("CuPy", "fail", f"cannot be imported: {facts.cupy.error}", remedy)
 
 
 def check_nvrtc(facts: Facts) -> Finding:
@@ -194,8 +194,8 @@ def check_nvrtc(facts: Facts) -> Finding:
     said = f"{library.version}, {library.place}"
     cuda = facts.driver.cuda if isinstance(facts.driver, Driver) else None
     if cuda is not None and int(library.version.split(".")[0]) > cuda[0]:
-        mend = f"{_PIP} uninstall -y nvidia-cuda-nvrtc && {_PIP} install nvidia-cuda-nvrtc-cu{cuda[0]}"
-        return Finding("NVRTC", "fail", f"{said}: the driver runs CUDA up to {_dotted(cuda)}", mend)
+        remedy = f"{_PIP} uninstall -y nvidia-cuda-nvrtc && {_PIP} install nvidia-cuda-nvrtc-cu{cuda[0]}"
+        return Finding("NVRTC", "fail", f"{said}: the driver runs CUDA up to {_dotted(cuda)}", remedy)
     return Finding("NVRTC", "ok", said)
 
 
@@ -215,22 +215,24 @@ def check_memlock(facts: Facts) -> Finding:
     if facts.memlock_bytes >= needed:
         return Finding("locked memory", "ok", f"{limit}; {SMALL_RUN:,} samples take {_gib(needed)}")
     said = f"{limit}; registering {SMALL_RUN:,} samples with CUDA takes {_gib(needed)} where the driver counts them"
-    mend = "ulimit -l unlimited  # in a container: docker run --ulimit memlock=-1"
-    return Finding("locked memory", "warning", said, mend)
+    remedy = "ulimit -l unlimited  # in a container: docker run --ulimit memlock=-1"
+    return Finding("locked memory", "warning", said, remedy)
 
 
 def check_profiler(facts: Facts, profiler: Profiler) -> Finding:
     found = facts.nsys if profiler is NSYS else facts.ncu
     if found is not None:
         return Finding(profiler.command, "ok", str(found))
-    return Finding(profiler.command, "warning", f"{profiler.title} is not here; only profiling needs it", profiler.mend)
+    return Finding(
+        profiler.command, "warning", f"{profiler.title} is not here; only profiling needs it", profiler.remedy
+    )
 
 
 def check_loadgen(facts: Facts) -> Finding:
     if facts.loadgen.error:
         return Finding("LoadGen", "fail", facts.loadgen.error, f"{_PIP} install mlcommons-loadgen")
     if not facts.loadgen.version:
-        return Finding("LoadGen", "ok", f"{facts.loadgen.place}, of a version it does not tell")
+        return Finding("LoadGen", "ok", f"{facts.loadgen.place}, of a version it does not report")
     if int(facts.loadgen.version.split(".")[0]) < 5:
         said = f"{facts.loadgen.version} is older than 5.0"
         return Finding("LoadGen", "fail", said, f"{_PIP} install --upgrade 'mlcommons-loadgen>=5.0'")
@@ -247,11 +249,11 @@ def check_shared_memory(facts: Facts) -> Finding:
     if room >= full:
         return Finding("shared memory", "ok", said)
     size = math.ceil(full / 2**30) + 1
-    mend = f"sudo mount -o remount,size={size}G {facts.shm_folder}  # in a container: docker run --shm-size={size}g"
+    remedy = f"sudo mount -o remount,size={size}G {facts.shm_folder}  # in a container: docker run --shm-size={size}g"
     if facts.shm_free_bytes >= full:
         said += "; memory is what is short"
-        mend = f"free -g  # end what holds it; in a container: docker run --memory={size + 8}g"
-    return Finding("shared memory", "fail" if room < small else "warning", said, mend)
+        remedy = f"free -g  # end what holds it; in a container: docker run --memory={size + 8}g"
+    return Finding("shared memory", "fail" if room < small else "warning", said, remedy)
 
 
 def check_cores(facts: Facts) -> Finding:
@@ -259,8 +261,8 @@ def check_cores(facts: Facts) -> Finding:
     usable = whole_cores(visible, quota)
     of = f", of {visible} under a quota of {quota:g}" if quota is not None and quota < visible else ""
     if usable < 2:
-        mend = "taskset -p -c 0-3 $$  # in a container: docker run --cpus=4"
-        return Finding("cores", "warning", f"1{of}: loaders and LoadGen share it", mend)
+        remedy = "taskset -p -c 0-3 $$  # in a container: docker run --cpus=4"
+        return Finding("cores", "warning", f"1{of}: loaders and LoadGen share it", remedy)
     return Finding("cores", "ok", f"{usable}{of}")
 
 

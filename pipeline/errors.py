@@ -1,4 +1,4 @@
-"""Errors of the application: one clear message each, naming the file or process and the mend."""
+"""Errors of the application: one clear message each, naming the file or process and the remedy."""
 
 from __future__ import annotations
 

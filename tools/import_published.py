@@ -49,7 +49,7 @@ def find_model(folder: Path) -> Path:
 def summary(shapes: Sequence[LayerShape]) -> Table:
     """Layers, weights, their bytes and multiply-adds, by the weights' width."""
     table = Table(title="the model")
-    for heading in ("weights", "layers", "bytes", "multiply-adds an image"):
+    for heading in ("weights", "layers", "bytes", "multiply-adds per image"):
         table.add_column(heading, justify="left" if heading == "weights" else "right")
     products = [s for s in shapes if s.weight_bits]
     for kind in dict.fromkeys(s.layer.compute_mode for s in products):

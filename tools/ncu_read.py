@@ -44,7 +44,7 @@ class KernelMetrics:
         layer: of a kernel in a whole pass over the network, else ``.
         stream: on which it ran, with the process.
         us: duration of the launch, with cold caches.
-        tensor: the tensor pipe's busy cycles, or its share of issue where cycles are not told.
+        tensor: the tensor pipe's busy cycles, or its share of issue where cycles are not reported.
         issue: issue slots used.
         shared_bytes: a block, static and dynamic.
         stall: the reason that warps wait for longest, with the warps that wait so on average at an issue.
@@ -106,7 +106,7 @@ def _kernel(row: Mapping[str, str], units: Mapping[str, str]) -> KernelMetrics:
 
 
 def _tensor(row: Mapping[str, str]) -> float | None:
-    """Busy cycles of the whole pipe where they are told, else the busiest of what is told of its parts."""
+    """Busy cycles of the whole pipe where they are reported, else the busiest of its reported parts."""
     whole = _number(row.get(_TENSOR_CYCLES, ""))
     if whole is not None:
         return whole

@@ -3,7 +3,7 @@
 // The 64 channels are the rows of A, a window's line is one k-step, and the weights stay in a thread's registers for
 // the whole kernel. The image's lines are B: a row of the convolution's outputs is one wgmma of N columns a window's
 // line, first the even columns, then the odd ones. Windows of neighbouring even columns are 16 bytes apart at four
-// bytes a pixel, so their halves are core matrices as they lie; odd columns have a copy that begins two pixels later,
+// bytes per pixel, so their halves are core matrices as they lie; odd columns have a copy that begins two pixels later,
 // and the second halves of all windows copies of their own, so that every plane begins at a multiple of 128 bytes.
 //
 // A block is one warpgroup: BAND rows of one image's maxima. It keeps the last RING lines of the image, and reads the

@@ -162,7 +162,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="classes of each answer, best first (default: %(default)s)",
     )  # fmt: skip
     what.add_argument(
-        "--classes", type=values.path, metavar="FILE", help="names of the classes, one a line (default: the model's)"
+        "--classes", type=values.path, metavar="FILE", help="names of the classes, one per line (default: the model's)"
     )
     what.add_argument(
         "--labels", metavar="FILE",

@@ -25,7 +25,7 @@ NAMED_REASONS = 5
 
 
 def summary_path(options: Options) -> Path | None:
-    """Where the summary goes; None for a run without a table that was not told.
+    """Where the summary goes; None for a run without a table and without --summary.
 
     Beside a table; in a folder of parts it begins with `_`, so that readers of the folder pass it over.
     """

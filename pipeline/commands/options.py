@@ -164,7 +164,7 @@ def add_loaders(group: argparse._ArgumentGroup, *, decode: bool = False) -> None
         "--loaders",
         type=values.whole(1, values.MOST_PROCESSES),
         metavar="N",
-        help=f"processes that decode (default: one a core, {default_loaders()} here)",
+        help=f"processes that decode (default: one per core, {default_loaders()} here)",
     )
     group.add_argument("--no-resize", action="store_true", help="the images are sized: centre crop only")
     group.add_argument(

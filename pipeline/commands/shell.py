@@ -49,7 +49,7 @@ def run(body: Callable[[], int], supervisor: Supervisor) -> int:
             errors.print("\n".join(map(printable, error.traceback.rstrip().split("\n"))))
         errors.print(f"error: {printed(error)}", style="bold red")
     if supervisor.job_is_stuck:
-        # The job cannot be told to give up: inside LoadGen, or in a read that never ends. All that has to be given
+        # The job cannot be made to give up: inside LoadGen, or in a read that never ends. All that has to be given
         # back has been.
         sys.stdout.flush()
         sys.stderr.flush()

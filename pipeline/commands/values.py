@@ -64,7 +64,7 @@ def path(text: str) -> Path:
 
 
 def text_path(text: str) -> Path:
-    """Reads the name of a file or folder that LoadGen is told, which takes names in UTF-8 only."""
+    """Reads the name of a file or folder that LoadGen is given, which takes names in UTF-8 only."""
     name = path(text)
     try:
         text.encode()

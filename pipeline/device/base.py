@@ -65,10 +65,10 @@ class Device(Protocol[B]):
 
 
 class Spans(Protocol):
-    """Who is told when the parts of a batch ran."""
+    """Is notified when the parts of a batch ran."""
 
     def mark(self, stream: Any) -> Any:
-        """A mark behind all that `stream` has been asked for so far, whose time can be told later."""
+        """A mark behind all that `stream` has been asked for so far, whose time is known later."""
 
     def complete(self, lane: int, ticket: int, samples: int, marks: Marks) -> None:
         """A lane has finished a batch; the device has passed all its marks."""

@@ -101,7 +101,7 @@ class Scheduler(Generic[B]):
 
     Args:
         ordered: whether networks take turns too; else they may run side by side where the device has room.
-        spans: who is told when the parts of a batch ran, those of measurements left out.
+        spans: notified when the parts of a batch ran, those of measurements left out.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""From headers to what the kernels are told of each image: windows, lanes, and where everything lies in device memory.
+"""From headers to what the kernels are given of each image: windows, lanes, and where everything lies in device memory.
 
 All of it is NumPy over a chunk of images; nothing here knows a GPU.
 """

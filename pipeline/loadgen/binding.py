@@ -300,7 +300,7 @@ class LoadGenSession:
     of `issue`: 99 million Python ints are 12 GB.
 
     What a callback raises is kept: `on_error` is called with it from within the callback, nothing more
-    is passed on, and `run` raises it if it ever returns. LoadGen itself cannot be told to give up: it
+    is passed on, and `run` raises it if it ever returns. LoadGen itself cannot be made to give up: it
     waits for every sample it has issued. After `on_error` the owner cleans up and leaves the process
     (os._exit), the thread in `run` still waiting.
     """

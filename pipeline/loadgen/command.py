@@ -100,7 +100,7 @@ def command(argv: Sequence[str], supervisor: Supervisor) -> int:
         _explain(error, errors)
     finally:
         if supervisor.job_is_stuck:
-            # LoadGen cannot be told to give up a test, and crashes where the interpreter ends under it. All that has to
+            # LoadGen cannot be made to give up a test, and crashes where the interpreter ends under it. All that has to
             # be given back has been.
             sys.stdout.flush()
             sys.stderr.flush()
@@ -255,7 +255,7 @@ class OfflineCommand:
         for line in introductions(run.session):
             self._say(line)
         run.progress.enter("loading")
-        # LoadGen has to be told how many samples there are, so that bad ones are left out before. Otherwise what it
+        # LoadGen has to know how many samples there are, so that bad ones are left out before. Otherwise what it
         # will not ask for is not decoded, and a bad one ends the run when it is.
         if self._options.skip_bad_images or len(prepared.library) <= prepared.at_a_time:
             self._bad = run.samples.check()
@@ -297,7 +297,7 @@ class OfflineCommand:
         self._loaded_s = time.monotonic()
 
     def _expect_rate(self, run: LoadGenRun, *, arrays: bool) -> None:
-        """Where the user does not say what rate to expect, LoadGen is told one that fits the engine's own."""
+        """Where the user does not say what rate to expect, LoadGen is given one that fits the engine's own."""
         options = self._options
         if options.user_conf is not None:
             return
@@ -310,7 +310,7 @@ class OfflineCommand:
         )
         for name, value in fields.items():
             assign(self._test_settings, name, value)
-            self._say(f"LoadGen is told {said}")
+            self._say(f"LoadGen is given {said}")
         check_settings(plain_fields(self._test_settings), arrays=arrays)
 
     def _report(self, run: LoadGenRun, prepared: Prepared, title: str, dashboard: Dashboard, *, arrays: bool) -> None:

@@ -164,7 +164,7 @@ def _locked(folder: Path) -> Iterator[None]:
         except BlockingIOError as error:
             raise PipelineError(f"{folder}: another run is writing there; {ANOTHER}") from error
         except OSError as error:
-            # NFS locks no folders: there, the files of a run are what tells that it is taken.
+            # NFS locks no folders: there, the files of a run are what shows that it is taken.
             if error.errno not in (errno.EBADF, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
                 raise PipelineError(f"{folder}: cannot be locked: {error.strerror}; {ANOTHER}") from error
         yield

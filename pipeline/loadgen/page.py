@@ -34,7 +34,7 @@ def finish(
     energy: Energy | None,
     summary: Mapping[str, Any],
 ) -> Ending:
-    """Tell `reporter` the answers of a run that is over; returns the rest of what is known of it.
+    """Give `reporter` the answers of a run that is over; returns the rest of what is known of it.
 
     `predictions` are by sample, `summary` is summary.json's. Raises PipelineError.
     """

@@ -15,7 +15,7 @@ from pipeline.session.waiting import Ids, Indices
 
 
 class Complete(Protocol):
-    """Who is told of answers."""
+    """Is notified of answers."""
 
     def __call__(self, ids: Ids, classes: Classes) -> None:
         """The classes (n,) of LoadGen's samples (n,)."""

@@ -48,7 +48,7 @@ class Reason:
     """Why a result is INVALID, and what to change."""
 
     what: str
-    mend: str
+    remedy: str
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class LoadGenResult:
         if self.valid is None and not self.errors:
             return f"LoadGen: {self.mode} ended; this mode has no VALID or INVALID"
         lines = [f"LoadGen: {'VALID' if self.valid else 'INVALID'}{self._metric()}"]
-        lines += [f"  {reason.what}; {reason.mend}" for reason in self.reasons]
+        lines += [f"  {reason.what}; {reason.remedy}" for reason in self.reasons]
         if self.valid:
             lines.append(f"  {rules or 'not under the rules of MLPerf, which --round gives'}")
             lines += [f"  LoadGen logged an error all the same: {error}" for error in self.errors]
@@ -263,23 +263,23 @@ def _too_short(values: dict[str, Any]) -> Reason:
         option, latency_ns = _EXPECTED_LATENCY[scenario], float(values.get("result_mean_latency_ns", 0))
         lasted_s = latency_ns * float(values.get("result_query_count", 0)) / 1e9
         expected_ns = 1e9 / max(float(values.get("effective_target_qps", 0)), 1e-9)
-        mend = (
+        remedy = (
             f"lower {option} from {expected_ns:.0f} to {max(1, math.floor(min(latency_ns, expected_ns / 2)))} "
             f"(target_latency in user.conf, ms), {trial}"
         )
     elif scenario == "Server":
         lasted_s = float(values.get("result_query_count", 0)) / (_rate(values) or math.inf)
-        mend = f"raise --lgts_max_duration_ms and --lgts_max_query_count (0: no limit), {trial}"
+        remedy = f"raise --lgts_max_duration_ms and --lgts_max_query_count (0: no limit), {trial}"
     else:
         rate, expected = _rate(values), float(values.get("effective_target_qps", 0))
         lasted_s = float(values.get("effective_samples_per_query", 0)) / (rate or math.inf)
         # LoadGen issues 1.1 x expected_qps x min_duration samples; asking for the measured rate leaves 10 %.
-        mend = (
+        remedy = (
             f"raise --lgts_offline_expected_qps from {expected:g} to {math.ceil(max(rate, expected + 1))} "
             f"(target_qps in user.conf), {trial}"
         )
     lasted = f"{lasted_s:.4g} s" if lasted_s else "less"
-    return Reason(f"the run lasted {lasted}, and at least {wanted_s:.4g} s are required", mend)
+    return Reason(f"the run lasted {lasted}, and at least {wanted_s:.4g} s are required", remedy)
 
 
 def _too_late(values: dict[str, Any]) -> Reason:
@@ -323,7 +323,7 @@ def _from_error(error: str) -> Reason:
             "this LoadGen finds peak performance in the Server scenario only",
             "use --test-mode PerformanceOnly: its samples/s is the peak of an Offline run",
         )
-    return Reason(f"LoadGen logged an error: {error}", "mend its cause and run again")
+    return Reason(f"LoadGen logged an error: {error}", "fix its cause and run again")
 
 
 @dataclass(frozen=True)

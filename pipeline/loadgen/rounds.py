@@ -19,7 +19,7 @@ MIN_DURATION_MS = 600_000
 OFFLINE_SAMPLES = 24_576
 MULTI_STREAM_SAMPLES = 8
 
-# What LoadGen can be told to do that only audits and experiments want.
+# Settings of LoadGen that only audits and experiments want.
 _OFF = ("performance_issue_unique", "performance_issue_same", "test05", "accuracy_sample_count_override")
 
 

@@ -1,4 +1,4 @@
-"""The user.conf of a run, kept beside its logs: the one that was given, or one that tells LoadGen the same."""
+"""The user.conf of a run, kept beside its logs: the one that was given, or one that gives LoadGen the same."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ class Gpu:
 
     Attributes:
         key: our name for the chip, None for one we have no name for.
-        bus_id: its PCI address, empty where the driver does not tell.
+        bus_id: its PCI address, empty where the driver does not report it.
     """
 
     index: int
@@ -32,7 +32,7 @@ class Gpu:
 
 @dataclass(frozen=True)
 class Target:
-    """What a run runs on: the engine's backend, the GPUs if any, and what to tell the user about it.
+    """What a run runs on: the engine's backend, the GPUs if any, and what to report to the user.
 
     A GPU may be there twice: then two engines share it.
     """
@@ -54,7 +54,7 @@ class Target:
 
     @property
     def bus_ids(self) -> tuple[str, ...]:
-        """PCI addresses, one a GPU; empty when one is not known: then CUDA's current GPU is taken."""
+        """PCI addresses, one per GPU; empty when one is not known: then CUDA's current GPU is taken."""
         ids = tuple(gpu.bus_id for gpu in self.gpus)
         return ids if all(ids) else ()
 
@@ -123,8 +123,8 @@ def _chosen(requested: str, gpus: tuple[Gpu, ...], numbers: tuple[int, ...] | No
         unknown = [gpu for gpu in chosen if not gpu.bus_id]
         if unknown and len(gpus) > 1:
             raise PipelineError(
-                f"--gpus: the driver does not tell the PCI address of GPU {unknown[0].index}: it cannot be told from "
-                "the others; leave --gpus out, and choose the GPU with CUDA_VISIBLE_DEVICES"
+                f"--gpus: the driver does not report the PCI address of GPU {unknown[0].index}: which of them it is "
+                "is not known; leave --gpus out, and choose the GPU with CUDA_VISIBLE_DEVICES"
             )
         return chosen
     if requested == "auto":

@@ -54,7 +54,7 @@ class Load:
 
 
 class Monitor:
-    """Reads the load since its reading before. Take one a second at most: each costs system calls."""
+    """Reads the load since its reading before. Take one per second at most: each costs system calls."""
 
     def __init__(self, gpus: tuple[int, ...] | None = None) -> None:
         """`gpus`: driver indices to watch; None watches all there are."""
@@ -94,7 +94,7 @@ class Monitor:
 
 
 def default_loaders() -> int:
-    """Loader processes of a run that is not told how many: one a core, within reason."""
+    """Loader processes of a run that is not given how many: one per core, within reason."""
     return min(MOST_LOADERS, usable_cores())
 
 

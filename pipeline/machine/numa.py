@@ -13,7 +13,7 @@ NODES = Path("/sys/devices/system/node")
 def cores_near(bus_ids: Sequence[str], devices: Path = DEVICES, nodes: Path = NODES) -> tuple[frozenset[int], ...]:
     """The cores of the memory node of each of these PCI devices (`0000:65:00.0`).
 
-    Empty where there is nothing to choose: one node, or a system that does not tell.
+    Empty where there is nothing to choose: one node, or a system that does not report it.
     """
     if len(list(nodes.glob("node[0-9]*"))) < 2:
         return ()

@@ -29,14 +29,14 @@ from pipeline.machine.profilers import NCU, NSYS, find_profiler
 from pipeline.memory.arena import segment_folder
 
 BATCH = 1024
-"""The batch size that the memory need is told for."""
+"""The batch size that the memory need is reported for."""
 
 Version = tuple[int, int]
 
 
 @dataclass(frozen=True)
 class GpuFacts:
-    """A GPU as the driver tells it; `key` is our name of the chip, None without one; None bytes are not told."""
+    """A GPU as the driver reports it; `key` is our name of the chip, None without one; None bytes are not reported."""
 
     index: int
     name: str

@@ -17,7 +17,7 @@ class Profiler:
     command: str
     title: str
     folders: tuple[str, ...]
-    mend: str
+    remedy: str
 
 
 _TOOLKITS = ("usr/local/cuda/bin", "usr/local/cuda-*/bin")
@@ -58,7 +58,7 @@ def require_profiler(profiler: Profiler) -> Path:
     if found is None:
         places = ", ".join(f"/{folder}" for folder in profiler.folders)
         raise PipelineError(
-            f"{profiler.title} ({profiler.command}) is not on PATH, nor in {places}. To get it: {profiler.mend}"
+            f"{profiler.title} ({profiler.command}) is not on PATH, nor in {places}. To get it: {profiler.remedy}"
         )
     return found
 

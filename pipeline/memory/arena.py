@@ -72,14 +72,14 @@ class Arena:
         folder: Path | None = None,
         *,
         room: int = 0,
-        mend: str = "hold fewer samples at a time",
+        remedy: str = "hold fewer samples at a time",
     ) -> Arena:
         """Make a segment of `slots` samples of int8 `sample_shape` (3, H, W), or of files of less than `room` bytes.
 
-        Raises PipelineError, ending in `mend`, when the folder has no room for it.
+        Raises PipelineError, ending in `remedy`, when the folder has no room for it.
         """
         shape = ArenaSpec("", slots, sample_shape, room)
-        segment = Segment.create(shape.total_bytes, f"{slots} samples", mend, folder)
+        segment = Segment.create(shape.total_bytes, f"{slots} samples", remedy, folder)
         return cls(replace(shape, path=segment.path), segment)
 
     @classmethod

@@ -1,6 +1,6 @@
 """The exchange: shared memory where a batch's slots go to an engine and its answers come back.
 
-It is a table of records. The main process takes a free record, writes the slots of a batch into it, and tells an
+It is a table of records. The main process takes a free record, writes the slots of a batch into it, and notifies an
 engine its number; the engine writes the classes into the same record, and the best `top` classes with their scores
 where they are asked for, and says the number back. So no array is ever pickled, and a GPU reads slots and writes
 answers where they lie, by its own copies.

@@ -1,7 +1,7 @@
 """Shared-memory segments: named files in /dev/shm that one process owns and others map.
 
-The owner holds a lock on its segment for as long as it lives, so that a later run can tell a dead run's segment from a
-living one's and sweep it, even where it cannot see the owner's process (in another container). Space is reserved when
+The owner holds a lock on its segment for as long as it lives, so that a later run knows a dead run's segment from a
+living one's and sweeps it, even where it cannot see the owner's process (in another container). Space is reserved when
 the segment is made: a full /dev/shm is an error at the start, never a bus error later.
 """
 
@@ -58,13 +58,13 @@ class Segment:
         self.bytes: npt.NDArray[np.uint8] = np.frombuffer(self._map, dtype=np.uint8)
 
     @classmethod
-    def create(cls, size: int, what: str, mend: str, folder: Path | None = None) -> Segment:
+    def create(cls, size: int, what: str, remedy: str, folder: Path | None = None) -> Segment:
         """Make a segment of `size` bytes, zeroed, for `what` (`1,024 samples`).
 
-        Raises PipelineError, ending in `mend`, when the folder has no room for it.
+        Raises PipelineError, ending in `remedy`, when the folder has no room for it.
         """
         folder = segment_folder() if folder is None else folder
-        _check_room(folder, size, what, mend)
+        _check_room(folder, size, what, remedy)
         path, fd = _create_locked(folder)
         try:
             if hasattr(os, "posix_fallocate"):
@@ -76,7 +76,7 @@ class Segment:
             path.unlink(missing_ok=True)
             os.close(fd)
             if isinstance(error, OSError):
-                why = f"cannot reserve {mib(size)} for {what}: {error.strerror}; {mend}"
+                why = f"cannot reserve {mib(size)} for {what}: {error.strerror}; {remedy}"
                 raise PipelineError(f"{path}: {why}") from error
             raise
 
@@ -168,7 +168,7 @@ def _sweep(path: Path) -> bool:
         os.close(fd)
 
 
-def _check_room(folder: Path, size: int, what: str, mend: str) -> None:
+def _check_room(folder: Path, size: int, what: str, remedy: str) -> None:
     try:
         free = os.statvfs(folder)
     except OSError as error:
@@ -178,7 +178,7 @@ def _check_room(folder: Path, size: int, what: str, mend: str) -> None:
         room = min(room, psutil.virtual_memory().available)
     if size > room:
         raise PipelineError(
-            f"{folder}: {what} need {mib(size)} of shared memory and {mib(room)} are free; {mend}, or enlarge it "
+            f"{folder}: {what} need {mib(size)} of shared memory and {mib(room)} are free; {remedy}, or enlarge it "
             f"(mount -o remount,size=SIZE {folder}; docker run --shm-size SIZE)"
         )
 

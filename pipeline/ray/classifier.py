@@ -147,7 +147,7 @@ class SourceClassifier(Classifier):
         classes: Path | None,
         started: Callable[[list[dict[str, Any]]], None],
     ) -> None:
-        """`started` is told when it is up, with what is to be said of its engines."""
+        """`started` is called when it is up, with what is to be said of its engines."""
         self._open(engine, loaders, top, classes)
         started([{"note": note} for note in self._work.session.batches.infer.notes])
 

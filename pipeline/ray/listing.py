@@ -66,7 +66,7 @@ class Listed:
 
 
 class Tally:
-    """An actor that is told what has been listed, and which actors are up. What is done again counts once."""
+    """An actor that keeps what has been listed, and which actors are up. What is done again counts once."""
 
     def __init__(self) -> None:
         self._parts: dict[int, Listed] = {}
@@ -88,7 +88,7 @@ class Tally:
 
 @dataclass(frozen=True)
 class Listing:
-    """What every listing task is told.
+    """What every listing task is given.
 
     Attributes:
         column: of Parquet tables, the one with the images.
@@ -128,7 +128,7 @@ def list_sources(table: Any, listing: Listing) -> Iterator[Any]:
 def _part(
     number: int, arguments: Sequence[str], listing: Listing, done: SortedKeys
 ) -> Iterator[list[tuple[int, str, bytes]]]:
-    """(place, escaped key, pickled source) of what is left to do, some at a time; the tally is told of all."""
+    """(place, escaped key, pickled source) of what is left to do, some at a time; the tally counts all."""
     left_out, given, seen, skipped = LeftOut(), KeySet(), 0, 0
     stdin = io.BufferedReader(Pieces(listing.stdin)) if "-" in arguments else None
     sources = shard(

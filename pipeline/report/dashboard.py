@@ -73,7 +73,7 @@ class Dashboard:
             total: samples the run will answer, where that is known before they are issued.
             stream: default: stderr; stdout for JSON.
             gpus: driver indices of the GPUs to show; None shows all.
-            observe: told each snapshot with its monotonic time, in seconds, and the machine's load, from this thread.
+            observe: called from this thread with the monotonic time, in seconds, a snapshot and the machine's load.
             awaited: what the run waits for once it is set up.
         """
         self._snapshot = snapshot
@@ -101,7 +101,7 @@ class Dashboard:
     def __enter__(self) -> Dashboard:
         self._monitor = Monitor(self._gpus)
         if self._mode == "live":
-            # It is refreshed from our thread, so that its cost is one thread's and can be told.
+            # It is refreshed from our thread, so that its cost is one thread's and can be measured.
             # What goes to a file stays out of its way.
             self._live = Live(
                 console=Console(file=self._stream),

@@ -1,6 +1,6 @@
 """The dashboard's picture: a pure function from the state of a run to styled lines of text.
 
-It makes rich's segments itself. Laying out tables and panels anew four times a second costs several
+It makes rich's segments itself. Laying out tables and panels anew four times per second costs several
 times what may be spent (1 % of a core); here one frame is about a hundred string operations.
 """
 

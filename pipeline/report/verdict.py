@@ -12,7 +12,7 @@ the seconds that each part was busy:
 
 In a performance run LoadGen has samples loaded before its clock starts, so that decoding bounds none; the verdict then
 says what decoding at the run's rate would take. An accuracy run decodes one set of samples while the engine is at the
-one before: what was decoded in that time counts, and the ceiling is for so many images a sample.
+one before: what was decoded in that time counts, and the ceiling is for so many images per sample.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ def _mend(bound: str, parts: dict[str, float], ceilings: Ceilings) -> str:
         times = target / parts["engine"] if parts["engine"] else math.inf
         shown = f"{times:,.1f}" if times < 10 else f"{times:,.0f}"
         return f"That is how it should be. {_TITLES[following]} would allow {shown} times the rate."
-    return f"For {following}'s {target:,.0f}, LoadGen needs more samples a query, or a second process that issues."
+    return f"For {following}'s {target:,.0f}, LoadGen needs more samples per query, or a second process that issues."
 
 
 def _decoded_before(ceilings: Ceilings) -> tuple[str, ...]:
@@ -161,7 +161,7 @@ def _more_loaders(following: str, target: float, ceilings: Ceilings) -> str:
     if idle:
         here += f"; --loaders {ceilings.loaders + idle} would use the {_count(idle, 'core')} that no loader has yet"
     return (
-        f"For {following}'s {target:,.0f} at {each:,.0f} images/s a loader, decode needs "
+        f"For {following}'s {target:,.0f} at {each:,.0f} images/s per loader, decode needs "
         f"{_count(wanted, 'loader')} in place of {ceilings.loaders}: {here}."
     )
 

@@ -239,7 +239,7 @@ class _Expander:
 
 
 def _is_known(url: str) -> bool:
-    """Whether the ending tells that it is one file, so that nobody has to be asked."""
+    """Whether the ending shows that it is one file, so that nobody has to be asked."""
     path = url.lower()
     if has_magic(path):
         return False

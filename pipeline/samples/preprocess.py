@@ -92,7 +92,7 @@ class Preprocessor:
 def _plainly(path: str | Path) -> Iterator[None]:
     """Whatever reading the image raises, as an ImageError with the reason."""
     with warnings.catch_warnings():
-        # Pillow warns of what it mends, and of sizes for which the rules have bounds of their own.
+        # Pillow warns of what it repairs, and of sizes for which the rules have bounds of their own.
         warnings.simplefilter("ignore")
         try:
             yield

@@ -29,7 +29,7 @@ OPEN_ROW_GROUPS = 2
 
 
 class Reader:
-    """Reads what locators point to; one a loader, not for several threads.
+    """Reads what locators point to; one per loader, not for several threads.
 
     A shard is opened once and read where its members are. A row group is read forwards, once, as long as its rows are
     asked for in order. What stays open is bounded: OPEN_SHARDS files, OPEN_ROW_GROUPS cursors of a page or two each.

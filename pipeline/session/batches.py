@@ -207,7 +207,7 @@ class Batches:
                     try:
                         self._submit(queue)
                     except StageFailure:
-                        return  # its on_failure has been told
+                        return  # its on_failure has been called
 
     def _time_to_hold(self, queue: Queue) -> float:
         """Seconds until the next batch is due, 0 or less when it is. Called with `_lock` held."""

@@ -25,7 +25,7 @@ class Courier:
         self._segments: dict[int, list[Segment]] = {}
 
     def send(self, ticket: int, locators: Sequence[Locator], slots: Sequence[int]) -> tuple[Placed, ...]:
-        """The locators that the loader is told, with all bytes in place."""
+        """The locators that the loader is given, with all bytes in place."""
         return tuple(
             self._place(ticket, locator.data, slot) if isinstance(locator, BytesLocator) else locator
             for locator, slot in zip(locators, slots, strict=True)

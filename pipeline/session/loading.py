@@ -2,7 +2,7 @@
 
 The decisions are `pipeline.session.scheduler`'s; this module wires processes and threads around it. One lock guards it.
 Threads that come in: a feeder for each call of `outcomes`, the watcher of the stage, whoever answers samples, and the
-callers. The stage is called with the lock held only to hand a job over, and whoever is told of samples is not.
+callers. The stage is called with the lock held only to hand a job over, and whoever is notified of samples is not.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ class Loading:
     """Loaders over an arena, and everyone who waits for them.
 
     Args:
-        on_prepared: told of samples that an engine is to answer (with `answered`); and, with none, whenever there may
-            be no more to come.
-        on_answers: told, with the lock held, whenever something has been answered.
-        on_failure: told once when the loaders cannot go on.
+        on_prepared: called with samples that an engine is to answer (with `answered`); and, with none, whenever there
+            may be no more to come.
+        on_answers: called, with the lock held, whenever something has been answered.
+        on_failure: called once when the loaders cannot go on.
 
     Attributes:
         stage: the loaders.
@@ -163,13 +163,13 @@ class Loading:
             self._changed.notify_all()
 
     def answered(self, numbers: Sequence[int], values: Iterable[Any]) -> None:
-        """Samples that `on_prepared` was told of have their answers."""
+        """Samples that `on_prepared` was called with have their answers."""
         with self._changed:
             self.core.answered(numbers, values)
             self._settle()
 
     def again(self, numbers: Sequence[int], reasons: Sequence[str]) -> None:
-        """Samples that `on_prepared` was told of could not be decoded by an engine: loaders are to do it."""
+        """Samples that `on_prepared` was called with could not be decoded by an engine: loaders are to do it."""
         with self._changed:
             self.core.again(numbers)
             self.ways.update(reasons)
@@ -182,7 +182,7 @@ class Loading:
             self._changed.notify_all()
 
     def end(self, why: BaseException) -> bool:
-        """Whoever waits, and whoever comes, is told; whether this was the first end."""
+        """Whoever waits, and whoever comes, is notified; whether this was the first end."""
         with self._changed:
             first = self._over is None
             if first:
@@ -222,7 +222,7 @@ class Loading:
                     admitted = self.stage.try_submit(Task(job.ticket, len(job.sources), work))
                     assert admitted, "fewer jobs than loaders may have, and no room in the stage"
         except StageFailure:
-            return  # its on_failure has been told
+            return  # its on_failure has been called
 
     def _on_loaded(self, task: Task[LoadWork], result: LoadResult) -> None:
         self.stage.count_failed(len(result.bad))

@@ -141,7 +141,7 @@ class Scheduler(Generic[S]):
         return len(self._waiting) + len(self._alone) + self._in_jobs
 
     def open(self, *, ordered: bool = True, pins: bool = False, window: int | None = None) -> Stream[S]:
-        """A stream of sources; its window is as wide as there are slots unless it is told."""
+        """A stream of sources; its window is as wide as there are slots unless it is given."""
         return Stream(self.slots if window is None else window, ordered, pins)
 
     def drop(self, stream: Stream[S]) -> None:

@@ -75,7 +75,7 @@ class Session:
     engine ends the session: whoever waits for an answer gets the StageFailure.
 
     Args:
-        on_failure: told once, from a thread of the session, when it cannot go on.
+        on_failure: called once, from a thread of the session, when it cannot go on.
 
     Attributes:
         loading: the loaders' side.
@@ -100,7 +100,7 @@ class Session:
                 spec.slots or spec.slots_for_streaming,
                 spec.input_shape,
                 room=0 if sampling is None else spec.room,
-                mend=spec.memory_remedy,
+                remedy=spec.memory_remedy,
             )
         )
         records = records_for(spec.engines, spec.inflight)
@@ -196,7 +196,7 @@ class Session:
         self.loading.unpin(slots)
 
     def queries(self, client: Client, batching: Batching) -> Queue:
-        """A queue for one who asks by slots that it has pinned, many samples a call (see `Batches`)."""
+        """A queue for one who asks by slots that it has pinned, many samples per call (see `Batches`)."""
         return self.batches.open(client, batching)
 
     @property
@@ -220,7 +220,7 @@ class Session:
     def ceilings(
         self, rate: float, *, decode_timed: bool, decodes_per_sample: float = 1.0, queue: Queue | None = None
     ) -> Ceilings:
-        """What each part could have done alone in this session, which gave `rate` samples/s, to `queue` if told.
+        """What each part could have done alone in this session, which gave `rate` samples/s, to `queue` if given.
 
         The others are as in `Ceilings`.
         """
@@ -261,7 +261,7 @@ class Session:
             self.batches.pump()  # nothing to wait for any more, maybe
 
     def _on_answers(self) -> None:
-        """Futures are told. Called with the loaders' lock held."""
+        """Futures are notified. Called with the loaders' lock held."""
         for outcome in self.loading.core.answers(self._requests):
             request: _Request = outcome.source
             request.future.set_result(answer_of(Outcome(request.source, outcome.value, outcome.error)))
@@ -271,7 +271,7 @@ class Session:
             self._on_failure(failure)
 
     def _end(self, why: BaseException) -> bool:
-        """Whoever waits is told, the first time; whether this was the first."""
+        """Whoever waits is notified, the first time; whether this was the first."""
         if not self.loading.end(why):
             return False
         left: list[_Request] = self.loading.core.unanswered(self._requests)

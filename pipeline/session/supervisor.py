@@ -58,7 +58,7 @@ class Supervisor:
 
     @property
     def job_is_stuck(self) -> bool:
-        """Whether the job still runs: inside LoadGen, say, which cannot be told to give up."""
+        """Whether the job still runs: inside LoadGen, say, which cannot be made to give up."""
         return not self._job_is_over
 
     @contextmanager

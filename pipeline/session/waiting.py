@@ -17,7 +17,7 @@ import numpy.typing as npt
 Ids: TypeAlias = npt.NDArray[np.uint64]
 Indices: TypeAlias = npt.NDArray[np.int64]
 
-# A query shorter than this is copied into a common buffer, where it costs 16 bytes a sample.
+# A query shorter than this is copied into a common buffer, where it costs 16 bytes per sample.
 SHORT = 256
 
 
@@ -68,7 +68,7 @@ class Waiting:
 
     @property
     def since(self) -> float:
-        """When the first sample came, as `put` was told; a little early where several came close together.
+        """When the first sample came, as `put` was given it; a little early where several came close together.
 
         Raises IndexError when nothing waits.
         """

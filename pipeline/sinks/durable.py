@@ -82,4 +82,4 @@ def _remedy(error: OSError, rows: int) -> str:
         return f"may not be written ({error.strerror}); change that or give --out another place"
     if error.errno in (errno.ENOTDIR, errno.EEXIST):
         return "there is a file where a folder is due; remove it or give --out another name"
-    return f"cannot be written ({error.strerror or error}); mend that, and {resume}"
+    return f"cannot be written ({error.strerror or error}); fix that, and {resume}"

@@ -224,7 +224,7 @@ class PartsSink:
     def _join(self, file: BinaryIO) -> None:
         self._format.join(self._parts(), file, self._about)
         if not self._format.tells:
-            # Its size tells whether the file beside it is the one that this is about.
+            # Its size shows whether the file beside it is the one that this is about.
             self._write_about(self._beside(".about.json"), {"bytes": file.tell()})
 
     def _open(self) -> None:

@@ -9,7 +9,7 @@ LONGEST_STEP_S = 1.0
 
 
 class AwakeClock:
-    """Seconds that its owner was awake, as it shows by calling `tick` several times a second.
+    """Seconds that its owner was awake, as it shows by calling `tick` several times per second.
 
     What passes while the process is stopped (Ctrl-Z) or the machine sleeps does not count: the workers stood still
     too.

@@ -1,4 +1,4 @@
-"""Where a worker is: the task and the item of it that it is on, told without a message.
+"""Where a worker is: the task and the item of it that it is on, known without a message.
 
 One word of shared memory that the worker alone writes: always whole, with no lock that a dying worker could take
 along, and at the price of a store.

@@ -176,7 +176,7 @@ class ProcessStage(Stage[T, R]):
             self._wait_for(lambda: all(c.trace for c in self._children) or time.monotonic() > deadline)
             silent = [c.label for c in self._children if c.trace is None]
             if silent:
-                raise StageFailure(self.name, f"{', '.join(silent)} did not tell its trace in {self._timeout_s:g} s")
+                raise StageFailure(self.name, f"{', '.join(silent)} did not report its trace in {self._timeout_s:g} s")
             return tuple(c.trace for c in self._children if c.trace is not None)
 
     def stop(self) -> None:
@@ -369,7 +369,7 @@ class ProcessStage(Stage[T, R]):
 
     def _give_back(self, task: Task[T], lost: Lost) -> None:
         assert self._on_lost is not None, "workers are replaced where there is an owner for their tasks"
-        # As with a result, the owner is told before the task counts as gone.
+        # As with a result, the owner is notified before the task counts as gone.
         self._on_lost(task, lost)
         with self._changed:
             self._queued -= task.samples

@@ -1,4 +1,4 @@
-"""What runs inside a worker process: set up, serve tasks until told to stop, report any crash.
+"""What runs inside a worker process: set up, serve tasks until asked to stop, report any crash.
 
 There are three kinds of worker: one that does a task at a time (`serve`), one that also says which item of it it is
 on (`serve_items`), and one that has several tasks under way, on a device (`serve_overlapped`).
@@ -79,7 +79,7 @@ class OverlappedWorker(Resident, Protocol):
     """The work of a stage that has several tasks under way."""
 
     def notices(self) -> tuple[str, ...]:
-        """What was asked of it and is not done, one a line of the console."""
+        """What was asked of it and is not done, one per line of the console."""
 
     @property
     def room(self) -> bool:
@@ -101,7 +101,7 @@ class OverlappedWorker(Resident, Protocol):
 
 
 def serve(pipe: Any, make_worker: Callable[[], Worker]) -> None:
-    """The main function of a process with a Worker. Ends when told to, or when the main process is gone."""
+    """The main function of a process with a Worker. Ends when asked to, or when the main process is gone."""
     _serve(pipe, make_worker, _one_at_a_time)
 
 
@@ -181,7 +181,7 @@ def _serve(
     except ChannelClosed:
         pass
     except (PipelineError, Int4CoreError) as error:
-        # Raised on purpose, with the mend: where it was raised is of no use to anyone.
+        # Raised on purpose, with the remedy: where it was raised is of no use to anyone.
         with contextlib.suppress(ChannelClosed):
             first, *others = error.lines
             channel.send(Crashed(first, "\n".join(others)))

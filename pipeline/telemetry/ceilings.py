@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields
 
 @dataclass(frozen=True)
 class Ceilings:
-    """What was measured, in samples a second; None for what was not, or has no part in the run.
+    """What was measured, in samples per second; None for what was not, or has no part in the run.
 
     Attributes:
         rate: of the run.

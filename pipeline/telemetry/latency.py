@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-# Bins from 10 us to 10,000 s, each 2 % wider than the one before: a percentile is told to within 2 %.
+# Bins from 10 us to 10,000 s, each 2 % wider than the one before: a percentile is known to within 2 %.
 FIRST_S = 1e-5
 GROWTH = 1.02
 BINS = math.ceil(math.log(1e9) / math.log(GROWTH))

@@ -79,6 +79,6 @@ def test_loaders_verdict_help_and_engine_count_by_the_same_function(monkeypatch:
     monkeypatch.setattr(cores, "scheduled_cores", lambda: 64)
     monkeypatch.setattr(cores, "cpu_quota", lambda: 2.5)
     assert hardware.default_loaders() == 2
-    assert "one a core, 2 here" in build_parser(mlperf_loadgen).format_help()
+    assert "one per core, 2 here" in build_parser(mlperf_loadgen).format_help()
     monkeypatch.setattr(cores, "cpu_quota", lambda: None)
     assert hardware.default_loaders() == 32

@@ -146,7 +146,7 @@ class TestMessages:
     def test_no_message_is_long(self, folder: Path, file: str, old: str, new: str) -> None:
         deep = folder / "npdata" / "/".join(["long"] * 100)
         deep.mkdir(parents=True)
-        # One file under two names, so that the second tensor's error tells the first one's name.
+        # One file under two names, so that the second tensor's error says the first one's name.
         os.link(folder / "npdata" / "conv1.bias", deep / "factor")
         edit(folder / file, old, new)
         if file == "quantize1":
@@ -159,7 +159,7 @@ class TestMessages:
 
 
 class TestSpecialFiles:
-    """None of them may block: the suite's time limit would tell."""
+    """None of them may block: the suite's time limit would show it."""
 
     @pytest.mark.parametrize(("name", "error"), [("relu", ("relu", 0)), ("npdata/conv1.bias", ("conv1", 11))])
     @pytest.mark.parametrize("kind", ["pipe", "folder", "socket", "device"])

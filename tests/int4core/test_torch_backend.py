@@ -249,7 +249,7 @@ print("equal")
 
 
 def test_a_cpu_without_vnni() -> None:
-    """oneDNN, told to take AVX2 for all there is, adds products in 16 bits: the stem is computed in halves."""
+    """oneDNN, made to take AVX2 for all there is, adds products in 16 bits: the stem is computed in halves."""
     done = subprocess.run(
         [sys.executable, "-c", SATURATING], cwd=ROOT, capture_output=True, text=True, check=False, timeout=300,
         env=os.environ | {"ONEDNN_MAX_CPU_ISA": "AVX2"},

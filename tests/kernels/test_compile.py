@@ -97,7 +97,7 @@ NEWER = ("orin", "b200", "b300", "thor", "rtx5090", "gb10")
 """A chip of each target that has no other test here."""
 
 MOST_SPILLED = 8
-"""Bytes a thread: ptxas keeps the stem in strips to 128 registers for sm_100 and sm_110."""
+"""Bytes per thread: ptxas keeps the stem in strips to 128 registers for sm_100 and sm_110."""
 
 
 @pytest.mark.parametrize("name", NEWER)

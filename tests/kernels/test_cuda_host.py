@@ -1,4 +1,4 @@
-"""The host side of the CUDA engine over stand-ins: what is told, refused and given back, without a GPU."""
+"""The host side of the CUDA engine over stand-ins: what is reported, refused and given back, without a GPU."""
 
 from __future__ import annotations
 

@@ -60,14 +60,14 @@ def test_nothing_is_wrong_with_a_healthy_machine(healthy: Facts) -> None:
     findings = examine(healthy, "h200")
     assert [f for f in findings if f.status != "ok"] == []
     assert len({f.check for f in findings}) == len(findings) == 15
-    assert not any(f.mend for f in findings)
+    assert not any(f.remedy for f in findings)
 
 
 Change = Callable[[Facts], Facts]
 
 
 @pytest.mark.parametrize(
-    ("check", "status", "change", "said", "mend"),
+    ("check", "status", "change", "said", "remedy"),
     [
         ("driver", "fail", lambda f: replace(f, driver="no NVML"), "no NVML", "install nvidia-open"),
         ("GPU", "fail", lambda f: replace(f, driver="no NVML"), "--gpu h200: not here", "--gpu auto"),
@@ -175,12 +175,12 @@ Change = Callable[[Facts], Facts]
     ],
 )
 def test_what_is_wrong_is_said_with_its_mend(
-    healthy: Facts, check: str, status: str, change: Change, said: str, mend: str
+    healthy: Facts, check: str, status: str, change: Change, said: str, remedy: str
 ) -> None:
     finding = of(examine(change(healthy), "h200"), check)
     assert finding.status == status
     assert said in finding.said
-    assert mend in finding.mend
+    assert remedy in finding.remedy
 
 
 @pytest.mark.parametrize(
@@ -203,7 +203,7 @@ def test_the_tuned_file_has_to_be_for_this_chip(healthy: Facts, text: str | None
     finding = of(examine(healthy, "auto"), "tuned file")
     assert finding.status == status
     assert said in finding.said
-    assert finding.mend == "python -m int4core.tune --gpu h200"
+    assert finding.remedy == "python -m int4core.tune --gpu h200"
 
 
 def test_a_broken_file_for_another_batch_is_found(healthy: Facts) -> None:
@@ -332,12 +332,12 @@ def test_the_command_prints_a_line_a_check(
     lines = capsys.readouterr().out.splitlines()
     (at,) = [i for i, line in enumerate(lines) if line.startswith("fail")]
     assert lines[at].split()[1:3] == ["shared", "memory"]
-    assert lines[at + 1].strip().startswith("mend: sudo mount")
+    assert lines[at + 1].strip().startswith("fix: sudo mount")
     assert lines[-1] == "13 ok, 1 with a drawback, 1 failing"
     assert doctor.main(["--json"]) == 1
     said: dict[str, Any] = json.loads(capsys.readouterr().out)
     assert said["ok"] is False
-    assert {"check": "cores", "status": "ok", "said": "16", "mend": ""} in said["findings"]
+    assert {"check": "cores", "status": "ok", "said": "16", "remedy": ""} in said["findings"]
 
 
 def test_it_runs_on_the_machine_at_hand(capsys: pytest.CaptureFixture[str]) -> None:

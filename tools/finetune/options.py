@@ -21,7 +21,7 @@ def _data(sub: argparse.ArgumentParser, images: int) -> None:
     )
     sub.add_argument("--images", type=int, default=images, help=f"how many images (default {images})")
     sub.add_argument("--size", type=int, default=224, help="image side in pixels (default 224)")
-    sub.add_argument("--batch", type=int, default=64, help="images a batch, in each process (default 64)")
+    sub.add_argument("--batch", type=int, default=64, help="images per batch, in each process (default 64)")
     sub.add_argument("--workers", type=int, default=8, help="processes that decode image files (default 8)")
 
 

@@ -97,7 +97,7 @@ def distillation_loss(logits: torch.Tensor, teacher: torch.Tensor) -> torch.Tens
 def forward_of(model: nn.Module, device: torch.device, *, compiled: bool) -> Forward:
     """How a network is run for training: bf16 on a GPU, float32 on a CPU; compiled where asked.
 
-    The parent runs under autocast; the fake-quantised network is told the type of its convolutions'
+    The parent runs under autocast; the fake-quantised network is given the type of its convolutions'
     integers, which bf16 holds exactly.
     """
     on_gpu = device.type == "cuda"

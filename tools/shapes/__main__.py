@@ -35,9 +35,11 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("--count", type=whole(1), default=200, help="how many images (default 200)")
         sub.add_argument("--seed", type=whole(0), default=0, help="another seed is another set (default 0)")
     demo = command("demo", "render the 48 bundled images")
-    command("classes", "write the names of the classes, one a line")
+    command("classes", "write the names of the classes, one per line")
     for sub in (commands.choices["make"], demo):
-        sub.add_argument("--jobs", type=whole(1, MOST_PROCESSES), default=None, help="processes (default: one a core)")
+        sub.add_argument(
+            "--jobs", type=whole(1, MOST_PROCESSES), default=None, help="processes (default: one per core)"
+        )
     return parser
 
 

@@ -27,5 +27,5 @@ def class_name(label: int) -> str:
 
 
 def names_text(classes: int = CLASSES) -> str:
-    """The names of the first `classes` classes, one a line: a model's classes.txt."""
+    """The names of the first `classes` classes, one per line: a model's classes.txt."""
     return "".join(f"{class_name(label)}\n" for label in range(classes))

@@ -72,7 +72,7 @@ def _parser() -> Parser:
         action="append",
         default=[],
         metavar="FIELD=VALUE",
-        help="what the machine cannot tell",
+        help="what the machine cannot report",
     )
     first.add_argument("folder", type=Path, metavar="DIR")
     second = commands.add_parser("run", help="make a scenario's four runs", allow_abbrev=False)

@@ -1,4 +1,4 @@
-"""The system description: what the machine tells of itself, and what only its owner knows."""
+"""The system description: what the machine reports of itself, and what only its owner knows."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ NOT_EMPTY = (
     "framework", "operating_system", "other_software_stack",
 )  # fmt: skip
 
-# What a machine does not tell, with a hint.
+# What a machine does not report, with a hint.
 _OWNER_KNOWS = {
     "status": "available, preview or rdi",
     "host_memory_configuration": "such as 16x 64 GB DDR5-4800",

@@ -140,7 +140,7 @@ def _wgmma_work(kernel: WgmmaConv, chip: Chip) -> tuple[Work, float, float]:
     inner = [loop for loop in listing.loops if listing.counts(loop)["IGMMA"] and not _holds_loop(listing, loop)]
     outer = max(listing.loops, key=lambda loop: (listing.counts(loop)["IGMMA"], loop.last - loop.first))
     if not inner or outer in inner:
-        raise EngineError(f"{kernel.source}: the loops over tiles and over K are not to be told apart")
+        raise EngineError(f"{kernel.source}: the loops over tiles and over K cannot be distinguished")
     rest = Counts.of(listing.part(outer))
     for loop in inner:
         rest = rest - Counts.of(listing.part(loop))

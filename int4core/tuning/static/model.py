@@ -116,7 +116,7 @@ def head_us(net: ResNet, chip: Chip, batch: int) -> float:
 
 
 def report(net: ResNet, chip: Chip, batch: int) -> tuple[list[Layer], float]:
-    """Prints the table of a chip; the layers, and images a second."""
+    """Prints the table of a chip; the layers, and images per second."""
     print(f"## {chip.name}: batch {batch}, {clock(chip) / 1e9:.2f} GHz, {chip.multiprocessors} multiprocessors\n")
     print("| layer | times | number | us | multiprocessors | memory | L2 | bound by | tensor cores busy |")
     print("|---|---|---|---|---|---|---|---|---|")
@@ -136,7 +136,7 @@ def report(net: ResNet, chip: Chip, batch: int) -> tuple[list[Layer], float]:
 
 
 def print_counts(layers: Sequence[Layer], chip: Chip) -> None:
-    """Instructions a warp of each chosen convolution: a pass of the main loop, and the rest by output."""
+    """Instructions per warp of each chosen convolution: a pass of the main loop, and the rest by output."""
     print("| layer | number | pass of the main loop | once and after, an output |\n|---|---|---|---|")
     for layer in layers:
         op = layer.ops[0]
@@ -202,7 +202,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--gpu", choices=GPUS, action="append", help="chips to model; all of them without this")
     parser.add_argument("--model", type=Path, default=MODEL, help="model folder (default: %(default)s)")
-    parser.add_argument("--batch", type=int, default=BATCH, help="images a batch (default: %(default)s)")
+    parser.add_argument("--batch", type=int, default=BATCH, help="images per batch (default: %(default)s)")
     parser.add_argument("--counts", action="store_true", help="print instructions of the chosen kernels as well")
     parser.add_argument("--check", action="store_true", help="compare the model with the H200 measurements instead")
     parser.add_argument("--write", type=Path, metavar="FOLDER", help="write the choice to FOLDER/GPU, or GPU.basic")

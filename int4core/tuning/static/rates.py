@@ -47,5 +47,5 @@ def rates_of(chip: Chip) -> Rates:
 
 
 def clock(chip: Chip) -> float:
-    """Clocks a second: those at which the tensor cores give the vendor's peak, which is the boost clock."""
+    """Clocks per second: those at which the tensor cores give the vendor's peak, which is the boost clock."""
     return chip.tops * 1e12 / (2 * chip.multiprocessors * rates_of(chip).int8)

@@ -1,4 +1,4 @@
-// Huffman decoding: LANES threads an image. Every lane owns an equal range of the scan's bits, and the blocks that
+// Huffman decoding: LANES threads per image. Every lane owns an equal range of the scan's bits, and the blocks that
 // begin in it.
 //
 // Where a block begins is not known but at the scan's start. A lane therefore begins LEAD bits before its range, with a

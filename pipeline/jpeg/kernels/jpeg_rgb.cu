@@ -1,4 +1,4 @@
-// Upsampling and colour at full size: uint8 [height][width][3], four pixels a thread.
+// Upsampling and colour at full size: uint8 [height][width][3], four pixels per thread.
 #include "colour.cuh"
 
 constexpr int THREADS = 256;

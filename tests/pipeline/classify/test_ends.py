@@ -106,7 +106,7 @@ def test_a_signal_ends_a_dry_run(classify: Classify, images: Path, tmp_path: Pat
         over.wait(5)
 
     with pipe_of(tmp_path / "list", lines_of(images, 4), interrupt):
-        # The thread that reads the list cannot be told to end, and the process would with it.
+        # The thread that reads the list cannot be made to end, and the process would with it.
         exits: list[int] = []
         with pytest.MonkeyPatch.context() as patched, suppress(SystemExit):
             patched.setattr(os, "_exit", lambda status: exits.append(status))

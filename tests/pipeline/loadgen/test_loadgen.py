@@ -151,7 +151,7 @@ def test_a_run_that_is_too_short_says_what_to_change(tmp_path: Path) -> None:
     assert result.valid is False
     assert len(result.reasons) == 1
     assert "at least 5 s are required" in result.reasons[0].what
-    assert "--lgts_offline_expected_qps from 10 to" in result.reasons[0].mend
+    assert "--lgts_offline_expected_qps from 10 to" in result.reasons[0].remedy
     assert "INVALID" in result.verdict()
 
 

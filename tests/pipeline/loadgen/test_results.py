@@ -61,8 +61,8 @@ def test_each_failed_condition_is_a_reason_with_a_mend(tmp_path: Path) -> None:
         "fewer queries than the minimum of 24576",
         "too few queries for LoadGen's statistics",
     ]
-    assert "from 100 to 1235 (target_qps in user.conf)" in result.reasons[0].mend
-    assert "--lgts_min_query_count" in result.reasons[1].mend
+    assert "from 100 to 1235 (target_qps in user.conf)" in result.reasons[0].remedy
+    assert "--lgts_min_query_count" in result.reasons[1].remedy
     assert len(result.verdict().splitlines()) == 4
 
 
@@ -70,7 +70,7 @@ RAN_OUT = "Ending early: Ran out of generated queries to issue before the minimu
 
 
 @pytest.mark.parametrize(
-    ("scenario", "figures", "what", "mend"),
+    ("scenario", "figures", "what", "remedy"),
     [
         (
             "SingleStream",
@@ -99,13 +99,13 @@ RAN_OUT = "Ending early: Ran out of generated queries to issue before the minimu
     ],
 )
 def test_a_run_too_short_names_the_option_of_its_scenario(
-    scenario: str, figures: dict[str, float], what: str, mend: str, tmp_path: Path
+    scenario: str, figures: dict[str, float], what: str, remedy: str, tmp_path: Path
 ) -> None:
     verdict = (("result_validity", "INVALID"), ("result_min_duration_met", False), ("effective_min_duration_ms", 600e3))
     records = (("effective_scenario", scenario), *figures.items(), *verdict)
     result = read_result(detail(tmp_path, *records, errors=(RAN_OUT, "something else")))
     assert [r.what for r in result.reasons] == [what, "LoadGen logged an error: error_runtime: something else"]
-    assert result.reasons[0].mend == f"{mend}, or, for a trial, lower --lgts_min_duration_ms"
+    assert result.reasons[0].remedy == f"{remedy}, or, for a trial, lower --lgts_min_duration_ms"
 
 
 def test_errors_are_reasons_and_are_told_for_a_valid_result_too(tmp_path: Path) -> None:
@@ -319,7 +319,7 @@ def test_the_early_stopping_estimate_is_the_official_figure(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    ("scenario", "said", "more", "mend"),
+    ("scenario", "said", "more", "remedy"),
     [
         (
             "Server",
@@ -336,7 +336,7 @@ def test_the_early_stopping_estimate_is_the_official_figure(tmp_path: Path) -> N
     ],
 )
 def test_early_stopping_says_how_many_more_queries(
-    tmp_path: Path, scenario: str, said: str, more: int, mend: str
+    tmp_path: Path, scenario: str, said: str, more: int, remedy: str
 ) -> None:
     folder = detail(
         tmp_path,
@@ -352,4 +352,4 @@ def test_early_stopping_says_how_many_more_queries(
     assert result.more_queries == more
     assert result.estimate_ns is None
     assert f"early stopping needs {more:,} more queries" in result.reasons[0].what
-    assert result.reasons[0].mend == mend
+    assert result.reasons[0].remedy == remedy

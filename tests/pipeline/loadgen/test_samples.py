@@ -165,7 +165,7 @@ MANY, SET = 40, 6
 
 @pytest.fixture(scope="module")
 def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Images of one colour each, which is what they are told apart by."""
+    """Images of one colour each, which is what distinguishes them."""
     path = tmp_path_factory.mktemp("many")
     for number in range(MANY):
         Image.new("RGB", (SIZE, SIZE), (6 * number, 255 - 6 * number, 90)).save(path / f"{number:02}.png")

@@ -27,7 +27,7 @@ def test_cores_of_each_gpus_node(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("nodes", "gpus"),
     [({0: "0-3"}, {"0000:1b:00.0": 0}), ({0: "0", 1: "1"}, {"0000:1b:00.0": -1})],
-    ids=["one node", "a system that does not tell"],
+    ids=["one node", "a system that does not report it"],
 )
 def test_where_there_is_nothing_to_choose(tmp_path: Path, nodes: dict[int, str], gpus: dict[str, int]) -> None:
     assert cores_near(("00000000:1B:00.0",), *machine(tmp_path, nodes, gpus)) == ()

@@ -25,7 +25,7 @@ class Browser:
     """One page.
 
     Attributes:
-        events: what the browser has told unasked, by method.
+        events: what the browser has reported unasked, by method.
     """
 
     def __init__(self, to: int, of: int) -> None:

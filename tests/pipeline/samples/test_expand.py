@@ -356,17 +356,17 @@ class TestShards:
         size=st.integers(0, 1 << 36),
         kind=st.sampled_from([tarfile.REGTYPE] * 3 + [tarfile.AREGTYPE, tarfile.DIRTYPE, tarfile.SYMTYPE]),
         damage=st.lists(st.tuples(st.integers(0, 511), st.integers(0, 255)), max_size=2),
-        mend=st.booleans(),
+        repair=st.booleans(),
     )
     def test_plain_headers_are_read_as_tarfile_reads_them(
-        self, name: str, size: int, kind: bytes, damage: list[tuple[int, int]], mend: bool
+        self, name: str, size: int, kind: bytes, damage: list[tuple[int, int]], repair: bool
     ) -> None:
         info = tarfile.TarInfo(name)
         info.size, info.type = size, kind
         block = bytearray(info.tobuf(tarfile.GNU_FORMAT, "utf-8", "surrogateescape")[-512:])
         for place, value in damage:
             block[place] = value
-        if mend:
+        if repair:
             block[148:156] = b"%06o\0 " % (sum(block[:148]) + sum(block[156:]) + 8 * 32)
         mine = plain_member(bytes(block), 1024)
         if kind == tarfile.REGTYPE and not damage and size < 8**11:

@@ -189,7 +189,7 @@ def test_a_long_query_with_repeats_is_answered_sample_by_sample(
         rate = queue.answering.rate
         assert queue.answering.rate == rate, "the clock stops with the last answer"
         assert (queue.delivery_rate or 0) > rate
-        # Every process tells what it saw: each batch once here, and once where it was computed.
+        # Every process reports what it saw: each batch once here, and once where it was computed.
         engines_spans = [spans for _, _, _, spans in under_test.infer.traces()]
         assert len(engines_spans) == engines
         launched = sorted(dict(span[4])["ticket"] for spans in engines_spans for span in spans)

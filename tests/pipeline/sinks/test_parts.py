@@ -36,7 +36,7 @@ KEYS = [f"d/{n}.jpg" for n in range(100)]
 
 
 class Clock:
-    """Seconds that pass when they are told to."""
+    """Seconds that pass when they are made to."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -426,7 +426,7 @@ class TestFullDisk:
             (errno.ENOSPC, "the disk is full (No space left on device); make room, and the same command goes on; "),
             (errno.EDQUOT, "the disk is full"),
             (errno.EACCES, "may not be written (Permission denied); change that or give --out another place"),
-            (errno.EIO, "cannot be written (Input/output error); mend that, and the same command goes on"),
+            (errno.EIO, "cannot be written (Input/output error); fix that, and the same command goes on"),
         ],
     )
     @pytest.mark.parametrize("call", ["fsync", "replace"])

@@ -393,7 +393,7 @@ class SlowWorkers(Stage[int, None]):
 
 @pytest.mark.parametrize("starts", [[0.0], [0.0, 0.0], [0.0, 1.25], [0.25, 0.5, 2.5]])
 def test_rates_and_peak_are_over_whole_batches(starts: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Batches of 16 that take 3 s, seen 4 times a second: 16 / 3 samples/s a worker, and at no time anything else."""
+    """Batches of 16 that take 3 s, seen every 0.25 s: 16 / 3 samples/s per worker, and at no time anything else."""
     clock = SimpleNamespace(now=0.0)
     monkeypatch.setattr(base, "time", SimpleNamespace(monotonic=lambda: clock.now))
     stage, history = SlowWorkers(starts, 3.0, 16), History()
@@ -415,7 +415,7 @@ def test_rates_and_peak_are_over_whole_batches(starts: list[float], monkeypatch:
     assert busy == pytest.approx([1.0] * len(busy))
     assert history.peak == pytest.approx(steady)
     assert history.recent == pytest.approx(steady)
-    assert 34 <= len(history.columns) <= 40, "a column a second, all alike within a batch"
+    assert 34 <= len(history.columns) <= 40, "a column per second, all alike within a batch"
 
 
 def test_a_worker_that_stops_answering_has_a_rate_that_falls(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -186,7 +186,7 @@ def test_a_lanes_marks_become_its_upload_and_its_network() -> None:
     assert [span[:2] for span in seen] == 3 * [("upload", "copy 1"), ("network", "compute 1")]
     assert [span[4] for span in seen[:2]] == 2 * [(("ticket", 0), ("samples", 1024))]
     assert [span[3] - span[2] for span in seen] == pytest.approx(3 * [0.002, 0.008])
-    # On the host's clock, whichever event it is told by.
+    # On the host's clock, whichever event reports it.
     assert [span[2] - seen[0][2] for span in seen[::2]] == pytest.approx([0.0, 15.0, 25.0])
     assert seen[0][2] == pytest.approx(began + 0.001, abs=0.01)
 

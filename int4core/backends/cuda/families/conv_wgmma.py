@@ -103,7 +103,7 @@ def check_chip(chip: Chip) -> None:
 
 @dataclass(frozen=True, eq=False)
 class WgmmaConv:
-    """A convolution on entry `number` of the table: buffers, grid and what the compiler is told.
+    """A convolution on entry `number` of the table: buffers, grid and the compiler's constants.
 
     Raises EngineError when they do not fit; the message is the reason.
     """

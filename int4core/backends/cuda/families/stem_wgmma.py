@@ -32,7 +32,7 @@ FIRST_NUMBER = 230
 """The number of CONFIGS' first entry in a tuning file."""
 
 STRIPS = 4
-"""Strips of a block: one a warp."""
+"""Strips of a block: one per warp."""
 
 TILE_N = 64
 
