@@ -17,12 +17,13 @@ from typing import Literal
 
 from int4core.backends.cuda.jit.cache import CACHE_DIR
 from int4core.cores import whole_cores
-from int4core.errors import printable
+from int4core.errors import printable, printed
 from int4core.install import install_argument
 from int4core.streams import run_command
 from int4core.tuning import autoconfig
 from int4core.tuning.autoconfig import AutoconfigError
 from int4core.tuning.files import check_numbers, find_files
+from pipeline.errors import PipelineError
 from pipeline.loadgen.installed import find_loadgen
 from pipeline.machine.gpus import GPU_CHOICES
 from pipeline.machine.probe import BATCH, Driver, Facts, GpuFacts, gather
@@ -295,7 +296,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--gpu", choices=GPU_CHOICES, default="auto", help="what runs are to compute on")
     parser.add_argument("--json", action="store_true", help="print the findings as one JSON object")
     options = parser.parse_args(argv)
-    findings = examine(gather(find_loadgen()), options.gpu)
+    try:
+        facts = gather(find_loadgen())
+    except PipelineError as error:
+        print(f"error: {printed(error)}", file=sys.stderr)
+        return 1
+    findings = examine(facts, options.gpu)
     failed = any(finding.status == "fail" for finding in findings)
     if options.json:
         print(json.dumps({"ok": not failed, "findings": [asdict(finding) for finding in findings]}, indent=1))

@@ -1,4 +1,4 @@
-"""Shared-memory segments: named files in /dev/shm that one process owns and others map.
+"""Shared-memory segments: named files in /dev/shm, or in INT4CORE_SHM_DIR, that one process owns and others map.
 
 The owner holds a lock on its segment for as long as it lives, so that a later run knows a dead run's segment from a
 living one's and sweeps it, even where it cannot see the owner's process (in another container). Space is reserved when
@@ -23,6 +23,7 @@ import psutil
 
 from pipeline.errors import PipelineError
 
+_SHM = Path("/dev/shm")
 _PREFIX = "int4-resnet50"
 _NAME = re.compile(rf"{_PREFIX}-\d+-[0-9a-f]+")
 
@@ -31,9 +32,15 @@ _TRIES = 100
 
 
 def segment_folder() -> Path:
-    """/dev/shm where there is one (Linux), else the folder for temporary files."""
-    shm = Path("/dev/shm")
-    return shm if shm.is_dir() else Path(tempfile.gettempdir())
+    """INT4CORE_SHM_DIR, else /dev/shm where there is one (Linux), else the folder for temporary files.
+
+    Raises PipelineError for an INT4CORE_SHM_DIR that is no folder.
+    """
+    if given := os.environ.get("INT4CORE_SHM_DIR"):
+        if not Path(given).is_dir():
+            raise PipelineError(f"INT4CORE_SHM_DIR: {given} is no folder; it takes one in memory, a tmpfs")
+        return Path(given)
+    return _SHM if _SHM.is_dir() else Path(tempfile.gettempdir())
 
 
 class Segment:
@@ -174,7 +181,7 @@ def _check_room(folder: Path, size: int, what: str, remedy: str) -> None:
     except OSError as error:
         raise PipelineError(f"{folder}: no shared memory can be made here: {error.strerror}") from error
     room = free.f_bavail * free.f_frsize
-    if folder == Path("/dev/shm"):
+    if folder.is_relative_to(_SHM):
         room = min(room, psutil.virtual_memory().available)
     if size > room:
         raise PipelineError(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import tempfile
+import time
+from collections.abc import Callable, Iterator
 from multiprocessing import resource_tracker
 from pathlib import Path
 
@@ -15,6 +17,9 @@ from int4core import Engine, Model
 from int4core.random_model import random_model
 from pipeline.memory.arena import segment_folder
 from pipeline.samples.preprocess import Preprocessor
+
+# How long a test waits for what is to come.
+PATIENCE_S = 60.0
 
 IMAGES = 24
 SIZE = 64
@@ -52,17 +57,42 @@ def expected(model_dir: Path, images: Path) -> np.ndarray:
     return Engine(Model.load(model_dir)).top1(x)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _segments() -> Iterator[None]:
+    """A folder of its own for the shared memory of these tests and of what they start.
+
+    Other runs on this machine, those of other tests too, sweep what dead runs have left, and leave their own.
+    """
+    shm = segment_folder()
+    with pytest.MonkeyPatch.context() as patched, tempfile.TemporaryDirectory(prefix="int4-tests-", dir=shm) as folder:
+        patched.setenv("INT4CORE_SHM_DIR", folder)
+        yield
+
+
 @pytest.fixture
 def clean() -> Iterator[None]:
     """No segment and no child process of ours may be left behind."""
     resource_tracker.ensure_running()  # Python's own, which a first spawn starts and nothing ends
-    segments, children = ours(), set(psutil.Process().children(recursive=True))
+    segments, children = segments_now(), children_now()
     yield
-    assert ours() <= segments
-    assert set(psutil.Process().children(recursive=True)) <= children
+    # A process that is killed at the end may take a moment on a busy machine.
+    deadline = time.monotonic() + PATIENCE_S
+    while (segments_now() - segments or children_now() - children) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert segments_now() <= segments
+    assert children_now() <= children
 
 
-def ours() -> set[Path]:
-    """Segments whose process is gone: other runs on this machine may have theirs."""
-    found = segment_folder().glob("int4-resnet50-*")
-    return {path for path in found if not psutil.pid_exists(int(path.name.split("-")[2]))}
+def wait_for(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < deadline, "it never came"
+        time.sleep(0.01)
+
+
+def segments_now() -> set[Path]:
+    return set(segment_folder().iterdir())
+
+
+def children_now() -> set[psutil.Process]:
+    return set(psutil.Process().children(recursive=True))

@@ -340,6 +340,15 @@ def test_the_command_prints_a_line_a_check(
     assert {"check": "cores", "status": "ok", "said": "16", "remedy": ""} in said["findings"]
 
 
+def test_a_folder_for_shared_memory_that_is_none_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("INT4CORE_SHM_DIR", str(tmp_path / "none"))
+    assert doctor.main(["--gpu", "cpu"]) == 1
+    said = f"error: INT4CORE_SHM_DIR: {tmp_path}/none is no folder; it takes one in memory, a tmpfs\n"
+    assert capsys.readouterr() == ("", said)
+
+
 def test_it_runs_on_the_machine_at_hand(capsys: pytest.CaptureFixture[str]) -> None:
     status = doctor.main(["--gpu", "cpu", "--json"])
     said = json.loads(capsys.readouterr().out)

@@ -6,6 +6,7 @@ import os
 import stat
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -47,6 +48,17 @@ def test_the_segment_is_reserved_named_after_the_process_and_removed(tmp_path: P
         assert status.st_blocks * 512 >= arena.spec.total_bytes
     assert not path.exists()
     arena.close()
+
+
+def test_segments_are_where_the_user_wants_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("INT4CORE_SHM_DIR", str(tmp_path))
+    with Arena.create(1, SHAPE) as arena:
+        assert list(tmp_path.iterdir()) == [Path(arena.spec.path)]
+    monkeypatch.setenv("INT4CORE_SHM_DIR", str(tmp_path / "none"))
+    with pytest.raises(PipelineError, match="none is no folder"):
+        Arena.create(1, SHAPE)
+    monkeypatch.delenv("INT4CORE_SHM_DIR")
+    assert segment_folder() in (Path("/dev/shm"), Path(tempfile.gettempdir()))
 
 
 def test_only_the_owner_removes_the_segment(tmp_path: Path) -> None:
