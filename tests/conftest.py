@@ -7,8 +7,19 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.gpu import cupy_or_skip
+
+# No example fails for a machine that is busy with something else; and the same are drawn each time, unless all there is
+# to test is to be tested.
+settings.register_profile(
+    "int4",
+    deadline=None,
+    derandomize=not os.environ.get("INT4CORE_TEST_ALL"),
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.load_profile("int4")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -90,9 +90,9 @@ def test_a_pipe_is_written_into(tmp_path: Path) -> None:
     write = threading.Thread(target=write_atomically, args=(pipe, data))
     write.start()
     thread.start()
-    write.join(30)
+    write.join(120)
     os.close(writer)
-    thread.join(30)
+    thread.join(120)
     assert found == [data]
     assert pipe.is_fifo()
 

@@ -319,7 +319,7 @@ CHANGES = [change_bytes, change_line, change_line, change_size, fill, replace_fi
 class TestFuzz:
     @settings(
         max_examples=200,
-        deadline=2000,
+        deadline=30_000,
         suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
     )
     @given(data=st.data())
@@ -339,7 +339,7 @@ class TestFuzz:
         finally:
             restore(pristine)
 
-    @settings(max_examples=300, deadline=1000)
+    @settings(max_examples=300, deadline=30_000)
     @given(st.one_of(st.binary(max_size=200), st.text(max_size=100).map(lambda s: s.encode("utf-8"))))
     def test_any_bytes_parse_or_are_a_model_error(self, data: bytes) -> None:
         for start in (b"", b"Conv2d\r\n", b"Scale\n"):

@@ -19,7 +19,7 @@ from tests.paths import ROOT
 LOADERS = 2
 
 # How long a test waits for a line that a run is to print.
-PATIENCE_S = 60.0
+PATIENCE_S = 120.0
 
 
 def command(*options: object, gpu: str = "cpu") -> list[str]:
@@ -79,11 +79,11 @@ class LongRun:
         return pids
 
     def finish(self) -> int:
-        self.output += self.process.communicate(timeout=60)[0]
+        self.output += self.process.communicate(timeout=PATIENCE_S)[0]
         return self.process.returncode
 
     def assert_nothing_left(self) -> None:
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + PATIENCE_S
         while time.monotonic() < deadline and any(c.is_running() for c in self.children):
             time.sleep(0.05)
         assert not [c for c in self.children if c.is_running()], "processes were left behind"

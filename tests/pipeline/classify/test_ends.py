@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -17,7 +16,6 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import pytest
-from PIL import Image
 
 from pipeline.classify import command as command_module
 from pipeline.classify.command import command
@@ -29,6 +27,7 @@ from pipeline.sinks.opening import open_sink
 from tests.paths import ROOT
 from tests.pipeline.classify.conftest import Classify, rows_in
 from tests.pipeline.conftest import IMAGES
+from tests.pipeline.slow_image import Killer, slow_jpeg
 
 PATIENCE_S = 60.0
 
@@ -72,10 +71,12 @@ def test_a_signal_keeps_what_is_answered(
     """The sources do not end by themselves; how many there are is not known, and not made up."""
     out, answered, over = tmp_path / "rows.jsonl", threading.Event(), threading.Event()
     write = command_module.ClassifyCommand._write
+    keys: list[str] = []
 
     def written(self: Any, sink: Any, answers: Any) -> None:
         write(self, sink, answers)
-        if answers:
+        keys.extend(answer.source.key for answer in answers)
+        if len(keys) == 4:
             answered.set()
 
     def interrupt() -> None:
@@ -103,7 +104,7 @@ def test_a_signal_ends_a_dry_run(classify: Classify, images: Path, tmp_path: Pat
 
     def interrupt() -> None:
         os.kill(os.getpid(), signal.SIGINT)
-        over.wait(5)
+        over.wait(PATIENCE_S)
 
     with pipe_of(tmp_path / "list", lines_of(images, 4), interrupt):
         # The thread that reads the list cannot be made to end, and the process would with it.
@@ -224,36 +225,19 @@ def test_two_runs_into_one_output(
 def test_an_image_that_kills_its_loader_twice_is_a_row(
     classify: Classify, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Decoding it takes seconds, and a loader that is at it for a moment is killed: as if memory had ended."""
-    hostile = tmp_path / "hostile.png"
-    Image.new("L", (9900, 9900)).save(hostile, compress_level=1)
+    """Decoding it takes minutes, and a loader that is at it is killed: as if memory had ended."""
+    hostile = tmp_path / "hostile.jpg"
+    hostile.write_bytes(slow_jpeg())
     sessions: list[Session] = []
-    over = threading.Event()
     start = Session.start
 
     def started(self: Session) -> None:
         sessions.append(self)
         start(self)
 
-    def kill() -> None:
-        seen: dict[int, tuple[object, float]] = {}
-        while not over.wait(0.01):
-            for child in list(sessions[0].loading.stage._children) if sessions else []:
-                at = None if child.place is None else child.place.read()
-                if at is None or seen.get(child.pid, (None, 0))[0] != at:
-                    seen[child.pid] = at, time.monotonic()
-                elif time.monotonic() > seen[child.pid][1] + 0.2:
-                    with suppress(ProcessLookupError):
-                        os.kill(child.pid, signal.SIGKILL)
-
     monkeypatch.setattr(Session, "start", started)
-    killer = threading.Thread(target=kill)
-    killer.start()
-    try:
+    with Killer(hostile, lambda: sessions[0].loading.stage._children if sessions else ()):
         assert classify(images / "0.jpg", hostile, images / "1.jpg", "--out", tmp_path / "rows.jsonl") == 0
-    finally:
-        over.set()
-        killer.join()
     first, bad, last = rows_in(tmp_path / "rows.jsonl")
     assert "SIGKILL" in bad["error"]
     assert first["error"] is last["error"] is None

@@ -92,7 +92,7 @@ def test_a_signal_acts_while_preparing_waits_for_what_never_comes(images: Path, 
         assert "running on" in process.stdout.readline()
         time.sleep(0.5)
         process.send_signal(signal.SIGINT)
-        _, said = process.communicate(timeout=20)
+        _, said = process.communicate(timeout=60)
     finally:
         process.kill()
     assert process.returncode == 130

@@ -30,7 +30,7 @@ class Fragile(Painter):
         if locator == BytesLocator(b"kill"):
             os.kill(os.getpid(), signal.SIGSEGV)
         if locator == BytesLocator(b"hang"):
-            time.sleep(60)
+            time.sleep(600)
         return super()._picture(locator)
 
 
@@ -87,11 +87,11 @@ def test_a_file_that_kills_or_hangs_is_a_picture_that_there_is_not() -> None:
     good = BytesLocator(encoded(photograph((64, 64))))
     locators = [good, BytesLocator(b"kill"), good, BytesLocator(b"hang"), good]
     pictures = make_pictures(
-        locators, Preparation("images", 64, None), image_timeout_s=1.0, workers=1, make_painter=Fragile
+        locators, Preparation("images", 64, None), image_timeout_s=3.0, workers=1, make_painter=Fragile
     )
     assert [bool(p.jpeg) for p in pictures] == [True, False, True, False, True]
     assert pictures[1].why == "its process was killed by SIGSEGV"
-    assert pictures[3].why == "making it took longer than 1 s"
+    assert pictures[3].why == "making it took longer than 3 s"
 
 
 @pytest.mark.usefixtures("clean")
@@ -99,7 +99,7 @@ def test_there_is_an_end_to_it() -> None:
     began = time.monotonic()
     pictures = make_pictures([BytesLocator(b"hang")] * 3, PREPARATION, total_s=2.0, make_painter=Fragile)
     assert [p.why for p in pictures] == [NO_TIME] * 3
-    assert time.monotonic() - began < 30
+    assert time.monotonic() - began < 300
 
 
 def broken(preparation: Preparation, number: int) -> Painter:

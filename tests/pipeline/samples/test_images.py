@@ -173,7 +173,7 @@ def test_a_tiff_whose_tile_is_larger_than_the_image_is_not_decoded(tmp_path: Pat
 # Files that are none
 
 
-@pytest.mark.timeout(20)  # the opening of a FIFO waits for a writer
+@pytest.mark.timeout(120)  # the opening of a FIFO waits for a writer
 def test_only_regular_files_are_read(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo.jpg")
     with socket.socket(socket.AF_UNIX) as server:

@@ -135,7 +135,7 @@ def test_labels_are_classes_of_the_model(tmp_path: Path) -> None:
     assert len(SampleLibrary.from_images(tmp_path, good, classes=10)) == 3
 
 
-@pytest.mark.timeout(20)  # a FIFO waits for a writer, /dev/zero never ends
+@pytest.mark.timeout(120)  # a FIFO waits for a writer, /dev/zero never ends
 def test_maps_are_regular_files(tmp_path: Path) -> None:
     touch(tmp_path, "a.jpg")
     os.mkfifo(tmp_path / "fifo")

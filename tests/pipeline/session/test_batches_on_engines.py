@@ -104,7 +104,7 @@ class Answers:
         self.failed.set()
 
     def wait(self, count: int) -> None:
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while len(self.classes) < count and not self.failures and time.monotonic() < deadline:
             time.sleep(0.005)
 
@@ -147,7 +147,7 @@ def serving(
         for slot in range(SLOTS):
             arena.sample(slot).reshape(-1)[:4].view(np.int32)[0] = slot
         engine = EngineSpec(arena.spec, exchange.spec, Path("none"), "cuda", sizes, engines=engines, inflight=3, **spec)
-        under_test = Serving(exchange, engine, timeout_s=20.0, on_failure=answers.fail, tracer=tracer)
+        under_test = Serving(exchange, engine, timeout_s=60.0, on_failure=answers.fail, tracer=tracer)
         under_test.queue = under_test.open(answers, Batching(sizes.largest, hold_s))
         try:
             under_test.start()
@@ -175,6 +175,8 @@ def test_a_long_query_with_repeats_is_answered_sample_by_sample(
         indices = np.random.default_rng(0).integers(0, 200, 3000)
         under_test.issue(np.arange(3000, dtype=np.uint64), indices)
         answers.wait(3000)
+        under_test.infer.drain()
+        under_test.complete.drain()
         assert answers.classes == classes_of(indices)
         assert not answers.twice
         assert not answers.failures
@@ -182,7 +184,7 @@ def test_a_long_query_with_repeats_is_answered_sample_by_sample(
         assert (queue.issued, queue.completed, infer.done) == (3000, 3000, 3000), "repeated samples are computed again"
         assert under_test.complete.snapshot().done == 3000, "batches that are handed over at once count as any other"
         assert len(infer.worker_rates) == engines
-        assert min(infer.worker_rates) > 0, "every engine has had a part of it"
+        assert min(under_test.infer.done_by_worker) > 0, "every engine has had a part of it"
         assert sum(infer.worker_rates) == pytest.approx(infer.rate)
         assert set(queue.latencies.percentiles_ms()) == {"p50", "p90", "p99"}
         assert queue.answering is not None
@@ -270,7 +272,7 @@ def test_each_engine_killed_ends_the_run(monkeypatch: pytest.MonkeyPatch, tmp_pa
         time.sleep(0.2)
         pid = under_test.infer.pids[victim]
         os.kill(pid, signal.SIGKILL)
-        assert answers.failed.wait(2)
+        assert answers.failed.wait(60)
         assert f"worker {victim} (pid {pid}) was killed by SIGKILL" in str(answers.failures[0])
         assert len(answers.failures) == 1
     assert not list(tmp_path.iterdir())

@@ -173,8 +173,9 @@ def test_device_times_come_onto_the_hosts_clock() -> None:
 
 def test_a_lanes_marks_become_its_upload_and_its_network() -> None:
     tracer = Tracer("gpu")
-    spans = CudaSpans(tracer, FakeCupy)
     began = time.perf_counter()
+    spans = CudaSpans(tracer, FakeCupy)
+    set_up = time.perf_counter()
     for ticket, ms in enumerate((5_000.0, 20_000.0, 30_000.0)):
         stream = FakeStream()
         marks = []
@@ -188,7 +189,7 @@ def test_a_lanes_marks_become_its_upload_and_its_network() -> None:
     assert [span[3] - span[2] for span in seen] == pytest.approx(3 * [0.002, 0.008])
     # On the host's clock, whichever event reports it.
     assert [span[2] - seen[0][2] for span in seen[::2]] == pytest.approx([0.0, 15.0, 25.0])
-    assert seen[0][2] == pytest.approx(began + 0.001, abs=0.01)
+    assert began + 0.001 <= seen[0][2] <= set_up + 0.001
 
 
 def test_a_moved_clock_tells_the_same_time() -> None:
