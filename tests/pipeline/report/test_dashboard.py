@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import fcntl
 import io
+import itertools
 import json
 import os
 import pty
@@ -11,7 +12,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import TextIO
+from types import SimpleNamespace
+from typing import TextIO, TypeAlias
 
 import pytest
 from rich.cells import cell_len
@@ -19,6 +21,7 @@ from rich.console import Console
 from rich.segment import Segment
 
 from pipeline.machine.hardware import GpuLoad, Load, Monitor, describe_machine
+from pipeline.report import dashboard as dashboard_module
 from pipeline.report.dashboard import Dashboard, choose_mode, json_line, plain_line
 from pipeline.report.drawing import bar, chart, clock, duration, fit, percent, rate
 from pipeline.report.frame import draw
@@ -26,9 +29,15 @@ from pipeline.report.history import COLUMNS, History
 from pipeline.report.view import View
 from pipeline.telemetry.latency import Latencies
 from pipeline.telemetry.metrics import Snapshot, StageSnapshot
+from tests.pipeline.conftest import wait_for
 from tests.pipeline.report import scene
 
 SHOW_CURSOR, HIDE_CURSOR = "\x1b[?25h", "\x1b[?25l"
+
+# What a test's terminal is sent last.
+LAST = "--- no more ---"
+
+Terminal: TypeAlias = tuple[TextIO, bytearray, Callable[[], str]]
 
 
 def stage(name: str, **values: float) -> StageSnapshot:
@@ -55,8 +64,8 @@ def text_of(shown: View, width: int = 100, height: int = 40) -> str:
 
 
 @pytest.fixture
-def terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[TextIO, Callable[[], str]]]:
-    """A real pseudo-terminal of 100 x 40, and what has been written to it so far."""
+def terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[Terminal]:
+    """A real pseudo-terminal of 100 x 40, what it has got so far, and what it has got when nothing more comes."""
     monkeypatch.setenv("TERM", "xterm-256color")
     for name in ("COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR"):
         monkeypatch.delenv(name, raising=False)
@@ -77,15 +86,17 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[TextIO, Callable
     stream = os.fdopen(slave, "w", encoding="utf-8")
 
     def everything() -> str:
+        """What has been written; to be called once, when nothing more will be."""
+        stream.write(LAST)
         stream.flush()
-        time.sleep(0.2)
-        return written.decode("utf-8", errors="replace")
+        wait_for(lambda: LAST.encode() in written)
+        return written.decode("utf-8", errors="replace").partition(LAST)[0]
 
     try:
-        yield stream, everything
+        yield stream, written, everything
     finally:
         stream.close()
-        reader.join(5)
+        reader.join(60)
         os.close(master)
 
 
@@ -276,43 +287,47 @@ def test_plain_mode_tells_every_phase_and_the_end() -> None:
     stream = io.StringIO()
     phases = iter([*["loading"] * 3, *["running"] * 3])
     with Dashboard(lambda: snapshot(phase=next(phases, "done")), "t", mode="plain", interval=0.02, stream=stream):
-        time.sleep(0.4)
+        wait_for(lambda: "done" in stream.getvalue())
     said = [line.split()[0] for line in stream.getvalue().splitlines()]
     assert said == ["loading", "running", "done", "done"]
 
 
-def test_json_mode_prints_a_snapshot_a_second() -> None:
-    stream = io.StringIO()
-    with Dashboard(snapshot, "t", mode="json", interval=0.05, total=400, stream=stream):
-        time.sleep(1.3)
+def test_json_mode_prints_a_snapshot_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a clock that is at each second for five ticks."""
+    stream, ticks = io.StringIO(), itertools.count()
+    clock = SimpleNamespace(monotonic=lambda: next(ticks) // 5, time=time.time, thread_time=time.thread_time)
+    monkeypatch.setattr(dashboard_module, "time", clock)
+    with Dashboard(snapshot, "t", mode="json", interval=0.001, total=400, stream=stream) as dashboard:
+        wait_for(lambda: stream.getvalue().count("\n") >= 3)
+    assert dashboard.error is None
     records = [json.loads(line) for line in stream.getvalue().splitlines()]
-    assert len(records) == 3  # at once, after a second, at the end
+    seconds = (next(ticks) - 2) // 5  # of the last tick, at which there is a line in any case
+    assert len(records) == seconds + 2
     assert {r["expected"] for r in records} == {400}
     assert records[0]["load"]["cores"] >= 1
 
 
-def test_live_mode_draws_and_restores_the_terminal(terminal: tuple[TextIO, Callable[[], str]]) -> None:
-    stream, written = terminal
+def test_live_mode_draws_and_restores_the_terminal(terminal: Terminal) -> None:
+    stream, written, everything = terminal
     with Dashboard(snapshot, "a title", mode="live", interval=0.05, stream=stream) as dashboard:
-        time.sleep(0.3)
-    out = written()
+        wait_for(lambda: b"a title" in written)
+    out = everything()
     assert dashboard.error is None
     assert "a title" in out
     assert out.rfind(SHOW_CURSOR) > out.rfind(HIDE_CURSOR) >= 0
 
 
 def test_lines_of_the_run_go_through_the_live_view_on_its_terminal(
-    terminal: tuple[TextIO, Callable[[], str]], capsys: pytest.CaptureFixture[str]
+    terminal: Terminal, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    stream, written = terminal
+    stream, written, everything = terminal
     here, file = Console(file=stream, soft_wrap=True), io.StringIO()
     with Dashboard(snapshot, "a title", mode="live", interval=0.05, stream=stream) as dashboard:
-        time.sleep(0.2)
+        wait_for(lambda: b"a title" in written)
         dashboard.say("a line [bold]as it is[/bold] :smile:", here)
         dashboard.say("for a file", Console(file=file))
-        time.sleep(0.2)
     dashboard.say("after the end", here)
-    out = written()
+    out = everything()
     at = out.index("a line [bold]as it is[/bold] :smile:")
     # The frame above it is wiped, and it is drawn again below.
     assert out[:at].rstrip("\r").endswith("\x1b[2K")
@@ -322,40 +337,38 @@ def test_lines_of_the_run_go_through_the_live_view_on_its_terminal(
 
 
 def test_the_terminal_is_restored_when_the_run_raises(
-    terminal: tuple[TextIO, Callable[[], str]],
+    terminal: Terminal,
 ) -> None:
-    stream, written = terminal
+    stream, written, everything = terminal
     dashboard = Dashboard(snapshot, "a title", mode="live", interval=0.05, stream=stream)
 
     def run() -> None:
         with dashboard:
-            time.sleep(0.15)
+            wait_for(lambda: b"a title" in written)
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
         run()
     dashboard.close()  # twice is fine
-    out = written()
+    out = everything()
     assert out.rfind(SHOW_CURSOR) > out.rfind(HIDE_CURSOR) >= 0
     assert "dashboard" not in {t.name for t in threading.enumerate()}
 
 
-def test_a_run_outlives_its_dashboard(
-    terminal: tuple[TextIO, Callable[[], str]], capsys: pytest.CaptureFixture[str]
-) -> None:
-    stream, written = terminal
+def test_a_run_outlives_its_dashboard(terminal: Terminal, capsys: pytest.CaptureFixture[str]) -> None:
+    stream, _, everything = terminal
     calls = iter([snapshot(), snapshot()])
     with Dashboard(lambda: next(calls), "t", mode="live", interval=0.02, stream=stream) as dashboard:
-        time.sleep(0.3)
+        wait_for(lambda: dashboard.error is not None)
     assert isinstance(dashboard.error, StopIteration)
     assert "the dashboard stopped: StopIteration" in capsys.readouterr().err
-    out = written()
+    out = everything()
     assert out.rfind(SHOW_CURSOR) > out.rfind(HIDE_CURSOR) >= 0
 
 
-def test_the_live_view_costs_little(terminal: tuple[TextIO, Callable[[], str]]) -> None:
+def test_the_live_view_costs_little(terminal: Terminal) -> None:
     """1 % of a core is 2.5 ms a refresh; a shared machine with cold caches gets three times that."""
-    stream, _ = terminal
+    stream, _, _ = terminal
     shown = scene.snapshot("running")
     with Dashboard(lambda: shown, "t", mode="live", stream=stream) as dashboard:
         dashboard.history.columns.extend(range(100))
