@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from contextlib import closing
-from itertools import islice
+from itertools import chain, islice
 
 from int4core.errors import printable
 from pipeline.classify.begin import begin
@@ -14,6 +13,7 @@ from pipeline.classify.intake import Intake
 from pipeline.classify.on_ray import RayCommand
 from pipeline.classify.options import Options, parse
 from pipeline.classify.summary import decoded_line, summarise, summary_path
+from pipeline.classify.writing import ROWS_WAIT_S, Writing
 from pipeline.commands.files import check_file
 from pipeline.commands.report import write_report
 from pipeline.commands.session import identity, session_spec
@@ -27,11 +27,12 @@ from pipeline.report.page import Ending, Reporter
 from pipeline.report.verdict import judge
 from pipeline.report.versions import versions
 from pipeline.samples.labels import Labels
-from pipeline.samples.sources import Source
+from pipeline.samples.sources import Sources
 from pipeline.session.abandon import abandon
+from pipeline.session.answers import Answers
 from pipeline.session.introduction import introductions
 from pipeline.session.progress import Progress
-from pipeline.session.session import Answer, Session
+from pipeline.session.session import Session
 from pipeline.session.supervisor import Supervisor
 from pipeline.sinks.answers import rows_of
 from pipeline.sinks.base import Sink
@@ -41,10 +42,6 @@ from pipeline.stages.infer import engine_notes
 from pipeline.telemetry.trace import write_trace
 
 STRICT_STATUS = 4
-
-# Rows go to the sink so many at a time, or when the oldest has waited so long.
-ROWS_AT_A_TIME = 4096
-ROWS_WAIT_S = 1.0
 
 NAMED_IN_DRY_RUN = 10
 
@@ -132,10 +129,10 @@ class ClassifyCommand:
 
     def _dry_run(self, intake: Intake) -> int:
         """Say what would be classified; the table is left as it is."""
-        sources = intake.sources()
-        for source in islice(sources, NAMED_IN_DRY_RUN):
-            self._say(f"  {source.key}")
-        left = sum(1 for _ in sources)
+        keys = chain.from_iterable(some.keys for some in intake.sources())
+        for key in islice(keys, NAMED_IN_DRY_RUN):
+            self._say(f"  {key}")
+        left = sum(1 for _ in keys)
         if left:
             self._say(f"  and {left:,} more")
         to_do = intake.seen - intake.skipped
@@ -185,24 +182,17 @@ class ClassifyCommand:
         for line in introductions(session):
             self._say(line)
         progress.enter("running")
-        waiting: list[Answer] = []
-        due = time.monotonic() + ROWS_WAIT_S
-        with closing(
-            session.classify_in_batches(intake.sources(), ordered=self._options.ordered, wait_s=ROWS_WAIT_S)
-        ) as batches:
-            try:
-                for answers in batches:
-                    waiting += answers
-                    progress.add(len(answers))
-                    progress.completed = progress.answered + intake.skipped
-                    progress.expected = intake.total
-                    if len(waiting) >= ROWS_AT_A_TIME or time.monotonic() >= due:
-                        # Taken first: what cannot be written is not to be written again at the end.
-                        rows, waiting, due = waiting, [], time.monotonic() + ROWS_WAIT_S
-                        self._write(sink, rows)
-            finally:
-                # Whatever has ended the run, what is answered is answered.
-                self._write(sink, waiting)
+        with (
+            Writing(lambda answers: self._write(sink, answers), self._options.top) as writing,
+            closing(
+                session.classify_in_batches(intake.sources(), ordered=self._options.ordered, wait_s=ROWS_WAIT_S)
+            ) as batches,
+        ):
+            for answers in batches:
+                writing.put(answers)
+                progress.add(len(answers))
+                progress.completed = progress.answered + intake.skipped
+                progress.expected = intake.total
         progress.completed = progress.answered + intake.skipped
         progress.expected = intake.total
         if not intake.seen and self._options.shard == (0, 1):
@@ -213,27 +203,27 @@ class ClassifyCommand:
                 self._evaluation.add(table, intake.kept_labels.of(table.keys))
         progress.enter("done")
 
-    def _write(self, sink: Sink, answers: Sequence[Answer]) -> None:
-        if not answers:
+    def _write(self, sink: Sink, answers: Answers) -> None:
+        if not len(answers):
             sink.tick()
             return
-        rows = rows_of(answers, self._options.top)
+        rows = rows_of(answers)
         sink.write(rows)
-        self._count(rows, [answer.source for answer in answers])
+        self._count(rows, answers.sources)
 
     def _count_earlier(self, sink: Sink) -> None:
         for rows in sink.earlier():
             self._count(rows, None)
 
-    def _count(self, rows: Rows, sources: Sequence[Source] | None) -> None:
+    def _count(self, rows: Rows, sources: Sources | None) -> None:
         """Take rows into what is said of all of them at the end; `sources` are None for those of an earlier run.
 
         The labels that sources of an earlier run bring are known when they have been listed again, and counted then.
         """
         if self._labels is not None:
             self._evaluation.add(rows, [self._labels.of(key) for key in rows.keys])
-        elif sources is not None:
-            self._evaluation.add(rows, [source.label for source in sources])
+        elif sources is not None and sources.labels is not None:
+            self._evaluation.add(rows, sources.labels)
         if self._reporter is not None:
             self._reporter.answers.add(rows, sources)
 

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import replace
-from itertools import islice
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from pipeline.samples.expand import expand, shard
+from pipeline.samples.expand import expand_some, shard_some
 from pipeline.samples.keys import KeySet
 from pipeline.samples.labels import KeptLabels
 from pipeline.samples.left_out import LeftOut
-from pipeline.samples.sources import Source
+from pipeline.samples.sources import Sources
 
-# The count goes on beside the run and yields to it: so many names at a time, then a breath.
-COUNTED_AT_A_TIME = 256
+# The count goes on beside the run and yields to it: what is listed together, then a breath.
 BREATH_S = 0.001
 
 
@@ -55,9 +52,9 @@ class Intake:
         self._done = done
         self._labels_below = labels_below
 
-        def listed(left_out: LeftOut, labels: bool = False) -> Iterator[Source]:
-            found = expand(arguments, column=column, left_out=left_out, shard_labels=labels, apart=apart)
-            return shard(found, *part)
+        def listed(left_out: LeftOut, labels: bool = False) -> Iterator[Sources]:
+            found = expand_some(arguments, column=column, left_out=left_out, shard_labels=labels, apart=apart)
+            return shard_some(found, *part)
 
         self._list = listed
         self._sources = listed(self.left_out, labels_below is not None)
@@ -66,27 +63,33 @@ class Intake:
         self._given = 0
         self._stopping = False
 
-    def sources(self) -> Iterator[Source]:
-        """Those that are left to do, lazily."""
-        for source in self._sources:
-            label = self._label(source)
-            if self._done.add(source.key):
-                self._given += 1
-                yield source if label == source.label else replace(source, label=label)
-            else:
-                self.skipped += 1
-                if label is not None:
-                    self.kept_labels.add(source.key, label)
+    def sources(self) -> Iterator[Sources]:
+        """Those that are left to do, lazily, some at a time."""
+        for found in self._sources:
+            some = Sources(found.keys, found.locators, self._labels(found.labels))
+            new = self._done.add_all(some.keys)
+            if not all(new):
+                self._skip([place for place, is_new in enumerate(new) if not is_new], some)
+                some = some.take([place for place, is_new in enumerate(new) if is_new])
+            self._given += len(some)
+            yield some
         self.total = self._given + self.skipped
 
-    def _label(self, source: Source) -> int | None:
-        """The label that the source brings, if it is a class."""
-        if source.label is None or self._labels_below is None:
+    def _skip(self, places: Sequence[int], some: Sources) -> None:
+        self.skipped += len(places)
+        if some.labels is not None:
+            for key, label in ((some.keys[place], some.labels[place]) for place in places):
+                if label is not None:
+                    self.kept_labels.add(key, label)
+
+    def _labels(self, labels: list[int | None] | None) -> list[int | None] | None:
+        """The labels that sources bring, as far as they are classes."""
+        below = self._labels_below
+        if labels is None or below is None:
             return None
-        if source.label < self._labels_below:
-            return source.label
-        self.odd_labels += 1
-        return None
+        kept = [None if label is None or label >= below else label for label in labels]
+        self.odd_labels += kept.count(None) - labels.count(None)
+        return kept
 
     @property
     def seen(self) -> int:
@@ -104,9 +107,9 @@ class Intake:
     def _count(self) -> None:
         total, listed = 0, self._list(LeftOut())
         while not self._stopping and self.total is None:
-            some = sum(1 for _ in islice(listed, COUNTED_AT_A_TIME))
-            total += some
-            if some < COUNTED_AT_A_TIME:
+            some = next(listed, None)
+            if some is None:
                 self.total = total
                 return
+            total += len(some)
             time.sleep(BREATH_S)

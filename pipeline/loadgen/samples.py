@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,6 @@ from pipeline.loadgen.residents import Indices, Residents, Slots
 from pipeline.samples.library import SampleLibrary
 from pipeline.samples.sources import PathLocator, Source
 from pipeline.session.loading import JOBS_PER_LOADER, Loading
-from pipeline.session.scheduler import Outcome
 
 
 @dataclass(frozen=True)
@@ -132,19 +132,20 @@ class Samples:
 
     def _fetch(self, files: Iterator[int]) -> None:
         """Have files decoded, each into a slot that has been claimed by the time it is drawn from `files`."""
-        sources = (Source(str(number), PathLocator(str(self._paths[number]))) for number in files)
+        sources = ((Source(str(number), PathLocator(str(self._paths[number]))),) for number in files)
         for outcomes in self._loading.outcomes(sources, ordered=False, pins=True):
-            self._take(outcomes)
+            self._take(chain.from_iterable(outcomes))
 
-    def _take(self, outcomes: Iterable[Outcome[Source]]) -> None:
+    def _take(self, outcomes: Iterable[tuple[Source, tuple[int, ...] | None, str | None]]) -> None:
+        """Samples with the slots that they lie in, or with errors."""
         given = []
         with self._changed:
-            for outcome in outcomes:
-                number = int(outcome.source.key)
-                if outcome.error is not None:
-                    self._set_bad(number, outcome.error)
+            for source, row, error in outcomes:
+                number = int(source.key)
+                if row is None:
+                    self._set_bad(number, str(error))
                 else:
-                    self._residents.arrive(number, outcome.value)
+                    self._residents.arrive(number, int(row[0]))
                     if self._is_in_the_way(number):
                         given.append(self._residents.release(number))
                 self._known[number] = True

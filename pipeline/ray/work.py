@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterable
 from pipeline.memory.segment import sweep_stale
 from pipeline.ray.actor import forget_main
 from pipeline.samples.sources import Source
-from pipeline.session.session import Answer, Session
+from pipeline.session.answers import Answers
+from pipeline.session.session import Session
 from pipeline.session.spec import SessionSpec
 from pipeline.sinks.answers import rows_of
 from pipeline.sinks.rows import Rows
@@ -55,10 +56,8 @@ class Work:
             self._session.close()
 
     def _ask(self, session: Session, sources: Callable[[], Iterable[Source]]) -> Rows:
-        answers: list[Answer] = []
-        for some in session.classify_in_batches(sources()):
-            answers += some
-        return rows_of(answers, self._spec.top)
+        answers = list(session.classify_in_batches((source,) for source in sources()))
+        return rows_of(Answers.joined(answers, self._spec.top))
 
     def _replace(self, dead: Session) -> None:
         with self._lock:

@@ -18,17 +18,24 @@ from pipeline.errors import ImageError, PipelineError
 from pipeline.samples.files import why_not_opened
 from pipeline.samples.left_out import LeftOut
 from pipeline.samples.library import IMAGE_SUFFIXES
-from pipeline.samples.listing import Entry, glob, has_magic, walk
+from pipeline.samples.listing import Entry, glob, has_magic, walk_some
 from pipeline.samples.remote import file_system, is_url, open_binary, reason
 from pipeline.samples.shards import COMPRESSED_SUFFIXES, SHARD_SUFFIX, WHY_COMPRESSED, shard_sources
-from pipeline.samples.sources import FailedLocator, PathLocator, Source
+from pipeline.samples.sources import SOME, FailedLocator, Paths, Source, Sources, some_at_a_time
 from pipeline.samples.tables import TABLE_SUFFIX, NoImageColumn, Table, image_column, table_sources
 
+# What of a list may be more than a file: a shard or a table.
+MORE_THAN_FILES = re.compile(
+    "|".join(map(re.escape, (SHARD_SUFFIX, TABLE_SUFFIX, *COMPRESSED_SUFFIXES))), re.IGNORECASE
+)
 BRACES = re.compile(r"\{([^{}]*)\}")
 RANGE = re.compile(r"([0-9]+)\.\.([0-9]+)")
 MOST_EXPANDED = 1_000_000
 # A line of a list: longer than any path, short enough for what is no list at all.
 MOST_LINE_BYTES = 1 << 14
+# Of a list, read at a time.
+LIST_BYTES = 1 << 15
+BOM = b"\xef\xbb\xbf"
 
 
 def expand(
@@ -55,6 +62,21 @@ def expand(
     Arguments are looked at at once: PipelineError says that one is not there, cannot be read, or needs a library. What
     goes wrong afterwards is a failed source, so that no file ends a run.
     """
+    return chain.from_iterable(
+        expand_some(arguments, column=column, shard_labels=shard_labels, left_out=left_out, stdin=stdin, apart=apart)
+    )
+
+
+def expand_some(
+    arguments: Iterable[str],
+    *,
+    column: str | None = None,
+    shard_labels: bool = False,
+    left_out: LeftOut | None = None,
+    stdin: BinaryIO | None = None,
+    apart: Callable[[str], bool] = lambda path: False,
+) -> Iterator[Sources]:
+    """The sources of `expand`, by columns: those that are there together, a few hundred at a time at most."""
     expander = _Expander(column, shard_labels, left_out if left_out is not None else LeftOut(), stdin, apart)
     planned = [listing for argument in arguments for listing in expander.plan(argument)]
     return chain.from_iterable(listing() for listing in planned)
@@ -73,11 +95,28 @@ def shard(sources: Iterable[Source], index: int, count: int) -> Iterator[Source]
     By the key and not by the place, so that a file that comes or goes between two runs moves no other one to another
     shard, where it would be done twice or not at all. All shards must name their sources alike.
     """
-    if not 0 <= index < count:
-        raise ValueError(f"shard {index} of {count}")
+    _check_shard(index, count)
     if count == 1:
         return iter(sources)
     return (source for source in sources if _hash(source.key) % count == index)
+
+
+def shard_some(sources: Iterator[Sources], index: int, count: int) -> Iterator[Sources]:
+    """The same of sources by columns; none of what comes is empty."""
+    _check_shard(index, count)
+    return sources if count == 1 else _ours(sources, index, count)
+
+
+def _ours(sources: Iterator[Sources], index: int, count: int) -> Iterator[Sources]:
+    for some in sources:
+        places = [place for place, key in enumerate(some.keys) if _hash(key) % count == index]
+        if places:
+            yield some.take(places)
+
+
+def _check_shard(index: int, count: int) -> None:
+    if not 0 <= index < count:
+        raise ValueError(f"shard {index} of {count}")
 
 
 def parse_shard(text: str) -> tuple[int, int]:
@@ -101,7 +140,7 @@ class _Expander:
     apart: Callable[[str], bool]
     first_table: bool = field(default=True)
 
-    def plan(self, argument: str) -> Iterator[Callable[[], Iterator[Source]]]:
+    def plan(self, argument: str) -> Iterator[Callable[[], Iterator[Sources]]]:
         """Looks at `argument`; each of what it gives lists a part of it once called. Raises PipelineError."""
         if argument == "-":
             yield partial(self._list, "standard input", self.stdin if self.stdin is not None else _open_stdin())
@@ -113,7 +152,7 @@ class _Expander:
             for name in spelled_out(argument):
                 yield self._plan_url(name) if is_url(name) else self._plan_path(name)
 
-    def _plan_path(self, path: str) -> Callable[[], Iterator[Source]]:
+    def _plan_path(self, path: str) -> Callable[[], Iterator[Sources]]:
         try:
             mode = os.stat(path).st_mode
         except FileNotFoundError as error:
@@ -127,10 +166,10 @@ class _Expander:
         except ValueError as error:  # a NUL in the name
             raise PipelineError(f"{path!r}: not a file name: {error}") from error
         if stat.S_ISDIR(mode):
-            return partial(self._found, partial(walk, path, self.left_out))
+            return partial(self._below, path)
         return self._plan_file(path)
 
-    def _plan_url(self, url: str) -> Callable[[], Iterator[Source]]:
+    def _plan_url(self, url: str) -> Callable[[], Iterator[Sources]]:
         files, path = file_system(url)
         if _is_known(url):
             return self._plan_file(url)
@@ -140,9 +179,9 @@ class _Expander:
             folder = url.endswith("/") or files.isdir(path)
         except Exception as error:  # each protocol has errors of its own
             raise PipelineError(f"{url}: {reason(error)}") from error
-        return partial(self._found, partial(walk, url, self.left_out)) if folder else self._plan_file(url)
+        return partial(self._below, url) if folder else self._plan_file(url)
 
-    def _plan_glob(self, pattern: str) -> Callable[[], Iterator[Source]]:
+    def _plan_glob(self, pattern: str) -> Callable[[], Iterator[Sources]]:
         matches = glob(pattern, self.left_out)
         seen = list(islice(matches, 2))
         if not seen:
@@ -152,9 +191,9 @@ class _Expander:
         # `*.dat` says what it wants; `*` takes what looks like an image.
         last = pattern.rpartition("/")[2]
         named = bool(os.path.splitext(last)[1]) and not has_magic(os.path.splitext(last)[1])
-        return partial(self._found, partial(chain, seen, matches), named=named)
+        return partial(self._found, chain(seen, matches), named=named)
 
-    def _plan_file(self, path: str) -> Callable[[], Iterator[Source]]:
+    def _plan_file(self, path: str) -> Callable[[], Iterator[Sources]]:
         if path.lower().endswith(COMPRESSED_SUFFIXES):
             raise PipelineError(f"{path}: {WHY_COMPRESSED}")
         if path.lower().endswith(TABLE_SUFFIX) and self.first_table:
@@ -169,7 +208,7 @@ class _Expander:
                     image_column(table, self.column)
         return partial(self._file, path)
 
-    def _file(self, path: str) -> Iterator[Source]:
+    def _file(self, path: str) -> Iterator[Sources]:
         """The sources in the file that is named: what is no shard or table is an image, whatever its ending."""
         ending = path.lower()
         if ending.endswith(SHARD_SUFFIX):
@@ -177,21 +216,27 @@ class _Expander:
         elif ending.endswith(TABLE_SUFFIX):
             yield from self._table(path)
         elif ending.endswith(COMPRESSED_SUFFIXES):
-            yield Source(path, FailedLocator(path, WHY_COMPRESSED))
+            yield _failed(path, WHY_COMPRESSED)
         else:
-            yield Source(path, PathLocator(path))
+            yield _files([path])
 
-    def _found(self, entries: Callable[[], Iterable[Entry]], named: bool = False) -> Iterator[Source]:
+    def _below(self, folder: str) -> Iterator[Sources]:
+        """The sources in `folder` and below it."""
+        return self._found(walk_some(folder, self.left_out, tuple(IMAGE_SUFFIXES)))
+
+    def _found(self, entries: Iterable[Entry | list[str]], named: bool = False) -> Iterator[Sources]:
         """The sources in what was found in folders."""
-        for entry in entries():
-            if entry.kind == "file" and os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES:
-                yield Source(entry.path, PathLocator(entry.path))
+        for entry in entries:
+            if isinstance(entry, list):
+                yield _files(entry)
+            elif entry.kind == "file" and os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES:
+                yield _files([entry.path])
             elif self.apart(entry.path):
                 continue
             elif entry.kind == "failed":
-                yield Source(entry.path, FailedLocator(entry.path, entry.why))
+                yield _failed(entry.path, entry.why)
             elif entry.kind == "folder":
-                yield from self._found(partial(walk, entry.path, self.left_out))
+                yield from self._below(entry.path)
             elif entry.kind != "file":
                 self.left_out.other(entry.kind)
             elif entry.name.lower().endswith(TABLE_SUFFIX):
@@ -201,7 +246,7 @@ class _Expander:
             else:
                 self.left_out.file(entry.name)
 
-    def _table(self, path: str, named: bool = True) -> Iterator[Source]:
+    def _table(self, path: str, named: bool = True) -> Iterator[Sources]:
         """The rows of the table at `path`. One that is not `named` but found may be about something else.
 
         It is left out when it has no column of images, and its column of paths is only taken when `column` says so.
@@ -209,33 +254,60 @@ class _Expander:
         try:
             with Table(path) as table:
                 column = image_column(table, self.column, paths=named)
-                yield from table_sources(table, column)
+                yield from some_at_a_time(table_sources(table, column))
         except PipelineError as error:
             if isinstance(error, NoImageColumn) and not named:
                 self.left_out.file(path)
             else:
-                why = error.why if isinstance(error, ImageError) else str(error)
-                yield Source(path, FailedLocator(path, why))
+                yield _failed(path, error.why if isinstance(error, ImageError) else str(error))
 
-    def _list(self, name: str, stream: BinaryIO) -> Iterator[Source]:
+    def _list(self, name: str, stream: BinaryIO) -> Iterator[Sources]:
         """A path a line, in whatever bytes the file system has them."""
         with stream:
-            first = True
-            while True:
-                try:
-                    line = stream.readline(MOST_LINE_BYTES + 1)
-                except Exception as error:  # behind a URL each protocol has errors of its own
-                    yield Source(name, FailedLocator(name, f"the list cannot be read to its end: {reason(error)}"))
+            for lines in _lines(name, stream):
+                if isinstance(lines, Sources):
+                    yield lines
                     return
-                if not line:
-                    return
-                if len(line) > MOST_LINE_BYTES:
-                    yield Source(name, FailedLocator(name, "a line is too long for a path; a list has a path a line"))
-                    return
-                path = os.fsdecode(line.removeprefix(b"\xef\xbb\xbf") if first else line).rstrip("\r\n")
-                first = False
-                if path.strip():
-                    yield from self._file(path)
+                paths = [path for path in lines if path.strip()]
+                # Looked at together: nearly always, none is anything but an image.
+                if MORE_THAN_FILES.search("\n".join(paths)) is None:
+                    yield from (_files(paths[at : at + SOME]) for at in range(0, len(paths), SOME))
+                else:
+                    yield from chain.from_iterable(map(self._file, paths))
+
+
+def _files(paths: list[str]) -> Sources:
+    """Files whose keys are their paths."""
+    return Sources(paths, Paths(paths))
+
+
+def _failed(key: str, why: str) -> Sources:
+    return Sources([key], [FailedLocator(key, why)])
+
+
+def _lines(name: str, stream: BinaryIO) -> Iterator[list[str] | Sources]:
+    """The lines of a list, those that are there at a time; a failed source at the end where it is not the end."""
+    # A pipe gives what it has; what has no such call is a file behind a URL, which gives all that is asked for.
+    read: Callable[[int], bytes] = getattr(stream, "read1", stream.read)
+    data, rest, first = None, b"", True
+    while data != b"":
+        try:
+            data = read(LIST_BYTES)
+        except Exception as error:  # behind a URL each protocol has errors of its own
+            yield _failed(name, f"the list cannot be read to its end: {reason(error)}")
+            return
+        *lines, rest = (rest + data).split(b"\n")
+        if not data:
+            lines = [rest]
+        if first and lines:
+            lines[0], first = lines[0].removeprefix(BOM), False
+        too_long = next((n for n, line in enumerate([*lines, rest]) if len(line) >= MOST_LINE_BYTES), None)
+        # Decoded as one text: a byte that is not UTF-8 stays within its line.
+        text = os.fsdecode(b"\n".join(lines[:too_long]))
+        yield [line.rstrip("\r") for line in text.split("\n")]
+        if too_long is not None:
+            yield _failed(name, "a line is too long for a path; a list has a path a line")
+            return
 
 
 def _is_known(url: str) -> bool:

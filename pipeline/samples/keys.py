@@ -67,6 +67,11 @@ class KeySet:
         """Whether `key` is new; it is in the set afterwards."""
         return self.add_escaped(escape(key))
 
+    def add_all(self, keys: Sequence[str]) -> list[bool]:
+        """`add` of each, in their order."""
+        tables = self._tables
+        return [tables[digest[0]].add(digest) for digest in map(_digest, escape_all(keys))]
+
     def add_escaped(self, text: str) -> bool:
         """`add` of the key that `escape` made `text` of."""
         digest = _digest(text)

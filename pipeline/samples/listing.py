@@ -9,15 +9,20 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from itertools import islice
-from typing import Literal, TypeAlias
+from operator import attrgetter
+from typing import Literal, TypeAlias, TypeVar
 
 from pipeline.samples.files import why_not_opened
 from pipeline.samples.left_out import LeftOut
 from pipeline.samples.remote import file_system, is_url, reason
+from pipeline.samples.sources import SOME, SOME_S
+
+E = TypeVar("E")
 
 WINDOW = 1 << 16
 MAGIC = frozenset("*?[")
@@ -37,8 +42,12 @@ class Entry:
 
 def entries(folder: str) -> Iterator[Entry]:
     """What is in `folder`; a folder that cannot be listed (to its end) is, or ends with, one `failed` entry."""
+    return _or_failed(folder, lambda: _remote_entries(folder) if is_url(folder) else _local_entries(folder))
+
+
+def _or_failed(folder: str, listed: Callable[[], Iterator[E]]) -> Iterator[E | Entry]:
     try:
-        yield from _remote_entries(folder) if is_url(folder) else _local_entries(folder)
+        yield from listed()
     except OSError as error:
         why = why_not_opened(error) if error.errno is not None else reason(error)
         yield Entry(folder, os.path.basename(folder), "failed", why)
@@ -51,11 +60,26 @@ def walk(folder: str, left_out: LeftOut) -> Iterator[Entry]:
 
     Links to folders are followed, unless to a folder that they lie in. Hidden files and folders are left out.
     """
-    open_folders: list[tuple[Iterator[Entry], tuple[int, int] | None]] = [(entries(folder), _identity(folder))]
+    for entry in walk_some(folder, left_out, ()):
+        assert isinstance(entry, Entry), "paths are of files with an ending, and none was asked for"
+        yield entry
+
+
+def walk_some(folder: str, left_out: LeftOut, endings: tuple[str, ...]) -> Iterator[Entry | list[str]]:
+    """The same, but that files with one of these endings, in whatever case, come as paths, up to SOME at a time."""
+
+    def listed(folder: str) -> Iterator[Entry | list[str]]:
+        return _or_failed(folder, lambda: _remote_entries(folder) if is_url(folder) else _local(folder, endings))
+
+    open_folders: list[tuple[Iterator[Entry | list[str]], tuple[int, int] | None]] = [
+        (listed(folder), _identity(folder))
+    ]
     while open_folders:
         entry = next(open_folders[-1][0], None)
         if entry is None:
             open_folders.pop()
+        elif isinstance(entry, list):
+            yield entry
         elif entry.name.startswith(".") and entry.kind != "failed":
             left_out.hidden(folder=entry.kind == "folder")
         elif entry.kind == "folder":
@@ -63,7 +87,7 @@ def walk(folder: str, left_out: LeftOut) -> Iterator[Entry]:
             if identity is not None and any(identity == above for _, above in open_folders):
                 left_out.folder()
             else:
-                open_folders.append((entries(entry.path), identity))
+                open_folders.append((listed(entry.path), identity))
         elif entry.kind in ("file", "failed"):
             yield entry
         else:
@@ -136,12 +160,37 @@ def _matches(names: list[str], segments: list[str]) -> bool:
 
 
 def _local_entries(folder: str) -> Iterator[Entry]:
+    return (Entry(os.path.join(folder, entry.name), entry.name, _kind(entry)) for entry in _scanned(folder))
+
+
+def _local(folder: str, endings: tuple[str, ...]) -> Iterator[Entry | list[str]]:
+    """What is in `folder`; files with these endings as paths, those that follow each other together."""
+    # As os.path.join puts before a name; a call of it for each would be a third of all the work.
+    before = os.path.join(folder, "")
+    paths: list[str] = []
+    due_s = 0.0
+    for entry in _scanned(folder):
+        name = entry.name
+        taken = name.lower().endswith(endings) and name[0] != "." and _kind(entry) == "file"
+        if taken:
+            if not paths:
+                due_s = time.monotonic() + SOME_S
+            paths.append(before + name)
+        if paths and (not taken or len(paths) >= SOME or time.monotonic() >= due_s):
+            yield paths
+            paths = []
+        if not taken:
+            yield Entry(before + name, name, _kind(entry))
+    if paths:
+        yield paths
+
+
+def _scanned(folder: str) -> Iterator[os.DirEntry[str]]:
     with os.scandir(folder) as found:
         while window := list(islice(found, WINDOW)):
-            window.sort(key=lambda entry: entry.name, reverse=True)
+            window.sort(key=attrgetter("name"), reverse=True)
             while window:
-                entry = window.pop()  # what it finds out of a link stays with it: a window of links is 57 MB
-                yield Entry(os.path.join(folder, entry.name), entry.name, _kind(entry))
+                yield window.pop()  # what it finds out of a link stays with it: a window of links is 57 MB
 
 
 def _kind(entry: os.DirEntry[str]) -> Kind:

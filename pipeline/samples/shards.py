@@ -15,7 +15,7 @@ from pipeline.errors import ImageError
 from pipeline.samples.left_out import LeftOut
 from pipeline.samples.library import IMAGE_SUFFIXES
 from pipeline.samples.remote import open_binary
-from pipeline.samples.sources import FailedLocator, RangeLocator, Source
+from pipeline.samples.sources import FailedLocator, RangeLocator, Source, Sources, some_at_a_time
 
 SHARD_SUFFIX = ".tar"
 COMPRESSED_SUFFIXES = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
@@ -28,8 +28,8 @@ MOST_LABEL_BYTES = 16
 EMPTY_BLOCK = bytes(tarfile.BLOCKSIZE)
 
 
-def shard_sources(path: str, left_out: LeftOut, *, labels: bool = False) -> Iterator[Source]:
-    """The images of the tar at `path`, in its order, with the keys `path/member`.
+def shard_sources(path: str, left_out: LeftOut, *, labels: bool = False) -> Iterator[Sources]:
+    """The images of the tar at `path`, in its order, with the keys `path/member`, some at a time.
 
     With `labels`, `.cls` of the same sample is the source's label. A shard that is damaged or cut short gives what is
     whole and ends with one failed source of the key `path`: what is lost is never passed over.
@@ -37,13 +37,13 @@ def shard_sources(path: str, left_out: LeftOut, *, labels: bool = False) -> Iter
     try:
         file = open_binary(path)
     except ImageError as error:
-        yield Source(path, FailedLocator(path, error.why))
+        yield Sources([path], [FailedLocator(path, error.why)])
         return
     with file:
         members = _Members(path, file)
-        yield from _labelled(members, left_out) if labels else _images(members, left_out)
+        yield from some_at_a_time(_labelled(members, left_out) if labels else _images(members, left_out))
         if members.why:
-            yield Source(path, FailedLocator(path, members.why))
+            yield Sources([path], [FailedLocator(path, members.why)])
 
 
 class _Headers:

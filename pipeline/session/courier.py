@@ -12,8 +12,9 @@ import numpy as np
 
 from pipeline.errors import PipelineError
 from pipeline.memory.arena import Arena
+from pipeline.memory.exchange import Slots
 from pipeline.memory.segment import Segment
-from pipeline.samples.sources import BytesLocator, FailedLocator, Locator
+from pipeline.samples.sources import BytesLocator, FailedLocator, Locators, Paths, Ranges
 from pipeline.stages.load import Placed, SegmentLocator, SlotLocator
 
 
@@ -24,11 +25,13 @@ class Courier:
         self._arena = arena
         self._segments: dict[int, list[Segment]] = {}
 
-    def send(self, ticket: int, locators: Sequence[Locator], slots: Sequence[int]) -> tuple[Placed, ...]:
+    def send(self, ticket: int, locators: Locators, slots: Slots) -> Sequence[Placed]:
         """The locators that the loader is given, with all bytes in place."""
+        if isinstance(locators, Paths | Ranges):
+            return locators
         return tuple(
             self._place(ticket, locator.data, slot) if isinstance(locator, BytesLocator) else locator
-            for locator, slot in zip(locators, slots, strict=True)
+            for locator, slot in zip(locators, slots.tolist(), strict=True)
         )
 
     def done(self, ticket: int) -> None:

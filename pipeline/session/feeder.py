@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import threading
-from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from pipeline.session.inbox import Inbox
 from pipeline.session.scheduler import Stream
 
 # Sources that have been read and wait to be handed in.
-INBOX = 256
+INBOX = 512
 
 if TYPE_CHECKING:
     from pipeline.session.loading import Loading, Located
@@ -24,11 +24,11 @@ class Feeder:
         done: whether the sources have come to their end, or have raised.
     """
 
-    def __init__(self, loading: Loading, stream: Stream[Any], sources: Iterator[Located]) -> None:
+    def __init__(self, loading: Loading, stream: Stream[Any], sources: Iterator[Sequence[Located]]) -> None:
         self._loading = loading
         self._stream = stream
         self._sources = sources
-        self._inbox: deque[Located] = deque()
+        self._inbox = Inbox()
         self._left = False
         self._error: BaseException | None = None
         self.done = False
@@ -68,8 +68,8 @@ class Feeder:
     def _read(self) -> None:
         """To the end of the sources, or until the caller has left."""
         most = min(INBOX, self._loading.core.slots)
-        for source in self._sources:
-            self._inbox.append(source)
+        for some in self._sources:
+            self._inbox.put(some)
             # To hand each in by itself costs more than to read it. Loaders that are busy come for it themselves.
             full = len(self._inbox) >= most
             if full or self._loading.hungry:

@@ -9,20 +9,30 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Sequence
 from types import TracebackType
 from typing import Any, Protocol
 
 from pipeline.errors import PipelineError
 from pipeline.memory.arena import Arena
-from pipeline.samples.sources import Locator
+from pipeline.samples.sources import Locator, Locators, Sources, joined_locators
 from pipeline.session.courier import Courier
 from pipeline.session.feeder import Feeder
-from pipeline.session.scheduler import Outcome, Prepared, Scheduler, Stream
+from pipeline.session.inbox import Inbox
+from pipeline.session.scheduler import Column, Numbers, Outcomes, Prepared, Scheduler, Stream
 from pipeline.stages.base import StageFailure
 from pipeline.stages.channels import Task
-from pipeline.stages.load import BY_GPU, FILES_PER_JOB, SAMPLES_PER_JOB, LoadResult, LoadWork, Preparation, load_stage
+from pipeline.stages.load import (
+    BY_GPU,
+    FEWEST_FILES_PER_JOB,
+    FILES_PER_JOB,
+    SAMPLES_PER_JOB,
+    LoadResult,
+    LoadWork,
+    Preparation,
+    load_stage,
+)
 from pipeline.stages.lost import Lost
 
 # Jobs that a loader may have: one that it does, and one ready to follow.
@@ -69,12 +79,12 @@ class Loading:
         traced: bool = False,
     ) -> None:
         # A file that is only read and parsed takes a twentieth of the time of one that is decoded.
-        most = FILES_PER_JOB if preparation.decode == "gpu" else SAMPLES_PER_JOB
-        self.core: Scheduler[Any] = Scheduler(arena.spec.slots, loaders=loaders, most=most)
+        most, least = (FILES_PER_JOB, FEWEST_FILES_PER_JOB) if preparation.decode == "gpu" else (SAMPLES_PER_JOB, 1)
+        self.core: Scheduler[Any] = Scheduler(arena.spec.slots, loaders=loaders, most=most, least=least)
         self._changed = threading.Condition()
         self._over: BaseException | None = None
         self._courier = Courier(arena)
-        self._inboxes: list[tuple[Stream[Any], deque[Located]]] = []
+        self._inboxes: list[tuple[Stream[Any], Inbox]] = []
         self.ways: Counter[str] = Counter()
         self._most_jobs = JOBS_PER_LOADER * loaders
         self._on_prepared = on_prepared
@@ -100,12 +110,18 @@ class Loading:
             return self.core.open(ordered=ordered, pins=pins, window=window)
 
     def outcomes(
-        self, sources: Iterable[Located], *, ordered: bool = True, pins: bool = False, wait_s: float | None = None
-    ) -> Generator[list[Outcome[Any]], None, None]:
+        self,
+        sources: Iterable[Sequence[Located]],
+        *,
+        ordered: bool = True,
+        pins: bool = False,
+        wait_s: float | None = None,
+    ) -> Generator[list[Outcomes[Any]], None, None]:
         """What became of the sources, all that is out at a time: an empty list when nothing was for `wait_s` seconds.
 
-        `sources` is read in a thread of its own, and no further than there are slots; what it raises is raised here,
-        after the outcomes of what came before. Raises what ended the session.
+        `sources` come some at a time, as they are there. They are read in a thread of its own, and no further than
+        there are slots; what it raises is raised here, after the outcomes of what came before. Raises what ended the
+        session.
         """
         stream = self.open(ordered=ordered, pins=pins)
         with Feeder(self, stream, iter(sources)) as feeder:
@@ -130,12 +146,12 @@ class Loading:
         """Whether a loader could have another job now."""
         return self.core.jobs < self._most_jobs
 
-    def connect(self, stream: Stream[Any], inbox: deque[Located]) -> None:
+    def connect(self, stream: Stream[Any], inbox: Inbox) -> None:
         """Have what lies in `inbox` handed in whenever a loader comes free. It may be filled by another thread."""
         with self._changed:
             self._inboxes.append((stream, inbox))
 
-    def pour(self, stream: Stream[Any], inbox: deque[Located], until: Callable[[], bool], *, leave: int) -> None:
+    def pour(self, stream: Stream[Any], inbox: Inbox, until: Callable[[], bool], *, leave: int) -> None:
         """Hand in what lies in a connected inbox, as there is room, until no more than `leave` is in it or `until`.
 
         Raises what ended the session.
@@ -162,13 +178,13 @@ class Loading:
             self.core.unpin(slots)
             self._changed.notify_all()
 
-    def answered(self, numbers: Sequence[int], values: Iterable[Any]) -> None:
-        """Samples that `on_prepared` was called with have their answers."""
+    def answered(self, numbers: Numbers, columns: Sequence[Column]) -> None:
+        """Samples (n,) that `on_prepared` was called with have their answers, columns (n, ...)."""
         with self._changed:
-            self.core.answered(numbers, values)
+            self.core.answered(numbers, columns)
             self._settle()
 
-    def again(self, numbers: Sequence[int], reasons: Sequence[str]) -> None:
+    def again(self, numbers: Numbers, reasons: Sequence[str]) -> None:
         """Samples that `on_prepared` was called with could not be decoded by an engine: loaders are to do it."""
         with self._changed:
             self.core.again(numbers)
@@ -204,11 +220,10 @@ class Loading:
     ) -> None:
         self.stop()
 
-    def _drain(self, stream: Stream[Any], inbox: deque[Located]) -> None:
+    def _drain(self, stream: Stream[Any], inbox: Inbox) -> None:
         """Hand in what there is room for. Called with the lock held."""
-        count = min(len(inbox), self.core.room(stream))
-        if count > 0:
-            self.core.offer(stream, [inbox.popleft() for _ in range(count)])
+        while some := inbox.take(self.core.room(stream)):
+            self.core.offer(stream, some)
 
     def _dispatch(self) -> None:
         """Give loaders what waits for them."""
@@ -217,9 +232,9 @@ class Loading:
                 for stream, inbox in self._inboxes:
                     self._drain(stream, inbox)
                 while self.core.jobs < self._most_jobs and (job := self.core.take_job()):
-                    locators = self._courier.send(job.ticket, [s.locator for s in job.sources], job.slots)
-                    work = LoadWork(locators, job.slots, job.whole)
-                    admitted = self.stage.try_submit(Task(job.ticket, len(job.sources), work))
+                    locators = joined_locators([_locators(part) for part in job.parts])
+                    work = LoadWork(self._courier.send(job.ticket, locators, job.slots), job.slots, job.whole)
+                    admitted = self.stage.try_submit(Task(job.ticket, len(job), work))
                     assert admitted, "fewer jobs than loaders may have, and no room in the stage"
         except StageFailure:
             return  # its on_failure has been called
@@ -261,6 +276,10 @@ class Loading:
                 break
         if self._over is not None:
             raise self._over
+
+
+def _locators(sources: Sequence[Located]) -> Locators:
+    return sources.locators if isinstance(sources, Sources) else [source.locator for source in sources]
 
 
 def _all_out(stream: Stream[Any], feeder: Feeder) -> bool:

@@ -24,10 +24,11 @@ from pipeline.jpeg.plan import reason_of
 from pipeline.machine.numa import cores_near
 from pipeline.memory.arena import Arena
 from pipeline.memory.exchange import Exchange, Slots
-from pipeline.samples.sources import Locator, PathLocator, Source
+from pipeline.samples.sources import Locator, PathLocator, Source, Sources
+from pipeline.session.answers import Answer, Answers, answered_columns
 from pipeline.session.batches import Answered, Batches, Client, Queue
 from pipeline.session.loading import Loading
-from pipeline.session.scheduler import Outcome, Prepared
+from pipeline.session.scheduler import Outcomes, Prepared
 from pipeline.session.spec import SessionSpec
 from pipeline.session.waiting import Batching, Indices
 from pipeline.stages.base import StageFailure
@@ -37,23 +38,6 @@ from pipeline.telemetry.metrics import StageSnapshot
 from pipeline.telemetry.trace import Records, make_tracer
 
 AnySource: TypeAlias = "Source | str | PathLike[str]"
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What became of a source.
-
-    Attributes:
-        source: as it was given.
-        classes, scores: the best classes and their softmax scores, best first; a session without `top` gives the best
-            class alone and no score. Empty where there is an error.
-        error: why there is no answer; None where there is one.
-    """
-
-    source: Source
-    classes: tuple[int, ...] = ()
-    scores: tuple[float, ...] = ()
-    error: str | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -161,15 +145,19 @@ class Session:
         `sources` is read in a thread of its own, and no further than there are slots; what it raises is raised here,
         after the answers to what came before. Raises StageFailure when the session cannot go on.
         """
-        for answers in self.classify_in_batches(sources, ordered=ordered):
+        for answers in self.classify_in_batches(((as_source(source),) for source in sources), ordered=ordered):
             yield from answers
 
     def classify_in_batches(
-        self, sources: Iterable[AnySource], *, ordered: bool = True, wait_s: float | None = None
-    ) -> Generator[list[Answer], None, None]:
-        """The same, all that are out at a time: an empty list when there have been none for `wait_s` seconds."""
-        for outcomes in self.loading.outcomes(map(as_source, sources), ordered=ordered, wait_s=wait_s):
-            yield [answer_of(outcome) for outcome in outcomes]
+        self, sources: Iterable[Sequence[Source]], *, ordered: bool = True, wait_s: float | None = None
+    ) -> Generator[Answers, None, None]:
+        """The same by columns, for sources that come some at a time: `Sources` cost the least.
+
+        Gives all answers that are out at a time, and none when there have been none for `wait_s` seconds.
+        """
+        top = self.spec.top
+        for outcomes in self.loading.outcomes(sources, ordered=ordered, wait_s=wait_s):
+            yield Answers.joined([Answers.of(some, top) for some in outcomes], top)
 
     def submit(self, source: AnySource) -> Future[Answer]:
         """Classify one source. Waits for a slot, not for the answer. Raises StageFailure, as the future does."""
@@ -178,8 +166,8 @@ class Session:
         self.loading.offer(self._requests, request)
         return request.future
 
-    def pin(self, sources: Iterable[AnySource]) -> list[Outcome[Source]]:
-        """Have samples in slots that stay theirs until `unpin`; an outcome's value is the slot.
+    def pin(self, sources: Iterable[AnySource]) -> list[int | str]:
+        """Have samples in slots that stay theirs until `unpin`: the slot of each, or the error that it is.
 
         Raises PipelineError when there are more of them than free slots, StageFailure when the session cannot go on.
         """
@@ -189,7 +177,11 @@ class Session:
                 f"{len(wanted)} samples are to stay in memory, and {self.loading.core.free} of {self.slots} slots are "
                 "free"
             )
-        return [outcome for outcomes in self.loading.outcomes(wanted, pins=True) for outcome in outcomes]
+        pinned: list[int | str] = []
+        for outcomes in self.loading.outcomes([wanted], pins=True):
+            for some in outcomes:
+                pinned += [int(row[0]) if row is not None else str(error) for _, row, error in some]
+        return pinned
 
     def unpin(self, slots: Iterable[int]) -> None:
         """Give slots that `pin` gave back."""
@@ -255,16 +247,19 @@ class Session:
         self.close()
 
     def _on_prepared(self, ready: Prepared) -> None:
-        if ready.numbers:
-            self._queue.put(np.array(ready.numbers, np.uint64), np.array(ready.slots, np.int64))
+        if len(ready.numbers):
+            self._queue.put(ready.numbers.astype(np.uint64), ready.slots.astype(np.int64))
         else:
             self.batches.pump()  # nothing to wait for any more, maybe
 
     def _on_answers(self) -> None:
         """Futures are notified. Called with the loaders' lock held."""
-        for outcome in self.loading.core.answers(self._requests):
-            request: _Request = outcome.source
-            request.future.set_result(answer_of(Outcome(request.source, outcome.value, outcome.error)))
+        for outcomes in self.loading.core.answers(self._requests):
+            requests: Sequence[_Request] = outcomes.sources
+            sources = Sources.of([request.source for request in requests])
+            answers = Answers.of(Outcomes(sources, outcomes.columns, outcomes.errors), self.spec.top)
+            for request, answer in zip(requests, answers, strict=True):
+                request.future.set_result(answer)
 
     def _fail(self, failure: StageFailure) -> None:
         if self._end(failure) and self._on_failure is not None:
@@ -293,18 +288,14 @@ class _Samples:
         return self._loading.core.preparing > 0
 
     def deliver(self, answered: Answered) -> None:
-        classes: list[tuple[int, ...]] = [(c,) for c in answered.classes.tolist()]
-        scores: Sequence[tuple[float, ...]] = [()] * len(classes)
-        if answered.top_ids is not None and answered.top_scores is not None:
-            classes = [tuple(row) for row in answered.top_ids.tolist()]
-            scores = [tuple(row) for row in answered.top_scores.tolist()]
+        numbers = answered.ids.astype(np.int64)
+        columns = answered_columns(answered.classes, answered.top_ids, answered.top_scores)
         undecoded = answered.classes < 0
         if undecoded.any():
             words = (-answered.classes[undecoded]).tolist()
-            self._loading.again(answered.ids[undecoded].tolist(), [reason_of(word) for word in words])
-        good = ~undecoded
-        values = [value for value, ok in zip(zip(classes, scores, strict=True), good.tolist(), strict=True) if ok]
-        self._loading.answered(answered.ids[good].tolist(), values)
+            self._loading.again(numbers[undecoded], [reason_of(word) for word in words])
+            numbers, columns = numbers[~undecoded], (columns[0][~undecoded], columns[1][~undecoded])
+        self._loading.answered(numbers, columns)
 
 
 def as_source(source: AnySource) -> Source:
@@ -313,10 +304,3 @@ def as_source(source: AnySource) -> Source:
         return source
     path = fspath(source)
     return Source(path, PathLocator(path))
-
-
-def answer_of(outcome: Outcome[Source]) -> Answer:
-    if outcome.error is not None:
-        return Answer(outcome.source, error=outcome.error)
-    classes, scores = outcome.value
-    return Answer(outcome.source, classes, scores)

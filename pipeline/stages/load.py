@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 
 from int4core.preprocess import memory_to_resize
 from pipeline.errors import ImageError
@@ -36,7 +37,8 @@ BY_GPU = "gpu"
 
 # Sources of a job, at most: enough to make a message cheap, few enough to share out evenly.
 SAMPLES_PER_JOB = 16
-FILES_PER_JOB = 64
+FILES_PER_JOB = 128
+FEWEST_FILES_PER_JOB = 16
 
 # What a loader may allocate besides what a single image takes.
 SPARE_BYTES = 128 * 2**20
@@ -64,10 +66,10 @@ Placed: TypeAlias = "Locator | SlotLocator | SegmentLocator"
 class LoadWork:
     """Where the images are, and the slots that their samples go to."""
 
-    locators: tuple[Placed, ...]
-    slots: tuple[int, ...]
-    whole: tuple[bool, ...] = ()
-    """Which of them must become samples here, though files go to the GPU otherwise; empty: none in particular."""
+    locators: Sequence[Placed]
+    slots: npt.NDArray[np.int32]
+    whole: frozenset[int] = frozenset()
+    """Which of them, 0 on, must become samples here, though files go to the GPU otherwise."""
 
 
 @dataclass(frozen=True)
@@ -133,12 +135,12 @@ class Loader:
     def work(self, task: Task[LoadWork], begin: Callable[[int], None]) -> LoadResult:
         bad = []
         ways: Counter[str] = Counter()
-        whole = task.body.whole or (False,) * task.samples
+        whole = task.body.whole
         with self.tracer.span("decode", files=task.samples):
-            for place, (locator, slot) in enumerate(zip(task.body.locators, task.body.slots, strict=True)):
+            for place, (locator, slot) in enumerate(zip(task.body.locators, task.body.slots.tolist(), strict=True)):
                 begin(place)
                 try:
-                    if self._preparation.decode == "gpu" and not whole[place]:
+                    if self._preparation.decode == "gpu" and place not in whole:
                         ways[self._leave(locator, slot)] += 1
                     else:
                         self._load(locator, slot)

@@ -30,6 +30,7 @@ from PIL import Image
 
 from int4core.random_model import random_model
 from pipeline.classify import command as command_module
+from pipeline.classify import writing as writing_module
 from pipeline.classify.__main__ import main as classify
 from pipeline.memory.segment import segment_folder
 from pipeline.sinks.opening import open_sink
@@ -217,7 +218,7 @@ def _end_one(run: Run, kind: str, rng: random.Random, hit: Counter[str]) -> int 
 def main() -> int:
     if sys.argv[1:2] == ["--run"]:
         command_module.open_sink = partial(open_sink, rows_per_part=50, seconds_per_part=0.5)
-        command_module.ROWS_AT_A_TIME = 25
+        writing_module.ROWS_AT_A_TIME = 25
         return classify(sys.argv[2:])
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=60)

@@ -21,6 +21,7 @@ from int4core.scores import top_k
 from pipeline.classify import command as command_module
 from pipeline.classify.__main__ import main
 from pipeline.session import session as session_module
+from pipeline.session.answers import Answers
 from pipeline.session.session import Session
 from pipeline.sinks.answers import rows_of
 from tests.paths import SHARED, needs_shared
@@ -262,9 +263,9 @@ def test_the_first_answer_comes_before_the_sources_end(
             came.wait(60)
             end.write(f"{images / '4.jpg'}\n")
 
-    def rows_of_(answers: list, top: int) -> object:
+    def rows_of_(answers: Answers) -> object:
         came.set()
-        return rows_of(answers, top)
+        return rows_of(answers)
 
     monkeypatch.setattr(command_module, "rows_of", rows_of_)
     writer = threading.Thread(target=write)

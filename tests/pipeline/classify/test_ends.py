@@ -18,6 +18,7 @@ from typing import Any, BinaryIO
 import pytest
 
 from pipeline.classify import command as command_module
+from pipeline.classify import writing as writing_module
 from pipeline.classify.command import command
 from pipeline.session.abandon import abandon
 from pipeline.session.session import Session
@@ -175,7 +176,7 @@ def test_a_full_disk_is_one_sentence_and_the_next_run_goes_on(
             raise OSError(errno.ENOSPC, "No space left on device")
         real(path, fill)
 
-    monkeypatch.setattr(command_module, "ROWS_AT_A_TIME", 4)
+    monkeypatch.setattr(writing_module, "ROWS_AT_A_TIME", 4)
     monkeypatch.setattr(command_module, "open_sink", partial(open_sink, rows_per_part=8))
     with monkeypatch.context() as patched:
         patched.setattr(parts, "write_durably", full)
@@ -203,7 +204,7 @@ def test_rows_that_could_not_be_written_are_not_written_again(
             return written
 
     stream = Moody()
-    monkeypatch.setattr(command_module, "ROWS_AT_A_TIME", 1)
+    monkeypatch.setattr(writing_module, "ROWS_AT_A_TIME", 1)
     monkeypatch.setattr(command_module, "open_sink", partial(open_sink, stdout=stream))
     assert classify(images / "0.jpg", images / "1.jpg", "--out", "-") == 1
     assert "No space left" in capsys.readouterr().err

@@ -18,9 +18,10 @@ from int4core import Engine, Model, NumpyOptions
 from pipeline.device.scheduler import Sizes
 from pipeline.errors import PipelineError
 from pipeline.samples.preprocess import Preprocessor
-from pipeline.samples.sources import BytesLocator, Source
+from pipeline.samples.sources import BytesLocator, Paths, Source, Sources
+from pipeline.session.answers import Answer
 from pipeline.session.batches import Answered
-from pipeline.session.session import Answer, Session, as_source
+from pipeline.session.session import Session, as_source
 from pipeline.session.spec import SessionSpec
 from pipeline.session.waiting import Batching
 from pipeline.stages.base import StageFailure
@@ -171,8 +172,8 @@ def test_a_future_has_the_error_of_its_source(session: Session) -> None:
 
 def test_pinned_samples_are_asked_for_by_their_slots(session: Session, paths: list[str], best: list) -> None:
     pinned = session.pin([*paths[:6], "nowhere.jpg"])
-    assert "no such file" in str(pinned[-1].error)
-    slots = np.array([p.value for p in pinned[:-1]], np.int32)
+    assert "no such file" in str(pinned[-1])
+    slots = np.array(pinned[:-1], np.int32)
     assert session.leases == len(slots)
     received: list[Answered] = []
 
@@ -280,9 +281,25 @@ def test_a_source_is_not_kept_waiting_for_those_after_it(session: Session, paths
         event.set()
 
 
+def test_answers_by_columns(session: Session, paths: list[str], best: list) -> None:
+    found = Sources([*paths, "nowhere"], Paths([*paths, "nowhere.jpg"]), [*range(IMAGES), None])
+    for ordered in (True, False):
+        parts = list(session.classify_in_batches([found[:3], found[3:4], found[4:]], ordered=ordered))
+        assert max(map(len, parts)) > 1
+        answers = {answer.source: answer for part in parts for answer in part}
+        came = [source for part in parts for source in part.sources]
+        assert set(came) == set(found)
+        assert len(came) == len(found)
+        assert not ordered or came == list(found)
+        assert [(answers[s].classes, answers[s].scores) for s in found[:-1]] == best
+        assert "no such file" in str(answers[found[-1]].error)
+        assert [part.classes.shape for part in parts] == [part.scores.shape for part in parts]
+    assert [len(part) for part in session.classify_in_batches([Sources([], [])])] == []
+
+
 def test_callers_that_leave_at_once_leave_nothing(session: Session, paths: list[str], best: list) -> None:
     for _ in range(50):
-        answers = session.classify_in_batches(iter(paths), wait_s=0.0)
+        answers = session.classify_in_batches(((as_source(path),) for path in paths), wait_s=0.0)
         next(answers)
         answers.close()
     assert [a.classes for a in session.classify(paths)] == [classes for classes, _ in best]

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import random
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.session.scheduler import Job, Outcome, Scheduler, Stream
+from pipeline.session.scheduler import Job, Scheduler, Stream
 
 # What a source does to those who touch it.
 GOOD, BAD, KILLS, KILLS_ONCE, HANGS = "good", "bad", "kills", "kills once", "hangs"
@@ -33,7 +34,7 @@ class Caller:
     stream: Stream[Source]
     left: deque[Source]
     sources: list[Source]
-    out: list[Outcome[Source]] = field(default_factory=list)
+    out: list[tuple[Source, int | None, str | None]] = field(default_factory=list)
     dropped: bool = False
 
 
@@ -43,7 +44,9 @@ class World:
     def __init__(self, seed: int) -> None:
         self.rng = rng = random.Random(seed)
         self.slots, loaders = rng.randint(1, 12), rng.randint(1, 4)
-        self.core: Scheduler[Source] = Scheduler(self.slots, loaders=loaders, most=rng.randint(1, 5))
+        self.core: Scheduler[Source] = Scheduler(
+            self.slots, loaders=loaders, most=rng.randint(1, 5), least=rng.randint(1, 3)
+        )
         self.loaders: list[deque[Job[Source]]] = [deque() for _ in range(loaders)]
         self.engines: list[tuple[int, int]] = []
         self.owner: dict[int, Source] = {}
@@ -80,8 +83,8 @@ class World:
         job = self.core.take_job() if free else None
         if job is None:
             return False
-        for source, slot, whole in zip(job.sources, job.slots, job.whole, strict=True):
-            assert whole == source.whole
+        for place, (source, slot) in enumerate(zip(job.sources, job.slots.tolist(), strict=True)):
+            assert (place in job.whole) == source.whole
             assert self.owner.get(slot, source) is source, "a slot with two owners"
             assert slot not in self.pinned
             self.owner[slot] = source
@@ -103,20 +106,20 @@ class World:
                 bad[place] = "bad"
         loader.popleft()
         for place in bad:
-            self.owner.pop(job.slots[place])
+            self.owner.pop(int(job.slots[place]))
         ready = self.core.prepared(job.ticket, bad)
-        for number, slot in zip(ready.numbers, ready.slots, strict=True):
-            assert number not in self.number_of
-            self.number_of[number] = self.owner[slot]
+        for number, slot in zip(ready.numbers.tolist(), ready.slots.tolist(), strict=True):
+            assert all(number != other for other, _ in self.engines)
+            assert self.number_of.setdefault(number, self.owner[slot]) is self.owner[slot]
             self.engines.append((number, slot))
         at_engines = {slot for _, slot in self.engines}
-        for slot in set(job.slots) - at_engines:
+        for slot in set(job.slots.tolist()) - at_engines:
             self.owner.pop(slot, None)  # bad, dropped, or a pin: that one is checked by its answer
         return True
 
     def lose(self, loader: deque[Job[Source]], place: int, fate: str) -> None:
         for i, job in enumerate(loader):
-            for slot in job.slots:
+            for slot in job.slots.tolist():
                 self.owner.pop(slot)
             self.core.lost(job.ticket, None if i else place, fate, to_blame=fate == HANGS and not i)
         loader.clear()
@@ -129,20 +132,23 @@ class World:
         undecoded = [n for n, _ in batch if self.number_of[n].fate == UNDECODED and not self.number_of[n].whole]
         for number in undecoded:
             self.number_of[number].whole = True
-        self.core.again(undecoded)
-        batch = [(n, slot) for n, slot in batch if n not in undecoded]
-        self.core.answered([n for n, _ in batch], [f"class of {self.number_of[n].key}" for n, _ in batch])
-        return bool(batch) or bool(undecoded)
+        self.core.again(np.array(undecoded, np.int64))
+        numbers = [n for n, _ in batch if n not in undecoded]
+        self.core.answered(np.array(numbers, np.int64), answers_to(self.number_of[n].key for n in numbers))
+        if numbers and self.rng.random() < 0.1:
+            with pytest.raises(KeyError):  # once is enough
+                self.core.answered(np.array(numbers[:1], np.int64), answers_to([0]))
+        return bool(batch)
 
     def take(self) -> bool:
         caller = self.rng.choice(self.callers)
         there = self.core.has_answers(caller.stream)
-        out = self.core.answers(caller.stream)
+        out = taken(self.core, caller.stream)
         assert bool(out) == there
         caller.out += out
         assert not (caller.dropped and out)
         if caller.stream.pins:
-            self.pinned |= {outcome.value for outcome in out if outcome.error is None}
+            self.pinned |= {value for _, value, error in out if error is None}
         return bool(out)
 
     def drop(self) -> bool:
@@ -152,7 +158,7 @@ class World:
         queued = {id(s) for s in caller.sources}
         self.core.drop(caller.stream)
         caller.dropped = True
-        in_work = {slot for loader in self.loaders for job in loader for slot in job.slots}
+        in_work = {slot for loader in self.loaders for job in loader for slot in job.slots.tolist()}
         in_work |= {slot for _, slot in self.engines}
         for slot in [s for s, source in self.owner.items() if id(source) in queued and s not in in_work]:
             self.owner.pop(slot)
@@ -174,6 +180,25 @@ class World:
             self.check()
 
 
+def answers_to(keys: Iterable[int]) -> list[np.ndarray]:
+    """What engines say to sources of these keys: two columns, one of them a matrix."""
+    classes = 10 * np.fromiter(keys, np.int64)
+    return [classes, classes[:, None] + np.arange(2)]
+
+
+def taken(core: Scheduler, stream: Stream) -> list[tuple]:
+    """(source, value, error) of what is out now."""
+    out = []
+    for outcomes in core.answers(stream):
+        assert len(outcomes) > 0
+        for source, row, error in outcomes:
+            assert (row is None) == (error is not None)
+            if row is not None and len(row) > 1:
+                assert row[1].tolist() == [row[0], row[0] + 1]
+            out.append((source, None if row is None else int(row[0]), error))
+    return out
+
+
 def expected(source: Source) -> str | None:
     return {GOOD: None, KILLS_ONCE: None, UNDECODED: None, BAD: "bad"}.get(source.fate, source.fate)
 
@@ -187,13 +212,13 @@ def test_promises_hold_over_any_schedule(seed: int) -> None:
         if caller.dropped:
             continue
         # Every source comes out once, and in the callers' order where that was asked for.
-        keys = [outcome.source.key for outcome in caller.out]
+        keys = [source.key for source, _, _ in caller.out]
         assert (keys if caller.stream.ordered else sorted(keys)) == [s.key for s in caller.sources]
         assert caller.stream.idle
-        for outcome in caller.out:
-            assert outcome.error == expected(outcome.source)
-            if outcome.error is None and not caller.stream.pins:
-                assert outcome.value == f"class of {outcome.source.key}"
+        for source, value, error in caller.out:
+            assert error == expected(source)
+            if error is None and not caller.stream.pins:
+                assert value == 10 * source.key
         assert not world.core.unanswered(caller.stream)
     # No lease is left but the pins, and these can be given back.
     assert world.core.leases == len(world.pinned)
@@ -202,8 +227,8 @@ def test_promises_hold_over_any_schedule(seed: int) -> None:
     assert world.core.free == world.slots
 
 
-def make(slots: int = 8, loaders: int = 1, most: int = 4) -> Scheduler[str]:
-    return Scheduler(slots, loaders=loaders, most=most)
+def make(slots: int = 8, loaders: int = 1, most: int = 4, least: int = 1) -> Scheduler[str]:
+    return Scheduler(slots, loaders=loaders, most=most, least=least)
 
 
 def job_of(core: Scheduler[str]) -> Job[str]:
@@ -219,6 +244,25 @@ def test_what_waits_is_shared_out_among_the_loaders() -> None:
     assert core.preparing == 6
 
 
+def test_fewer_than_are_worth_a_message_are_not_shared_out() -> None:
+    core = make(slots=12, loaders=4, most=8, least=3)
+    core.offer(core.open(), list("abcdefg"))
+    assert [len(job_of(core).sources) for _ in range(3)] == [3, 3, 1]
+
+
+def test_a_job_takes_what_was_offered_at_different_times() -> None:
+    core = make(slots=12, most=5)
+    stream = core.open()
+    for some in ("ab", "c", "def"):
+        core.offer(stream, list(some))
+    job = job_of(core)
+    assert [list(part) for part in job.parts] == [["a", "b"], ["c"], ["d", "e"]]
+    ready = core.prepared(job.ticket, {2: "bad"})
+    core.answered(ready.numbers[::-1], [np.array([5, 4, 2, 1])])
+    assert taken(core, stream) == [("a", 1, None), ("b", 2, None), ("c", None, "bad"), ("d", 4, None), ("e", 5, None)]
+    assert (core.leases, stream.idle) == (1, False)
+
+
 def test_a_slow_source_holds_back_the_answers_behind_it_and_the_window_ends() -> None:
     core = make(slots=4, most=1)
     stream = core.open()
@@ -226,17 +270,12 @@ def test_a_slow_source_holds_back_the_answers_behind_it_and_the_window_ends() ->
     jobs = [job_of(core) for _ in range(4)]
     for job in jobs[1:]:
         ready = core.prepared(job.ticket, {})
-        core.answered(ready.numbers, [1])
+        core.answered(ready.numbers, [np.array([1])])
     assert core.answers(stream) == []
     assert core.room(stream) == 0  # three slots are free, and the window is full
     assert core.free == 3
     core.prepared(jobs[0].ticket, {0: "cut short"})
-    assert [(o.source, o.error) for o in core.answers(stream)] == [
-        ("a", "cut short"),
-        ("b", None),
-        ("c", None),
-        ("d", None),
-    ]
+    assert taken(core, stream) == [("a", None, "cut short"), ("b", 1, None), ("c", 1, None), ("d", 1, None)]
     assert core.room(stream) == 4
 
 
@@ -246,8 +285,8 @@ def test_answers_come_as_they_are_ready_where_order_does_not_matter() -> None:
     core.offer(stream, ["slow", "fast"])
     job_of(core)
     ready = core.prepared(job_of(core).ticket, {})
-    core.answered(ready.numbers, [7])
-    assert core.answers(stream) == [Outcome("fast", 7)]
+    core.answered(ready.numbers, [np.array([7])])
+    assert taken(core, stream) == [("fast", 7, None)]
     assert core.room(stream) == 1
 
 
@@ -256,7 +295,7 @@ def test_a_caller_that_takes_no_answers_holds_back_nobody_else() -> None:
     lazy, keen = core.open(), core.open()
     core.offer(lazy, ["a", "b"])
     ready = core.prepared(job_of(core).ticket, {})
-    core.answered(ready.numbers, [1, 2])
+    core.answered(ready.numbers, [np.array([1, 2])])
     assert (core.room(lazy), core.room(keen)) == (0, 2)
 
 
@@ -266,15 +305,13 @@ def test_the_source_at_which_a_loader_died_is_tried_alone_and_then_blamed() -> N
     core.offer(stream, list("abc"))
     core.lost(job_of(core).ticket, 1, "was killed by SIGSEGV", to_blame=False)
     alone = job_of(core)
-    assert alone.sources == ("b",)
+    assert alone.sources == ["b"]
     core.lost(alone.ticket, 0, "was killed by SIGSEGV", to_blame=False)
     rest = job_of(core)
-    assert rest.sources == ("a", "c")
+    assert rest.sources == ["a", "c"]
     ready = core.prepared(rest.ticket, {})
-    core.answered(ready.numbers, [1, 3])
-    assert [(o.source, o.value, o.error) for o in core.answers(stream)] == [
-        ("a", 1, None), ("b", None, "was killed by SIGSEGV"), ("c", 3, None),
-    ]  # fmt: skip
+    core.answered(ready.numbers, [np.array([1, 3])])
+    assert taken(core, stream) == [("a", 1, None), ("b", None, "was killed by SIGSEGV"), ("c", 3, None)]
 
 
 def test_a_source_that_takes_too_long_is_blamed_at_once() -> None:
@@ -282,8 +319,8 @@ def test_a_source_that_takes_too_long_is_blamed_at_once() -> None:
     stream = core.open()
     core.offer(stream, list("abc"))
     core.lost(job_of(core).ticket, 0, "took longer than 10 s", to_blame=True)
-    assert [(o.source, o.error) for o in core.answers(stream)] == [("a", "took longer than 10 s")]
-    assert job_of(core).sources == ("b", "c")
+    assert taken(core, stream) == [("a", None, "took longer than 10 s")]
+    assert job_of(core).sources == ["b", "c"]
 
 
 def test_a_source_alone_in_its_job_is_tried_twice() -> None:
@@ -294,7 +331,7 @@ def test_a_source_alone_in_its_job_is_tried_twice() -> None:
     for _ in range(2):
         assert core.answers(stream) == []
         core.lost(job_of(core).ticket, 0, "was killed by SIGKILL", to_blame=False)
-    assert [o.error for o in core.answers(stream)] == ["was killed by SIGKILL"]
+    assert taken(core, stream) == [("a", None, "was killed by SIGKILL")]
     assert core.leases == 0
 
 
@@ -303,14 +340,14 @@ def test_pins_keep_their_slots_until_they_are_given_back() -> None:
     stream = core.open(pins=True)
     core.offer(stream, ["a", "b"])
     job = job_of(core)
-    assert core.prepared(job.ticket, {1: "empty"}).numbers == ()
-    (a, b) = core.answers(stream)
-    assert (a.value, b.error) == (job.slots[0], "empty")
+    assert core.prepared(job.ticket, {1: "empty"}).numbers.tolist() == []
+    slot = int(job.slots[0])
+    assert taken(core, stream) == [("a", slot, None), ("b", None, "empty")]
     assert core.leases == 1
-    core.unpin([a.value])
+    core.unpin([slot])
     assert core.leases == 0
     with pytest.raises(ValueError, match="not pinned"):
-        core.unpin([a.value])
+        core.unpin([slot])
 
 
 def test_more_than_there_is_room_for_is_refused() -> None:
@@ -330,16 +367,16 @@ def test_what_an_engine_cannot_decode_is_made_a_sample_of_by_a_loader() -> None:
     stream = core.open()
     core.offer(stream, list("abc"))
     job = job_of(core)
-    assert job.whole == (False, False, False)
+    assert not job.whole
     ready = core.prepared(job.ticket, {})
     core.again(ready.numbers[1:2])
-    core.answered([ready.numbers[0], ready.numbers[2]], [1, 3])
+    core.answered(ready.numbers[[0, 2]], [np.array([1, 3])])
     again = job_of(core)
-    assert (again.sources, again.slots, again.whole) == (("b",), job.slots[1:2], (True,))
+    assert (again.sources, again.slots.tolist(), again.whole) == (["b"], [job.slots[1]], {0})
     # It stays so when its loader is lost.
     core.lost(again.ticket, None, "was killed by SIGKILL", to_blame=False)
     again = job_of(core)
-    assert again.whole == (True,)
+    assert again.whole == {0}
     ready = core.prepared(again.ticket, {})
-    core.answered(ready.numbers, [2])
-    assert [o.value for o in core.answers(stream)] == [1, 2, 3]
+    core.answered(ready.numbers, [np.array([2])])
+    assert [value for _, value, _ in taken(core, stream)] == [1, 2, 3]

@@ -15,7 +15,7 @@ from pipeline.jpeg.parse import HEADER, parse
 from pipeline.memory.arena import Arena
 from pipeline.samples.images import ImageRules
 from pipeline.samples.preprocess import Preprocessor
-from pipeline.samples.sources import PathLocator
+from pipeline.samples.sources import PathLocator, Paths
 from pipeline.stages.channels import Task
 from pipeline.stages.load import BY_GPU, Loader, LoadResult, LoadWork, Preparation, SlotLocator, load_stage
 
@@ -72,7 +72,7 @@ def test_a_loader_names_bad_files_and_goes_on(tmp_path: Path, capfd: pytest.Capt
         )
         try:
             stage.start()
-            stage.submit(Task(1, 4, LoadWork(tuple(PathLocator(str(p)) for p in paths), (0, 1, 2, 3))))
+            stage.submit(Task(1, 4, LoadWork(Paths([str(p) for p in paths]), np.arange(4, dtype=np.int32))))
             stage.drain()
         finally:
             stage.stop()
@@ -110,8 +110,8 @@ def test_files_are_left_for_the_gpu_or_become_samples_with_the_reason_why(tmp_pa
             in_slot = arena.raw(6)
             in_slot[: len(plain)] = np.frombuffer(plain, np.uint8)
             locators = (*(PathLocator(str(p)) for p in paths), SlotLocator(len(plain)))
-            whole = (False,) * 5 + (True, False)
-            result = loader.work(Task(1, 7, LoadWork(locators, tuple(range(7)), whole)), lambda place: None)
+            work = LoadWork(locators, np.arange(7, dtype=np.int32), frozenset({5}))
+            result = loader.work(Task(1, 7, work), lambda place: None)
         finally:
             loader.close()
         assert [place for place, _ in result.bad] == [3, 4]
