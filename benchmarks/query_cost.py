@@ -6,6 +6,9 @@ LoadGen's binding builds two Python lists of the whole query before it calls any
 start before. What is ours is turning them into arrays, piece by piece. A LoadGen that tools.build_loadgen has built
 hands over an array of its own memory instead. Every size runs in a process of its own, with a system under test that
 answers each piece at once and computes nothing.
+
+Beside the rate, which other work on the machine lowers, stands what the answering thread takes of a CPU; beside the
+peak of memory, what it was when the first sample came: LoadGen's own for the query, and the process.
 """
 
 from __future__ import annotations
@@ -36,10 +39,11 @@ def measure(samples: int, loadgen: Path | None) -> dict[str, float]:
     """One query of about `samples` samples in this process; times in seconds from LoadGen's own start of the query."""
     lg = load_module(loadgen)
     work: SimpleQueue[Any] = SimpleQueue()
-    seen = {"first": 0.0, "last": 0.0, "count": 0.0, "answered": 0.0}
+    seen = {"first": 0.0, "last": 0.0, "count": 0.0, "answered": 0.0, "cpu": 0.0, "first_bytes": 0.0}
 
     def issue(ids: Any, indices: Any) -> None:
-        seen["first"] = seen["first"] or time.perf_counter()
+        if not seen["first"]:
+            seen["first"], seen["first_bytes"] = time.perf_counter(), peak_bytes()
         seen["last"] = time.perf_counter()
         seen["count"] += len(ids)
         work.put((ids, indices))
@@ -59,7 +63,7 @@ def measure(samples: int, loadgen: Path | None) -> dict[str, float]:
         while True:
             ids, _indices = work.get()
             completions.complete(ids, np.zeros(len(ids), dtype=np.int32))
-            seen["answered"] = time.perf_counter()
+            seen["answered"], seen["cpu"] = time.perf_counter(), time.thread_time()
 
     threading.Thread(target=answer, daemon=True).start()
     with tempfile.TemporaryDirectory() as folder:
@@ -80,8 +84,15 @@ def measure(samples: int, loadgen: Path | None) -> dict[str, float]:
         "before": whole - (seen["answered"] - seen["first"]),
         "arrays": seen["last"] - seen["first"],
         "whole": whole,
-        "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0,
+        "cpu": seen["cpu"],
+        "first_bytes": seen["first_bytes"],
+        "peak_bytes": peak_bytes(),
     }
+
+
+def peak_bytes() -> float:
+    """Of this process, so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0
 
 
 def main() -> int:
@@ -100,7 +111,9 @@ def main() -> int:
         "to arrays": 10,
         "answered": 10,
         "samples/s": 12,
-        "peak": 10,
+        "CPU ns/sample": 14,
+        "at first": 11,
+        "peak": 11,
     }
     print(" ".join(title.rjust(width) for title, width in titles.items()))
     for samples in options.samples.split(","):
@@ -115,7 +128,8 @@ def main() -> int:
         print(
             f"{found['samples']:12,.0f} {found['before']:12.2f} s {found['before'] / found['samples'] * 1e9:10.0f} "
             f"{found['arrays']:8.2f} s {found['whole']:8.2f} s {found['samples'] / found['whole']:12,.0f} "
-            f"{found['peak_bytes'] / 2**30:6.2f} GiB",
+            f"{found['cpu'] / found['samples'] * 1e9:14.0f} {found['first_bytes'] / 2**30:7.2f} GiB "
+            f"{found['peak_bytes'] / 2**30:7.2f} GiB",
             flush=True,
         )
     return 0
