@@ -11,6 +11,7 @@ import json
 import math
 import re
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal
@@ -26,6 +27,8 @@ from int4core.tuning.files import check_numbers, find_files
 from pipeline.errors import PipelineError
 from pipeline.loadgen.installed import find_loadgen
 from pipeline.machine.gpus import GPU_CHOICES
+from pipeline.machine.hardware import default_loaders
+from pipeline.machine.numa import shown
 from pipeline.machine.probe import BATCH, Driver, Facts, GpuFacts, gather
 from pipeline.machine.profilers import NCU, NSYS, Profiler
 from pipeline.memory.arena import ArenaSpec
@@ -67,7 +70,7 @@ def examine(facts: Facts, gpu: str = "auto") -> tuple[Finding, ...]:
         for finding in (check_wheels(facts), check_cupy(facts), check_nvrtc(facts), check_cache(facts)):
             findings.append(finding if needed else _only_a_warning(finding))
         findings += [check_memlock(facts), check_profiler(facts, NSYS), check_profiler(facts, NCU)]
-    return (*findings, check_loadgen(facts), check_shared_memory(facts), check_cores(facts))
+    return (*findings, check_loadgen(facts), check_shared_memory(facts), check_cores(facts), check_nodes(facts, gpu))
 
 
 def choose(facts: Facts, gpu: str) -> GpuFacts | None:
@@ -265,6 +268,37 @@ def check_cores(facts: Facts) -> Finding:
         remedy = "taskset -p -c 0-3 $$  # in a container: docker run --cpus=4"
         return Finding("cores", "warning", f"1{of}: loaders and LoadGen share it", remedy)
     return Finding("cores", "ok", f"{usable}{of}")
+
+
+def check_nodes(facts: Facts, gpu: str) -> Finding:
+    """Where loaders, the arena and the processes of a run on all GPUs are, on a machine of several nodes of memory."""
+    check = "memory nodes"
+    if len(facts.nodes) < 2:
+        return Finding(check, "ok", "1: nothing is far" if facts.nodes else "not known to this system")
+    gpus = facts.driver.gpus if isinstance(facts.driver, Driver) and gpu != "cpu" else ()
+    lost = [str(g.index) for g in gpus if g.node is None]
+    loaders = Counter(gpus[i % len(gpus)].node for i in range(default_loaders() if gpus and not lost else 0))
+    said = []
+    for node in facts.nodes:
+        parts = [f"{len(node.cores)} cores"]
+        parts += [] if node.memory_bytes is None else [_gib(node.memory_bytes)]
+        near = [str(g.index) for g in gpus if g.node == node.number]
+        parts += [f"GPU processes {', '.join(near)}"] if near else []
+        parts += [f"{loaders[node.number]} loaders"] if loaders[node.number] else []
+        parts += [f"{100 * facts.arena[node.number]:.0f} % of an arena"] if node.number in facts.arena else []
+        said.append(f"node {node.number}: {', '.join(parts)}")
+    whole = f"{len(facts.nodes)}: {'; '.join(said)}"
+    if lost:
+        whole += f"; GPU {', '.join(lost)} does not report its node: no process is placed"
+        return Finding(
+            check, "warning", whole, "cat /sys/bus/pci/devices/*/numa_node  # -1: the machine does not report it"
+        )
+    if not loaders:
+        return Finding(check, "ok", f"{whole}; without a GPU no process is placed")
+    if len({g.node for g in gpus}) > 1 and len(facts.arena) == 1:
+        whole += f"; GPUs of the others read an arena {shown(facts.arena)} from afar"
+        return Finding(check, "warning", whole, "numactl --interleave=all python -m pipeline.offline")
+    return Finding(check, "ok", whole)
 
 
 def _extra(facts: Facts) -> str:

@@ -70,13 +70,14 @@ def list_gpus() -> tuple[Gpu, ...]:
         for index in range(pynvml.nvmlDeviceGetCount()):
             handle = pynvml.nvmlDeviceGetHandleByIndex(index)
             name = _text(pynvml.nvmlDeviceGetName(handle))
-            found.append(Gpu(index, name, name_of(name), _bus_id(handle)))
+            found.append(Gpu(index, name, name_of(name), bus_id_of(handle)))
         return tuple(found)
     finally:
         pynvml.nvmlShutdown()
 
 
-def _bus_id(handle: Any) -> str:
+def bus_id_of(handle: Any) -> str:
+    """The PCI address of an NVML device, empty where the driver does not report it."""
     try:
         return _text(pynvml.nvmlDeviceGetPciInfo(handle).busId)
     except pynvml.NVMLError:

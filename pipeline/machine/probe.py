@@ -7,7 +7,7 @@ import os
 import re
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -25,24 +25,34 @@ from int4core.model import Model
 from int4core.tuning.files import FOLDER, user_folder
 from pipeline.defaults import default_model
 from pipeline.errors import PipelineError
+from pipeline.machine.gpus import bus_id_of
+from pipeline.machine.numa import Node, Shares, memory_nodes, node_of_device, shares_of
 from pipeline.machine.profilers import NCU, NSYS, find_profiler
-from pipeline.memory.arena import segment_folder
+from pipeline.memory.arena import Arena, segment_folder
 
 BATCH = 1024
 """The batch size that the memory need is reported for."""
+
+TRIAL_SAMPLES = 16
+"""Of an arena that is made to see where it lies."""
 
 Version = tuple[int, int]
 
 
 @dataclass(frozen=True)
 class GpuFacts:
-    """A GPU as the driver reports it; `key` is our name of the chip, None without one; None bytes are not reported."""
+    """A GPU as the driver reports it.
+
+    `key` is our name of the chip, None without one. Bytes and the node of memory that it is near are None where they
+    are not reported.
+    """
 
     index: int
     name: str
     key: str | None
     free_bytes: int | None
     total_bytes: int | None
+    node: int | None = None
 
 
 @dataclass(frozen=True)
@@ -82,6 +92,8 @@ class Facts:
         shm_folder, shm_free_bytes: where arenas live.
         memlock_bytes: the limit of locked memory of a process, None without one.
         cores_visible: cores this process may be scheduled on.
+        nodes: of memory, none where the system does not report it.
+        arena: where the memory of an arena that is made now lies.
         plan_bytes: activations of a batch of BATCH images with the default model, or why none can be planned.
         cache_folder: of compiled kernels; `cache_error` says why none can be kept there, or ``.
     """
@@ -103,6 +115,8 @@ class Facts:
     cache_error: str
     nsys: Path | None
     ncu: Path | None
+    nodes: tuple[Node, ...] = ()
+    arena: Shares = field(default_factory=dict)
 
 
 def gather(loadgen: Library) -> Facts:
@@ -127,7 +141,18 @@ def gather(loadgen: Library) -> Facts:
         cache_error=why_no_cache(cache),
         nsys=find_profiler(NSYS),
         ncu=find_profiler(NCU),
+        nodes=memory_nodes(),
+        arena=arena_shares(),
     )
+
+
+def arena_shares() -> Shares:
+    """Where an arena lies that is made now: empty where none can be, which is a check of its own."""
+    try:
+        with Arena.create(TRIAL_SAMPLES, (3, 224, 224)) as arena:
+            return shares_of(arena.spec.path)
+    except PipelineError:
+        return {}
 
 
 def read_driver() -> Driver | str:
@@ -148,11 +173,13 @@ def read_driver() -> Driver | str:
 def _read_gpu(index: int) -> GpuFacts:
     handle = pynvml.nvmlDeviceGetHandleByIndex(index)
     name = _text(pynvml.nvmlDeviceGetName(handle))
+    bus_id = bus_id_of(handle)
+    node = node_of_device(bus_id) if bus_id else None
     try:
         memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
     except pynvml.NVMLError:
-        return GpuFacts(index, name, name_of(name), None, None)
-    return GpuFacts(index, name, name_of(name), int(memory.free), int(memory.total))
+        return GpuFacts(index, name, name_of(name), None, None, node)
+    return GpuFacts(index, name, name_of(name), int(memory.free), int(memory.total), node)
 
 
 def _text(value: str | bytes) -> str:

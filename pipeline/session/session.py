@@ -21,7 +21,7 @@ import numpy as np
 from int4core.cores import usable_cores
 from pipeline.errors import PipelineError
 from pipeline.jpeg.plan import reason_of
-from pipeline.machine.numa import cores_near
+from pipeline.machine.numa import cores_near, memory_nodes, shares_of, shown
 from pipeline.memory.arena import Arena
 from pipeline.memory.exchange import Exchange, Slots
 from pipeline.samples.sources import Locator, PathLocator, Source, Sources
@@ -69,7 +69,6 @@ class Session:
     def __init__(self, spec: SessionSpec, *, on_failure: Callable[[StageFailure], None] | None = None) -> None:
         self.spec = spec
         self._on_failure = on_failure
-        self._tracer = make_tracer("pipeline", spec.traced)
         self._held = ExitStack()
         try:
             self._build(spec)
@@ -87,6 +86,8 @@ class Session:
                 remedy=spec.memory_remedy,
             )
         )
+        self._tracer = make_tracer(f"pipeline{_whereabouts(arena)}" if spec.traced else "pipeline", spec.traced)
+        cores = cores_near(spec.bus_ids)
         records = records_for(spec.engines, spec.inflight)
         exchange = self._held.enter_context(Exchange.create(records, spec.sizes.largest, top=spec.top))
         self.batches = Batches(
@@ -102,6 +103,7 @@ class Session:
                 h2d=spec.h2d,
                 ordered=spec.ordered,
                 bus_ids=spec.bus_ids,
+                cores=cores,
                 options=spec.backend_options,
                 traced=spec.traced,
                 top=spec.top,
@@ -116,7 +118,7 @@ class Session:
             arena,
             spec.preparation,
             loaders=spec.loaders,
-            cores=cores_near(spec.bus_ids),
+            cores=cores,
             timeout_s=spec.stage_timeout_s,
             image_timeout_s=spec.image_timeout_s,
             traced=spec.traced,
@@ -296,6 +298,12 @@ class _Samples:
             self._loading.again(numbers[undecoded], [reason_of(word) for word in words])
             numbers, columns = numbers[~undecoded], (columns[0][~undecoded], columns[1][~undecoded])
         self._loading.answered(numbers, columns)
+
+
+def _whereabouts(arena: Arena) -> str:
+    """`, arena on node 0`, for a trace; empty on a machine of one node, and where the system does not report it."""
+    shares = shares_of(arena.spec.path) if len(memory_nodes()) > 1 else {}
+    return f", arena {shown(shares)}" if shares else ""
 
 
 def as_source(source: AnySource) -> Source:

@@ -22,6 +22,7 @@ from pipeline.device.scheduler import Scheduler
 from pipeline.device.spans import CudaSpans
 from pipeline.device.transfer import H2d
 from pipeline.errors import PipelineError
+from pipeline.machine.numa import pin, whereabouts
 from pipeline.memory.arena import Arena
 from pipeline.memory.exchange import Exchange, Slots
 from pipeline.stages.channels import Done, Rates, Task
@@ -63,12 +64,14 @@ class DeviceInferrer:
     """A network on one GPU over the arena, with several batches under way (see `pipeline.device.scheduler`)."""
 
     def __init__(self, spec: EngineSpec, number: int = 0) -> None:
+        # Before anything is allocated, so that it lies near the GPU.
+        pin(spec.cores, number)
         self._held = ExitStack()
         self._warnings = Warnings()
         engine = logging.getLogger("int4core")
         engine.addHandler(self._warnings)
         self._held.callback(engine.removeHandler, self._warnings)
-        self.tracer = make_tracer(f"GPU process {number}", spec.traced, Ranges.load())
+        self.tracer = make_tracer(f"GPU process {number}{whereabouts()}", spec.traced, Ranges.load())
         try:
             self._set_up(spec, number)
         except BaseException:

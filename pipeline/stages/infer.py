@@ -15,6 +15,7 @@ from int4core.engine import Engine
 from int4core.layers import Int8Array
 from int4core.model import Model
 from pipeline.errors import PipelineError
+from pipeline.machine.numa import whereabouts
 from pipeline.memory.arena import Arena
 from pipeline.memory.exchange import Exchange
 from pipeline.stages.base import StageFailure
@@ -46,7 +47,7 @@ class Inferrer:
         of = f", engine {number + 1} of {spec.engines}" if spec.engines > 1 else ""
         self._note = f"{spec.backend}, batch {spec.batch_size}{of}"
         self._rates = Rates(expected=self._warm_up(spec))
-        self.tracer = make_tracer(f"engine {number}", spec.traced)
+        self.tracer = make_tracer(f"engine {number}{whereabouts()}", spec.traced)
 
     def note(self) -> str:
         return self._note

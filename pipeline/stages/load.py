@@ -14,7 +14,7 @@ import numpy.typing as npt
 from int4core.preprocess import memory_to_resize
 from pipeline.errors import ImageError
 from pipeline.jpeg.parse import HEADER, Refused, parse
-from pipeline.machine.numa import pin
+from pipeline.machine.numa import pin, whereabouts
 from pipeline.memory.arena import Arena, ArenaSpec
 from pipeline.memory.segment import Segment
 from pipeline.samples.images import ImageRules
@@ -124,7 +124,7 @@ class Loader:
         self._preprocessor = Preprocessor(size=preparation.size, resize=preparation.resize, rules=preparation.rules)
         self._reader = Reader(preparation.rules.max_bytes)
         self._printed = NativeOutput()
-        self.tracer = make_tracer(f"loader {number}", traced)
+        self.tracer = make_tracer(f"loader {number}{whereabouts()}", traced)
 
     def note(self) -> str:
         return self._preparation.kind

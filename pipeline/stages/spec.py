@@ -26,6 +26,7 @@ class EngineSpec:
         h2d: how samples come to a device (see `pipeline.device.transfer`).
         ordered: whether the networks of batches in flight take turns on the device.
         bus_ids: PCI addresses of the GPUs, one an engine.
+        cores: near each of these GPUs, where it makes a difference (see `pipeline.machine.numa`).
         options: the backend's own.
         traced: whether spans are kept for a trace.
         sampling: how files that lie in slots become samples; None where only samples do.
@@ -45,6 +46,7 @@ class EngineSpec:
     h2d: str = "auto"
     ordered: bool = False
     bus_ids: tuple[str, ...] = ()
+    cores: tuple[frozenset[int], ...] = ()
     options: BackendOptions | None = None
     traced: bool = False
     top: int = 0

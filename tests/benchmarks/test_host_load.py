@@ -93,13 +93,13 @@ def test_memory_is_counted_where_the_kernel_counts_it(tmp_path: Path) -> None:
 
 
 def test_what_gpus_receive_is_added_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    told: dict[int, Any] = {3: 1_000, 5: 2_000}
+    said: dict[int, Any] = {3: 1_000, 5: 2_000}
 
     def throughput(handle: int, counter: int) -> Any:
         assert counter == pynvml.NVML_PCIE_UTIL_RX_BYTES
-        if told[handle] is None:
+        if said[handle] is None:
             raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
-        return told[handle]
+        return said[handle]
 
     monkeypatch.setattr(pynvml, "nvmlInit", lambda: None)
     monkeypatch.setattr(pynvml, "nvmlShutdown", lambda: None)
@@ -107,7 +107,7 @@ def test_what_gpus_receive_is_added_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pynvml, "nvmlDeviceGetPcieThroughput", throughput)
     with PcieCounters((3, 5)) as counters:
         assert counters.read() == 3e6
-        told[5] = None
+        said[5] = None
         assert counters.read() is None
     with PcieCounters(()) as counters:
         assert counters.read() is None

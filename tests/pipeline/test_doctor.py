@@ -14,6 +14,7 @@ from pipeline.doctor import Finding, examine
 from pipeline.errors import PipelineError
 from pipeline.loadgen.installed import find_loadgen
 from pipeline.machine import probe
+from pipeline.machine.numa import Node
 from pipeline.machine.probe import Cgroup, Driver, Facts, GpuFacts, Library, cupy_wheels, read_cgroup
 from pipeline.machine.profilers import NCU, NSYS, find_profiler, require_profiler
 from tests.paths import ROOT
@@ -59,7 +60,7 @@ def of(findings: tuple[Finding, ...], check: str) -> Finding:
 def test_nothing_is_wrong_with_a_healthy_machine(healthy: Facts) -> None:
     findings = examine(healthy, "h200")
     assert [f for f in findings if f.status != "ok"] == []
-    assert len({f.check for f in findings}) == len(findings) == 15
+    assert len({f.check for f in findings}) == len(findings) == 16
     assert not any(f.remedy for f in findings)
 
 
@@ -219,7 +220,7 @@ def test_without_a_gpu_a_run_that_may_take_the_cpu_is_no_failure(healthy: Facts)
     findings = examine(bare, "auto")
     assert {f.status for f in findings} == {"ok", "warning"}
     assert of(findings, "CuPy").status == "warning"
-    assert {f.check for f in examine(bare, "cpu")} == {"LoadGen", "shared memory", "cores"}
+    assert {f.check for f in examine(bare, "cpu")} == {"LoadGen", "shared memory", "cores", "memory nodes"}
     failing = {f.check for f in examine(bare, "h200") if f.status == "fail"}
     assert failing == {"driver", "GPU", "CuPy wheel", "CuPy", "NVRTC"}
 
@@ -281,6 +282,49 @@ def test_cores_under_a_quota(healthy: Facts) -> None:
     assert (finding.status, finding.said) == ("ok", "2, of 16 under a quota of 2.5")
 
 
+def on_nodes(facts: Facts, *gpus: int | None, arena: dict[int, float]) -> Facts:
+    """A machine of two nodes, its GPUs near those."""
+    here = tuple(replace(H200, index=index, node=node) for index, node in enumerate(gpus))
+    nodes = (Node(0, frozenset(range(8)), 256 * GIB), Node(1, frozenset(range(8, 16))))
+    return replace(with_driver(facts, gpus=here), nodes=nodes, arena=arena)
+
+
+def test_what_is_on_which_node_of_memory(healthy: Facts, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "default_loaders", lambda: 10)
+    one = replace(healthy, nodes=(Node(0, frozenset({0})),))
+    assert of(examine(one), "memory nodes").said == "1: nothing is far"
+    spread = of(examine(on_nodes(healthy, 0, 0, 1, arena={0: 0.5, 1: 0.5})), "memory nodes")
+    assert spread.status == "ok"
+    assert spread.said == (
+        "2: node 0: 8 cores, 256.0 GiB, GPU processes 0, 1, 7 loaders, 50 % of an arena; "
+        "node 1: 8 cores, GPU processes 2, 3 loaders, 50 % of an arena"
+    )
+    apart = of(examine(on_nodes(healthy, 0, 1, arena={1: 1.0})), "memory nodes")
+    assert apart.status == "warning"
+    assert "read an arena on node 1 from afar" in apart.said
+    assert "numactl --interleave=all" in apart.remedy
+    near = of(examine(on_nodes(healthy, 1, 1, arena={1: 1.0})), "memory nodes")
+    assert near.status == "ok"
+    lost = of(examine(on_nodes(healthy, 0, None, arena={})), "memory nodes")
+    assert lost.status == "warning"
+    assert lost.said.endswith("GPU 1 does not report its node: no process is placed")
+    assert "loaders" not in lost.said
+    assert "no process is placed" in of(examine(on_nodes(healthy, 0, 1, arena={0: 1.0}), "cpu"), "memory nodes").said
+
+
+def test_where_an_arena_lies_is_seen_on_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+
+    def shares_of(path: str) -> dict[int, float]:
+        assert Path(path).exists()
+        seen.append(path)
+        return {1: 1.0}
+
+    monkeypatch.setattr(probe, "shares_of", shares_of)
+    assert probe.arena_shares() == {1: 1.0}
+    assert not Path(seen[0]).exists()
+
+
 def test_a_cache_that_others_can_write_is_noticed(tmp_path: Path) -> None:
     assert probe.why_no_cache(tmp_path / "not" / "yet") == ""
     (tmp_path / "cache").mkdir(mode=0o700)
@@ -326,14 +370,14 @@ def test_the_command_prints_a_line_a_check(
 ) -> None:
     monkeypatch.setattr(doctor, "gather", lambda _loadgen: healthy)
     assert doctor.main(["--gpu", "h200"]) == 0
-    assert capsys.readouterr().out.endswith("15 ok, 0 with a drawback, 0 failing\n")
+    assert capsys.readouterr().out.endswith("16 ok, 0 with a drawback, 0 failing\n")
     monkeypatch.setattr(doctor, "gather", lambda _loadgen: replace(healthy, shm_free_bytes=0, nsys=None))
     assert doctor.main([]) == 1
     lines = capsys.readouterr().out.splitlines()
     (at,) = [i for i, line in enumerate(lines) if line.startswith("fail")]
     assert lines[at].split()[1:3] == ["shared", "memory"]
     assert lines[at + 1].strip().startswith("fix: sudo mount")
-    assert lines[-1] == "13 ok, 1 with a drawback, 1 failing"
+    assert lines[-1] == "14 ok, 1 with a drawback, 1 failing"
     assert doctor.main(["--json"]) == 1
     said: dict[str, Any] = json.loads(capsys.readouterr().out)
     assert said["ok"] is False
@@ -353,5 +397,5 @@ def test_it_runs_on_the_machine_at_hand(capsys: pytest.CaptureFixture[str]) -> N
     status = doctor.main(["--gpu", "cpu", "--json"])
     said = json.loads(capsys.readouterr().out)
     assert status == (0 if said["ok"] else 1)
-    assert [f["check"] for f in said["findings"]] == ["LoadGen", "shared memory", "cores"]
+    assert [f["check"] for f in said["findings"]] == ["LoadGen", "shared memory", "cores", "memory nodes"]
     assert probe.gather(find_loadgen()).cores_visible >= 1

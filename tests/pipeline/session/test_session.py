@@ -17,8 +17,10 @@ import pytest
 from int4core import Engine, Model, NumpyOptions
 from pipeline.device.scheduler import Sizes
 from pipeline.errors import PipelineError
+from pipeline.machine.numa import Node
 from pipeline.samples.preprocess import Preprocessor
 from pipeline.samples.sources import BytesLocator, Paths, Source, Sources
+from pipeline.session import session as session_module
 from pipeline.session.answers import Answer
 from pipeline.session.batches import Answered
 from pipeline.session.session import Session, as_source
@@ -255,6 +257,14 @@ def test_whoever_waits_at_the_end_of_a_session_is_told(spec: SessionSpec, paths:
         for _ in answers:
             pass
     assert future.done()
+
+
+def test_a_trace_says_on_which_node_the_arena_is(spec: SessionSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+    nodes = (Node(0, frozenset({0})), Node(1, frozenset({1})))
+    monkeypatch.setattr(session_module, "memory_nodes", lambda: nodes)
+    monkeypatch.setattr(session_module, "shares_of", lambda _path: {0: 0.25, 1: 0.75})
+    with Session(replace(spec, traced=True)) as session:
+        assert session._tracer.to_records()[1] == "pipeline, arena 25 % on node 0, 75 % on node 1"
 
 
 def test_no_memory_for_the_samples_is_said_with_the_remedy_of_who_asks(spec: SessionSpec) -> None:

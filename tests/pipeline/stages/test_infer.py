@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,6 +19,7 @@ from pipeline.device.scheduler import Sizes
 from pipeline.memory.arena import Arena
 from pipeline.memory.exchange import Exchange
 from pipeline.memory.segment import segment_folder
+from pipeline.stages import infer
 from pipeline.stages.channels import Task
 from pipeline.stages.infer import Inferrer
 from pipeline.stages.spec import EngineSpec
@@ -53,6 +55,16 @@ def assert_answers(arena: Arena, exchange: Exchange, model: Path, slots: list[np
                 np.testing.assert_array_equal(exchange.top(record, len(of))[0], ids)
                 np.testing.assert_array_equal(exchange.top(record, len(of))[1].view(np.int32), scores.view(np.int32))
                 np.testing.assert_array_equal(exchange.classes(record, len(of)), ids[:, 0])
+
+
+def test_a_trace_says_on_which_node_an_engine_is(
+    model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(infer, "whereabouts", lambda: ", node 1")
+    with memory(tmp_path, model_dir, 0) as (_arena, _exchange, spec):
+        inferrer = Inferrer(replace(spec, traced=True), 3)
+        assert inferrer.tracer.to_records()[1] == "engine 3, node 1"
+        inferrer.close()
 
 
 @pytest.mark.parametrize("top", [0, 1, 5])

@@ -16,6 +16,7 @@ from pipeline.memory.arena import Arena
 from pipeline.samples.images import ImageRules
 from pipeline.samples.preprocess import Preprocessor
 from pipeline.samples.sources import PathLocator, Paths
+from pipeline.stages import load
 from pipeline.stages.channels import Task
 from pipeline.stages.load import BY_GPU, Loader, LoadResult, LoadWork, Preparation, SlotLocator, load_stage
 
@@ -125,3 +126,11 @@ def test_files_are_left_for_the_gpu_or_become_samples_with_the_reason_why(tmp_pa
             expected = np.empty((3, SIZE, SIZE), dtype=np.int8)
             Preprocessor(SIZE, SIZE, rules).decode_into(paths[slot], expected)
             np.testing.assert_array_equal(arena.sample(slot), expected)
+
+
+def test_a_trace_says_on_which_node_a_loader_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(load, "whereabouts", lambda: ", node 1")
+    with Arena.create(1, (3, SIZE, SIZE), tmp_path) as arena:
+        loader = Loader(arena.spec, Preparation("images", SIZE, SIZE), traced=True, number=3)
+        assert loader.tracer.to_records()[1] == "loader 3, node 1"
+        loader.close()
