@@ -33,8 +33,9 @@ def floors_us(op: Op, chip: Chip) -> tuple[float, float]:
 def table(plan: NetworkPlan) -> Iterator[str]:
     """The plan as text, a line per operation, and their sums."""
     chip, total, macs = plan.chip, 0.0, 0
+    width = max(len(str(step.kernel)) for step in plan.steps)
     yield (
-        f"{'operation':24s} {'shape':44s} {'kernel':>6s} {'':52s} {'M-MAC/img':>9s} {'KB/img':>8s} "
+        f"{'operation':24s} {'shape':44s} {'kernel':>6s} {'':{width}s} {'M-MAC/img':>9s} {'KB/img':>8s} "
         f"{'tensor us':>9s} {'memory us':>9s}"
     )
     for step in plan.steps:
@@ -43,7 +44,7 @@ def table(plan: NetworkPlan) -> Iterator[str]:
         total, macs = total + max(tensor, memory), macs + op.multiply_adds
         number = "" if kernel.number is None else str(kernel.number)
         yield (
-            f"{op.name:24s} {op!s:44s} {number:>6s} {kernel!s:52s} {op.multiply_adds / plan.n / 1e6:9.1f} "
+            f"{op.name:24s} {op!s:44s} {number:>6s} {kernel!s:{width}s} {op.multiply_adds / plan.n / 1e6:9.1f} "
             f"{op.activation_bytes / plan.n / 1e3:8.1f} {tensor:9.1f} {memory:9.1f}"
         )
     yield (

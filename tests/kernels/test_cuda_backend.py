@@ -13,12 +13,13 @@ from int4core.backends.cuda.families.kernel import Kernel
 from int4core.backends.cuda.families.table import candidates
 from int4core.backends.cuda.network import DeviceNetwork
 from int4core.backends.cuda.plan.ops import outputs, pairs, parts
+from int4core.backends.cuda.plan.planner import make_plan
 from int4core.engine import Engine
 from int4core.errors import EngineError
 from int4core.model import Model
 from int4core.options import CudaOptions, NumpyOptions
 from int4core.random_model import random_model
-from int4core.tune import groups
+from int4core.tune import groups, to_autoconfig, tune
 from int4core.tuning.autoconfig import Autoconfig
 from tests.int4core.networks import as_model, random_input, random_network
 from tests.paths import SHARED, needs_shared
@@ -164,6 +165,17 @@ def test_every_kernel_of_the_table_agrees(model: Model, n: int, basic: bool) -> 
             for result, wanted in zip(run_one(network, kernel, inputs), expected, strict=True):
                 np.testing.assert_array_equal(result, wanted, f"{op.name}: {kernel.number} {kernel}")
     assert len({kernel.number for found in kernels.values() for kernel in found}) > 20
+
+
+def test_the_tuner_chooses_for_every_layer_of_basic_blocks() -> None:
+    network = DeviceNetwork(random_model(blocks=(1, 2, 1, 1), width=64, basic=True))
+    with network.device:
+        choices = list(tune(network, 8))
+    numbers = to_autoconfig(network, 8, choices).by_layer()
+    plan = make_plan(network.model.network, network.chip, 8, numbers=numbers)
+    assert plan.misfits == ()
+    assert {step.op.name for step in plan.steps if step.kernel.number is not None} <= numbers.keys()
+    assert {f"layer{i}_0_downsample_0" for i in (2, 3, 4)} <= numbers.keys()
 
 
 def test_numbers_of_an_autoconfig_are_used(model: Model) -> None:
