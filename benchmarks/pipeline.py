@@ -42,7 +42,7 @@ from pipeline.device.scheduler import Sizes
 from pipeline.errors import PipelineError
 from pipeline.loadgen.results import read_accuracy_log
 from pipeline.loadgen.scenarios import SERVER_LATENCY_NS
-from pipeline.machine.gpus import Target, choose
+from pipeline.machine.gpus import Target, choose_target
 from pipeline.report.verdict import Verdict, judge
 from pipeline.samples.library import SampleLibrary
 from pipeline.session.session import Session
@@ -264,7 +264,7 @@ def main() -> int:
     if unknown:
         parser.error(f"--sections: {', '.join(sorted(unknown))} is none of {SECTIONS}")
     try:
-        target = choose(options.gpu)
+        target = choose_target(options.gpu)
         if not target.gpus and options.gpu != "cpu":
             raise PipelineError(f"{target.notice}: this benchmark measures a GPU")
         return run(options, target)

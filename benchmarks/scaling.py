@@ -44,7 +44,7 @@ from pipeline.defaults import DEMO_IMAGES, default_model
 from pipeline.errors import PipelineError
 from pipeline.jpeg.parse import HEADER
 from pipeline.loadgen.scenarios import SERVER_LATENCY_NS
-from pipeline.machine.gpus import GPU_CHOICES, choose, list_gpus
+from pipeline.machine.gpus import GPU_CHOICES, choose_target, list_gpus
 from pipeline.machine.hardware import default_loaders
 from pipeline.samples.library import IMAGE_SUFFIXES
 
@@ -99,7 +99,7 @@ class Host:
     """The machine's GPUs, or engines of the CPU, and what the parts classify."""
 
     def __init__(self, options: argparse.Namespace, folder: Path) -> None:
-        target = choose(options.gpu)
+        target = choose_target(options.gpu)
         if not target.gpus and options.gpu != "cpu":
             raise PipelineError(f"{target.notice}: this benchmark measures GPUs; `--gpu cpu` tries it on the CPU")
         self._options = options

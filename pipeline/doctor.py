@@ -61,7 +61,7 @@ def examine(facts: Facts, gpu: str = "auto") -> tuple[Finding, ...]:
     """Every check that concerns runs with `--gpu gpu`."""
     findings = []
     if gpu != "cpu":
-        chosen = choose(facts, gpu)
+        chosen = gpu_of(facts, gpu)
         findings += [check_driver(facts, gpu), check_gpu(facts, gpu)]
         if chosen is not None:
             findings += [check_kernels(facts, chosen), check_memory(facts, chosen), check_tuning(facts, chosen)]
@@ -73,7 +73,7 @@ def examine(facts: Facts, gpu: str = "auto") -> tuple[Finding, ...]:
     return (*findings, check_loadgen(facts), check_shared_memory(facts), check_cores(facts), check_nodes(facts, gpu))
 
 
-def choose(facts: Facts, gpu: str) -> GpuFacts | None:
+def gpu_of(facts: Facts, gpu: str) -> GpuFacts | None:
     """The GPU that a run would take."""
     gpus = facts.driver.gpus if isinstance(facts.driver, Driver) else ()
     return next((g for g in gpus if gpu in ("auto", g.key)), None)
@@ -94,7 +94,7 @@ def check_driver(facts: Facts, gpu: str) -> Finding:
 def check_gpu(facts: Facts, gpu: str) -> Finding:
     gpus = facts.driver.gpus if isinstance(facts.driver, Driver) else ()
     here = ", ".join(f"{g.index}: {g.name}" for g in gpus) or "none"
-    chosen = choose(facts, gpu)
+    chosen = gpu_of(facts, gpu)
     if chosen is not None and chosen.key is not None:
         return Finding("GPU", "ok", here)
     if chosen is not None:

@@ -16,7 +16,7 @@ from int4core.tuning.autoconfig import Autoconfig
 from pipeline.commands.options import EngineOptions
 from pipeline.defaults import default_model
 from pipeline.errors import PipelineError
-from pipeline.machine.gpus import Target, choose
+from pipeline.machine.gpus import Target, choose_target
 
 # The short side of an image before the centre crop, over the crop: torchvision's 256 for 224.
 
@@ -43,7 +43,7 @@ class Setup:
 
 def set_up(options: EngineOptions, say: Callable[[str], None]) -> Setup:
     """Look at the machine, the model and the tuned file. Raises PipelineError or Int4CoreError."""
-    target = choose(options.gpu, numbers=options.gpus)
+    target = choose_target(options.gpu, numbers=options.gpus)
     say(f"running on {target.notice}")
     model = options.model or default_model()
     network = Model.load(model).network

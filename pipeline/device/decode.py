@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from int4core.errors import EngineError
 from int4core.preprocess import quantize_table
+from pipeline.arrays import Classes, Slots
 from pipeline.device.transfer import copy_all
 from pipeline.errors import PipelineError
 from pipeline.jpeg.decoder import BYTES_PER_IMAGE, FEW_IMAGES
@@ -24,7 +25,6 @@ from pipeline.jpeg.parse import HEADER
 from pipeline.jpeg.plan import ALIGNMENT, FEW_LANES, MANY_LANES, NO_ROOM, Plan, Sampling
 from pipeline.jpeg.workspace import FIXED_BYTES, Workspace
 from pipeline.memory.arena import Arena
-from pipeline.memory.exchange import Classes, Slots
 
 
 @dataclass

@@ -22,8 +22,8 @@ import numpy.typing as npt
 from int4core.backends.cuda.jit.source import KernelSource
 from int4core.backends.cuda.network import DeviceNetwork
 from int4core.errors import EngineError
+from pipeline.arrays import Slots
 from pipeline.memory.arena import Arena
-from pipeline.memory.exchange import Slots
 
 H2d: TypeAlias = Literal["auto", "gather", "runs", "staged"]
 H2D_CHOICES: tuple[H2d, ...] = get_args(H2d)

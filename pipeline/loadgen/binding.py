@@ -25,12 +25,10 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.arrays import Classes, Ids, Indices
 from pipeline.errors import PipelineError
 from pipeline.loadgen.limits import check_settings
 
-Ids: TypeAlias = npt.NDArray[np.uint64]
-Indices: TypeAlias = npt.NDArray[np.int64]
-Classes: TypeAlias = npt.NDArray[np.int32]
 Scalar: TypeAlias = bool | int | float | str
 
 MODULE = "mlperf_loadgen"

@@ -16,6 +16,7 @@ from rich.console import Console
 from int4core.errors import Int4CoreError, printable, printed
 from int4core.model import Model
 from int4core.streams import Stream
+from pipeline.arrays import Indices
 from pipeline.commands.report import write_report
 from pipeline.commands.setup import set_up
 from pipeline.defaults import DEMO_IMAGES
@@ -23,7 +24,6 @@ from pipeline.errors import PipelineError, shortage
 from pipeline.loadgen.binding import (
     AUDIT_CONFIG,
     Completions,
-    Indices,
     LoadGenSession,
     assign,
     load_module,

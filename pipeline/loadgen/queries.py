@@ -7,11 +7,10 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.arrays import Classes, Ids, Indices, Slots
 from pipeline.loadgen.results import NOT_PREDICTED
 from pipeline.loadgen.samples import Samples
-from pipeline.memory.exchange import Classes, Slots
 from pipeline.session.batches import Answered
-from pipeline.session.waiting import Ids, Indices
 
 
 class Complete(Protocol):

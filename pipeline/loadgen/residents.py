@@ -13,8 +13,8 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-Indices: TypeAlias = npt.NDArray[np.int64]
-Slots: TypeAlias = npt.NDArray[np.int32]
+from pipeline.arrays import Indices, Slots
+
 Flags: TypeAlias = npt.NDArray[np.bool_]
 
 NOT_RESIDENT = -1

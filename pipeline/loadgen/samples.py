@@ -10,8 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
+from pipeline.arrays import Indices, Slots
 from pipeline.errors import PipelineError
-from pipeline.loadgen.residents import Indices, Residents, Slots
+from pipeline.loadgen.residents import Residents
 from pipeline.samples.library import SampleLibrary
 from pipeline.samples.sources import PathLocator, Source
 from pipeline.session.loading import JOBS_PER_LOADER, Loading

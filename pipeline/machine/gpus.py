@@ -88,7 +88,9 @@ def _text(value: str | bytes) -> str:
     return value.decode() if isinstance(value, bytes) else value
 
 
-def choose(requested: str, gpus: tuple[Gpu, ...] | None = None, numbers: tuple[int, ...] | None = None) -> Target:
+def choose_target(
+    requested: str, gpus: tuple[Gpu, ...] | None = None, numbers: tuple[int, ...] | None = None
+) -> Target:
     """Turn a `--gpu` choice, and the `--gpus` numbers where some were given, into a target.
 
     `auto` takes the first GPU, or the CPU where there is none; a chip by name takes that chip or fails. Raises

@@ -18,10 +18,9 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.arrays import Classes, Slots
 from pipeline.memory.segment import Segment
 
-Slots: TypeAlias = npt.NDArray[np.int32]
-Classes: TypeAlias = npt.NDArray[np.int32]
 Scores: TypeAlias = npt.NDArray[np.float32]
 
 # Each part of a record begins on a cache line of its own: one side writes slots while the other writes classes.

@@ -27,7 +27,6 @@ PHASES = {
     "starting": Style.parse("yellow"),
     "loading": Style.parse("yellow"),
     "running": Style.parse("bold green"),
-    "finishing": Style.parse("yellow"),
     "done": Style.parse("bold cyan"),
 }
 

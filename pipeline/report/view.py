@@ -62,7 +62,7 @@ class View:
             return Progress(now.loaded, now.to_load, " loaded", left / pace if pace else None, left == 0)
         if now.phase in ("starting", "loading") or not (self.expected or now.completed):
             return None
-        ended = now.phase in ("finishing", "done") or 0 < self.expected <= now.completed
+        ended = now.phase == "done" or 0 < self.expected <= now.completed
         return Progress(now.completed, self.expected, "", self.eta_s, ended)
 
     @property

@@ -16,9 +16,10 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.memory.exchange import Classes, Exchange, Slots
+from pipeline.arrays import Classes, Ids, Indices, Slots
+from pipeline.memory.exchange import Exchange
 from pipeline.session.timer import Timer
-from pipeline.session.waiting import Batching, Ids, Indices, Waiting
+from pipeline.session.waiting import Batching, Waiting
 from pipeline.stages.base import StageFailure
 from pipeline.stages.channels import Task
 from pipeline.stages.infer import infer_stage

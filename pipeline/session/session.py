@@ -19,18 +19,19 @@ from typing import TypeAlias
 import numpy as np
 
 from int4core.cores import usable_cores
+from pipeline.arrays import Indices, Slots
 from pipeline.errors import PipelineError
 from pipeline.jpeg.plan import reason_of
 from pipeline.machine.numa import cores_near, memory_nodes, shares_of, shown
 from pipeline.memory.arena import Arena
-from pipeline.memory.exchange import Exchange, Slots
+from pipeline.memory.exchange import Exchange
 from pipeline.samples.sources import Locator, PathLocator, Source, Sources
 from pipeline.session.answers import Answer, Answers, answered_columns
 from pipeline.session.batches import Answered, Batches, Client, Queue
 from pipeline.session.loading import Loading
 from pipeline.session.scheduler import Outcomes, Prepared
 from pipeline.session.spec import SessionSpec
-from pipeline.session.waiting import Batching, Indices
+from pipeline.session.waiting import Batching
 from pipeline.stages.base import StageFailure
 from pipeline.stages.spec import EngineSpec, records_for
 from pipeline.telemetry.ceilings import Ceilings, total

@@ -9,13 +9,10 @@ from __future__ import annotations
 from array import array
 from collections import deque
 from dataclasses import dataclass
-from typing import TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 
-Ids: TypeAlias = npt.NDArray[np.uint64]
-Indices: TypeAlias = npt.NDArray[np.int64]
+from pipeline.arrays import Ids, Indices
 
 # A query shorter than this is copied into a common buffer, where it costs 16 bytes per sample.
 SHORT = 256

@@ -17,6 +17,7 @@ from int4core.model import Model
 from int4core.options import CudaOptions
 from int4core.ranges import Ranges
 from int4core.scores import check_k
+from pipeline.arrays import Slots
 from pipeline.device.cuda import CudaDevice
 from pipeline.device.scheduler import Scheduler
 from pipeline.device.spans import CudaSpans
@@ -24,7 +25,7 @@ from pipeline.device.transfer import H2d
 from pipeline.errors import PipelineError
 from pipeline.machine.numa import pin, whereabouts
 from pipeline.memory.arena import Arena
-from pipeline.memory.exchange import Exchange, Slots
+from pipeline.memory.exchange import Exchange
 from pipeline.stages.channels import Done, Rates, Task
 from pipeline.stages.spec import EngineSpec
 from pipeline.telemetry.trace import Tracer, make_tracer

@@ -84,7 +84,7 @@ def commands(monkeypatch: pytest.MonkeyPatch) -> Commands:
     made = Commands()
     monkeypatch.setattr(scaling, "watch", made)
     monkeypatch.setattr(scaling, "list_gpus", lambda: GPUS)
-    monkeypatch.setattr(scaling, "choose", lambda _gpu: Target("cuda", GPUS[:1], "GPU 0: NVIDIA H100"))
+    monkeypatch.setattr(scaling, "choose_target", lambda _gpu: Target("cuda", GPUS[:1], "GPU 0: NVIDIA H100"))
     return made
 
 
@@ -161,7 +161,7 @@ def test_a_part_that_fails_is_named_and_the_others_are_measured(
 
 
 def test_without_a_gpu_it_says_so(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(scaling, "choose", lambda _gpu: Target("numpy", (), "CPU: no NVIDIA GPU was found"))
+    monkeypatch.setattr(scaling, "choose_target", lambda _gpu: Target("numpy", (), "CPU: no NVIDIA GPU was found"))
     assert scaling.main([]) == 1
     assert "`--gpu cpu` tries it on the CPU" in capsys.readouterr().err
 

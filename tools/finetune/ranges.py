@@ -17,7 +17,6 @@ from tools.finetune.errors import FinetuneError
 from tools.finetune.resnet import ResNet
 
 BINS = 2048
-METHODS = ("mse", "percentile")
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ def test_strict_reaches_the_engines_that_have_kernels_to_choose(
 ) -> None:
     gpu = Target("cuda", (Gpu(0, "NVIDIA H200", "h200", "A"),), "a GPU")
     for target, expected in ((gpu, strict), (Target("numpy", (), "CPU"), False)):
-        monkeypatch.setattr(under_test, "choose", lambda *_, target=target, **__: target)
+        monkeypatch.setattr(under_test, "choose_target", lambda *_, target=target, **__: target)
         made = set_up(replace(options, strict=strict), lambda line: None)
         assert getattr(made.backend_options, "strict", False) is expected
 
