@@ -20,6 +20,7 @@ from int4core.backends.cuda.families.pair_wgmma import WgmmaPair
 from int4core.backends.cuda.families.rows_wgmma import WgmmaRows
 from int4core.backends.cuda.families.stem_lines_wgmma import LinesStem
 from int4core.backends.cuda.families.stem_wgmma import WgmmaStem
+from int4core.backends.cuda.families.winograd_wgmma import WgmmaWinograd
 from int4core.backends.cuda.jit import tensor_map
 from int4core.backends.cuda.jit.source import KernelSource, flatten
 from int4core.backends.cuda.plan.convolution import Convolution, Output, Residual, Source
@@ -144,6 +145,22 @@ def test_pairs(name: str, folder: Any) -> None:
     kernel = WgmmaPair(problem.op, number, replace(CHIPS["h200"], multiprocessors=1))
     inputs = {"input": problem.first.input, "residual": problem.first.residual}
     check(kernel, Emulated(kernel.source, folder, 900), inputs, problem.expected())
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    ("number", "conv"),
+    [
+        (170, Convolution(1, 18, 56, 64, 64, 3, 1, 1)),
+        (172, Convolution(2, 9, 31, 64, 128, 3, 1, 1)),
+        (171, Convolution(3, 7, 26, 64, 64, 3, 1, 1)),
+    ],
+    ids=["56 columns", "an odd width, two parts", "three teams"],
+)
+def test_winograd(number: int, conv: Convolution, folder: Any) -> None:
+    problem = Problem(conv, np.random.default_rng())
+    kernel = WgmmaWinograd(problem.op, number, replace(CHIPS["h200"], multiprocessors=conv.k // 64))
+    check(kernel, Emulated(kernel.source, folder, 900), {"input": problem.input}, {"output": problem.expected()})
 
 
 FAULTS = {

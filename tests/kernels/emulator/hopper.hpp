@@ -435,3 +435,28 @@ inline void st_shared_v2_b32(unsigned address, unsigned a, unsigned b) { store_s
 inline void st_shared_v4_b32(unsigned address, unsigned a, unsigned b, unsigned c, unsigned d) {
   store_shared<unsigned>(address, a, b, c, d);
 }
+
+// --- stmatrix
+// -----------------------------------------------------------------------------------------------------------
+
+inline void stmatrix_sync_aligned_m8n8_x4_trans_shared_b16(unsigned address, unsigned a, unsigned b, unsigned c,
+                                                           unsigned d) {
+  struct Operands {
+    unsigned address, tiles[4];
+  } mine = {address, {a, b, c, d}};
+  emulator::together(emulator::warp(), emulator::lane(), mine, [](Operands** all) {
+    for (int tile = 0; tile < 4; ++tile) {
+      unsigned banks = 0;
+      for (int column = 0; column < 8; ++column) {
+        const unsigned at = all[tile * 8 + column]->address;
+        unsigned char* const to = emulator::shared_bytes_at(at, 16, 16);
+        banks |= 1u << (at / 16 % 8);
+        for (int row = 0; row < 8; ++row) {
+          const unsigned short element = all[row * 4 + column / 2]->tiles[tile] >> (16 * (column % 2));
+          memcpy(to + 2 * row, &element, 2);
+        }
+      }
+      if (banks != 0xFF) emulator::fail("stmatrix: columns of a tile in the same banks");
+    }
+  });
+}

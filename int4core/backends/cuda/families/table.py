@@ -17,6 +17,7 @@ from int4core.backends.cuda.families import (
     stem_mma,
     stem_strips,
     stem_wgmma,
+    winograd_wgmma,
 )
 from int4core.backends.cuda.families.head import Linear, Mean, Top1, TopK
 from int4core.backends.cuda.families.kernel import Kernel
@@ -94,7 +95,12 @@ PAIR = Family(
     lambda n: str(pair_wgmma.CONFIGS[n - pair_wgmma.FIRST_NUMBER]),
 )  # fmt: skip
 
-CONVOLUTIONS: tuple[Family, ...] = (ROWS, WGMMA, MMA4, MMA)
+WINOGRAD = Family(
+    "wgmma, F(2, 3)", winograd_wgmma.FIRST_NUMBER, len(winograd_wgmma.CONFIGS), winograd_wgmma.WgmmaWinograd,
+    winograd_wgmma.default, lambda n: str(winograd_wgmma.CONFIGS[n - winograd_wgmma.FIRST_NUMBER]),
+)  # fmt: skip
+
+CONVOLUTIONS: tuple[Family, ...] = (ROWS, WGMMA, MMA4, MMA, WINOGRAD)
 """Families that compute a ConvOp, the ones to prefer first."""
 
 STEMS: tuple[Family, ...] = (WGMMA_STEM, STRIPS, STEM, LINES_STEM)
