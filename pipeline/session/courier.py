@@ -10,9 +10,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from pipeline.arrays import Slots
 from pipeline.errors import PipelineError
 from pipeline.memory.arena import Arena
-from pipeline.memory.exchange import Slots
 from pipeline.memory.segment import Segment
 from pipeline.samples.sources import BytesLocator, FailedLocator, Locators, Paths, Ranges
 from pipeline.stages.load import Placed, SegmentLocator, SlotLocator

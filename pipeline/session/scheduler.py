@@ -31,11 +31,12 @@ from typing import Any, Generic, NamedTuple, TypeAlias, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.arrays import Slots
+
 S = TypeVar("S")
 
 Numbers: TypeAlias = npt.NDArray[np.int64]
 Places: TypeAlias = npt.NDArray[np.int64]
-Slots: TypeAlias = npt.NDArray[np.int32]
 Column: TypeAlias = npt.NDArray[Any]
 
 # Of a number, the bits of the place in the lot; the lot's own has the others.
