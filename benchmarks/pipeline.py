@@ -35,8 +35,8 @@ from int4core.cores import usable_cores
 from int4core.errors import Int4CoreError, printable, printed
 from int4core.model import Model
 from int4core.network import default_input_size
-from int4core.options import CudaOptions, NumpyOptions
 from int4core.streams import run_command
+from pipeline.commands.setup import options_of
 from pipeline.defaults import DEMO_IMAGES, default_model
 from pipeline.device.scheduler import Sizes
 from pipeline.errors import PipelineError
@@ -186,7 +186,7 @@ def jpeg_part(options: argparse.Namespace, target: Target, figures: Figures) -> 
     spec = SessionSpec(
         model=options.model,
         backend=target.backend,
-        backend_options=CudaOptions(gpu=target.key) if target.gpus else NumpyOptions(),
+        backend_options=options_of(target),
         sizes=Sizes.full(min(options.batch, JPEG_CHUNK) if target.gpus else 16),
         input_shape=(3, height, width),
         preparation=Preparation("images", height, round(height * 256 / 224)),

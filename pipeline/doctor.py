@@ -70,6 +70,8 @@ def examine(facts: Facts, gpu: str = "auto") -> tuple[Finding, ...]:
         for finding in (check_wheels(facts), check_cupy(facts), check_nvrtc(facts), check_cache(facts)):
             findings.append(finding if needed else _only_a_warning(finding))
         findings += [check_memlock(facts), check_profiler(facts, NSYS), check_profiler(facts, NCU)]
+    if gpu == "cpu" or (gpu == "auto" and gpu_of(facts, gpu) is None):
+        findings.append(check_cpu_backend(facts))
     return (*findings, check_loadgen(facts), check_shared_memory(facts), check_cores(facts), check_nodes(facts, gpu))
 
 
@@ -230,6 +232,15 @@ def check_profiler(facts: Facts, profiler: Profiler) -> Finding:
     return Finding(
         profiler.command, "warning", f"{profiler.title} is not here; only profiling needs it", profiler.remedy
     )
+
+
+def check_cpu_backend(facts: Facts) -> Finding:
+    missing = [name for name, version in facts.cpu_libraries.items() if not version]
+    if not missing:
+        found = ", ".join(f"{name} {version}" for name, version in facts.cpu_libraries.items())
+        return Finding("CPU backend", "ok", f"torch ({found})")
+    said = f"numpy: {' and '.join(missing)} not installed; backend torch gives the same answers several times as fast"
+    return Finding("CPU backend", "warning", said, f"{_PIP} install {install_argument('torch')}")
 
 
 def check_loadgen(facts: Facts) -> Finding:

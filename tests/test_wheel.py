@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.paths import ROOT
+from tests.pipeline.application import CPU
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +100,7 @@ def test_the_commands_run_in_a_folder_of_the_same_names(installed: Path, crowded
     doctor = run(installed, "int4-doctor", "--gpu", "cpu", cwd=crowded)
     assert "LoadGen" in doctor.stdout, doctor.stderr
     images = sorted((installed / "site" / "pipeline" / "demo").glob("*.jpg"))[:2]
-    done = run(installed, "int4-classify", *images, "--gpu", "cpu", "--out", "rows.csv", cwd=crowded)
+    done = run(installed, "int4-classify", *images, *CPU, "--out", "rows.csv", cwd=crowded)
     assert done.returncode == 0, done.stderr
     assert f"model {installed / 'site' / 'model'}" in done.stdout
     rows = list(csv.DictReader((crowded / "rows.csv").open(newline="")))
@@ -113,9 +114,9 @@ def test_a_missing_loadgen_is_offlines_alone(installed: Path, crowded: Path) -> 
     (crowded / "none").mkdir()
     (crowded / "none" / "mlperf_loadgen.py").write_text("raise ImportError('not here')\n")
     image = next((installed / "site" / "pipeline" / "demo").glob("*.jpg"))
-    done = run(installed, "int4-classify", image, "--gpu", "cpu", "--out", "-", cwd=crowded, first=crowded / "none")
+    done = run(installed, "int4-classify", image, *CPU, "--out", "-", cwd=crowded, first=crowded / "none")
     assert done.returncode == 0, done.stderr
     assert str(image) in done.stdout
-    offline = run(installed, "int4-offline", "--gpu", "cpu", cwd=crowded, first=crowded / "none")
+    offline = run(installed, "int4-offline", *CPU, cwd=crowded, first=crowded / "none")
     assert offline.returncode
     assert "pip install mlcommons-loadgen" in offline.stderr

@@ -55,7 +55,8 @@ class RayCommand:
         options = self._options
         assert options.ray is not None
         # The driver computes nothing, and may be a machine without what the actors compute on.
-        beginning = begin(options, replace(options.engine, gpu="cpu"), lambda line: None)
+        here = replace(options.engine, gpu="cpu", cpu_backend="numpy")
+        beginning = begin(options, here, lambda line: None)
         apart = belongs_to(options.out, summary_path(options))
         parts = parted(options.sources, options.column, apart)
         count = None if beginning.labels is None else partial(_right, beginning.labels)

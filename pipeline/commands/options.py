@@ -10,6 +10,7 @@ from typing import Literal, NoReturn, TypeAlias, get_args
 from int4core.errors import printable
 from pipeline.commands import values
 from pipeline.device.transfer import H2D_CHOICES
+from pipeline.machine.cpu import CPU_BACKENDS
 from pipeline.machine.gpus import GPU_CHOICES
 from pipeline.machine.hardware import default_loaders
 from pipeline.samples.files import DEFAULT_MAX_BYTES
@@ -41,6 +42,7 @@ class EngineOptions:
 
     Attributes:
         gpus: the driver's numbers of the GPUs to compute on, one engine process each.
+        cpu_backend: what computes where no GPU does: see `pipeline.machine.cpu`.
         engines: engine processes on the CPU.
         inflight: batches under way on one GPU.
         h2d: how samples come to a GPU.
@@ -51,6 +53,7 @@ class EngineOptions:
     model: Path | None = None
     gpu: str = "auto"
     gpus: tuple[int, ...] | None = None
+    cpu_backend: str = "auto"
     engines: int = 1
     inflight: int = GPU_IN_FLIGHT
     h2d: str = "auto"
@@ -101,6 +104,10 @@ def add_engine(group: argparse._ArgumentGroup, *, strict: str = "--strict") -> N
     group.add_argument(
         "--gpus", type=values.whole_numbers, metavar="N,N", help="GPUs by the driver's numbers, one engine process each"
     )
+    group.add_argument(
+        "--cpu-backend", choices=CPU_BACKENDS, default="auto",
+        help="what computes on the CPU (default: torch where the extra `torch` is installed, or numpy)",
+    )  # fmt: skip
     group.add_argument("--engines", type=values.whole(1, values.MOST_PROCESSES), default=1, help=argparse.SUPPRESS)
     group.add_argument(
         "-b", "--batch_size", "--batch-size", type=values.whole(1), metavar="N",
@@ -140,6 +147,7 @@ def engine_options(args: argparse.Namespace) -> EngineOptions:
         model=args.model,
         gpu=args.gpu,
         gpus=args.gpus,
+        cpu_backend=args.cpu_backend,
         engines=args.engines,
         inflight=args.inflight,
         h2d=args.h2d,

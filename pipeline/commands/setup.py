@@ -9,7 +9,7 @@ from pathlib import Path
 from int4core.layers import ResNet, walk
 from int4core.model import Model
 from int4core.network import default_input_size
-from int4core.options import BackendOptions, CudaOptions, NumpyOptions
+from int4core.options import BackendOptions, CudaOptions, NumpyOptions, TorchOptions
 from int4core.preprocess import short_side
 from int4core.tuning import autoconfig
 from int4core.tuning.autoconfig import Autoconfig
@@ -43,7 +43,7 @@ class Setup:
 
 def set_up(options: EngineOptions, say: Callable[[str], None]) -> Setup:
     """Look at the machine, the model and the tuned file. Raises PipelineError or Int4CoreError."""
-    target = choose_target(options.gpu, numbers=options.gpus)
+    target = choose_target(options.gpu, numbers=options.gpus, cpu_backend=options.cpu_backend)
     say(f"running on {target.notice}")
     model = options.model or default_model()
     network = Model.load(model).network
@@ -56,9 +56,13 @@ def set_up(options: EngineOptions, say: Callable[[str], None]) -> Setup:
         if config.notice is not None:
             say(config.notice)
         config.validate(layers={layer.name for layer in walk(network)})
-        if target.backend == "numpy":
+        if not target.gpus:
             say(f"{options.autoconfig} is valid; the CPU has no kernels to choose from")
-    backend_options = (
-        CudaOptions(gpu=target.key, autoconfig=config, strict=options.strict) if target.gpus else NumpyOptions()
-    )
-    return Setup(target, model, network, height, backend_options)
+    return Setup(target, model, network, height, options_of(target, config, strict=options.strict))
+
+
+def options_of(target: Target, config: Autoconfig | None = None, *, strict: bool = False) -> BackendOptions:
+    """Those of the target's backend."""
+    if target.gpus:
+        return CudaOptions(gpu=target.key, autoconfig=config, strict=strict)
+    return TorchOptions() if target.backend == "torch" else NumpyOptions()

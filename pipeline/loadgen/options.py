@@ -44,6 +44,7 @@ class Options:
         images, tensors: a folder of images, or of .npy tensors; at most one of them.
         map_path: lines of `file label` naming the samples and their order.
         gpus: the driver's numbers of the GPUs to compute on, one engine process each.
+        cpu_backend: what computes where no GPU does.
         engines: engine processes on the CPU.
         inflight: batches under way on one GPU.
         h2d: how samples come to a GPU.
@@ -64,6 +65,7 @@ class Options:
     trial: bool
     gpu: str
     gpus: tuple[int, ...] | None
+    cpu_backend: str
     engines: int
     inflight: int
     h2d: str
@@ -112,6 +114,7 @@ class Options:
             model=self.model,
             gpu=self.gpu,
             gpus=self.gpus,
+            cpu_backend=self.cpu_backend,
             engines=self.engines,
             inflight=self.inflight,
             h2d=self.h2d,
@@ -367,6 +370,7 @@ def _check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Options
         trial=args.trial,
         gpu=args.gpu,
         gpus=args.gpus,
+        cpu_backend=args.cpu_backend,
         engines=args.engines,
         inflight=args.inflight,
         h2d=args.h2d,

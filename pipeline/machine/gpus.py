@@ -11,6 +11,7 @@ import pynvml
 from int4core.backends.cuda.chips import CHIPS, name_of
 from int4core.install import install_command
 from pipeline.errors import PipelineError
+from pipeline.machine.cpu import TITLES, choose_cpu
 
 GPU_CHOICES = ("auto", "cpu", *CHIPS)
 
@@ -89,20 +90,23 @@ def _text(value: str | bytes) -> str:
 
 
 def choose_target(
-    requested: str, gpus: tuple[Gpu, ...] | None = None, numbers: tuple[int, ...] | None = None
+    requested: str,
+    gpus: tuple[Gpu, ...] | None = None,
+    numbers: tuple[int, ...] | None = None,
+    cpu_backend: str = "auto",
 ) -> Target:
-    """Turn a `--gpu` choice, and the `--gpus` numbers where some were given, into a target.
+    """Turn a `--gpu` choice, the `--gpus` numbers where some were given, and a `--cpu-backend` choice into a target.
 
     `auto` takes the first GPU, or the CPU where there is none; a chip by name takes that chip or fails. Raises
-    PipelineError when it cannot be had: the chip, or CuPy.
+    PipelineError when it cannot be had: the chip, CuPy, or the backend of the CPU.
     """
     if requested == "cpu":
-        return Target("numpy", (), "CPU, as asked")
+        return _cpu(cpu_backend, "as asked")
     gpus = list_gpus() if gpus is None else gpus
     here = ", ".join(f"{g.index}: {g.name}" for g in gpus) or "no NVIDIA GPU that the driver shows"
     chosen = _chosen(requested, gpus, numbers, here)
     if not chosen:
-        return Target("numpy", (), "CPU: no NVIDIA GPU was found")
+        return _cpu(cpu_backend, "no NVIDIA GPU was found")
     if importlib.util.find_spec("cupy") is None:
         raise PipelineError(
             f"GPU {chosen[0].index} is a {chosen[0].name}, but CuPy is not installed: "
@@ -110,6 +114,11 @@ def choose_target(
             "or run on the CPU with --gpu cpu"
         )
     return Target("cuda", chosen, ", ".join(f"GPU {gpu.index}: {gpu.name}" for gpu in chosen))
+
+
+def _cpu(backend: str, why: str) -> Target:
+    chosen = choose_cpu(backend)
+    return Target(chosen, (), f"CPU by {TITLES[chosen]}: {why}")
 
 
 def _chosen(requested: str, gpus: tuple[Gpu, ...], numbers: tuple[int, ...] | None, here: str) -> tuple[Gpu, ...]:

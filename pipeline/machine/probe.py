@@ -25,6 +25,7 @@ from int4core.model import Model
 from int4core.tuning.files import FOLDER, user_folder
 from pipeline.defaults import default_model
 from pipeline.errors import PipelineError
+from pipeline.machine.cpu import TORCH_NEEDS, missing_of_torch
 from pipeline.machine.gpus import bus_id_of
 from pipeline.machine.numa import Node, Shares, memory_nodes, node_of_device, shares_of
 from pipeline.machine.profilers import NCU, NSYS, find_profiler
@@ -94,6 +95,7 @@ class Facts:
         cores_visible: cores this process may be scheduled on.
         nodes: of memory, none where the system does not report it.
         arena: where the memory of an arena that is made now lies.
+        cpu_libraries: what the CPU's fast backend imports, name -> version, empty where it is not installed.
         plan_bytes: activations of a batch of BATCH images with the default model, or why none can be planned.
         cache_folder: of compiled kernels; `cache_error` says why none can be kept there, or ``.
     """
@@ -107,6 +109,7 @@ class Facts:
     shm_free_bytes: int
     memlock_bytes: int | None
     cores_visible: int
+    cpu_libraries: dict[str, str]
     cgroup: Cgroup
     memory_available_bytes: int
     autoconfig_folders: tuple[Path, ...]
@@ -133,6 +136,7 @@ def gather(loadgen: Library) -> Facts:
         shm_free_bytes=psutil.disk_usage(str(shm)).free,
         memlock_bytes=read_memlock(),
         cores_visible=scheduled_cores(),
+        cpu_libraries=read_cpu_libraries(),
         cgroup=read_cgroup(),
         memory_available_bytes=psutil.virtual_memory().available,
         autoconfig_folders=(user_folder(), FOLDER),
@@ -199,6 +203,19 @@ def read_cupy() -> Library:
     except Exception as error:  # a broken wheel fails with whatever its libraries raise
         return Library(error=f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}")
     return Library(str(cupy.__version__), str(cupy.__file__))
+
+
+def read_cpu_libraries() -> dict[str, str]:
+    """Without importing them, which takes seconds."""
+    missing = missing_of_torch()
+    return {name: "" if name in missing else _version(name) for name in TORCH_NEEDS}
+
+
+def _version(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return "of a version it does not tell"
 
 
 def read_nvrtc() -> Library:

@@ -64,7 +64,7 @@ class Classifier:
         batch_size, loaders: of the engine and processes that decode; None: by what there is.
         resize: whether images are resized before the centre crop.
         rules, image_timeout_s: which images are taken, and how long one may take.
-        autoconfig, inflight: see the classify command.
+        autoconfig, inflight, cpu_backend: see the classify command.
     """
 
     def __init__(
@@ -82,11 +82,13 @@ class Classifier:
         image_timeout_s: float = DEFAULT_IMAGE_TIMEOUT_S,
         autoconfig: str | Path | None = None,
         inflight: int = GPU_IN_FLIGHT,
+        cpu_backend: str = "auto",
     ) -> None:
         engine = EngineOptions(
             model=None if model is None else Path(model),
             gpu=gpu,
             gpus=None,
+            cpu_backend=cpu_backend,
             engines=1,
             inflight=inflight,
             h2d="auto",

@@ -17,6 +17,8 @@ def versions() -> dict[str, str | None]:
         "numpy": installed("numpy"),
         "pillow": installed("pillow"),
         "cupy": cupy,
+        "torch": installed("torch"),
+        "numba": installed("numba"),
     }
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -27,6 +26,7 @@ from pipeline.machine.numa import pin, whereabouts
 from pipeline.memory.arena import Arena
 from pipeline.memory.exchange import Exchange
 from pipeline.stages.channels import Done, Rates, Task
+from pipeline.stages.notices import engine_warnings
 from pipeline.stages.spec import EngineSpec
 from pipeline.telemetry.trace import Tracer, make_tracer
 
@@ -46,21 +46,6 @@ SETTLE_AT_MOST_S = 6.0
 AGREE = 0.01
 
 
-class Warnings(logging.Handler):
-    """What the engine warns of, for who started this process and shows it.
-
-    Attributes:
-        lines: each once, in order.
-    """
-
-    def __init__(self) -> None:
-        super().__init__(logging.WARNING)
-        self.lines: dict[str, None] = {}
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.lines[record.getMessage()] = None
-
-
 class DeviceInferrer:
     """A network on one GPU over the arena, with several batches under way (see `pipeline.device.scheduler`)."""
 
@@ -68,10 +53,7 @@ class DeviceInferrer:
         # Before anything is allocated, so that it lies near the GPU.
         pin(spec.cores, number)
         self._held = ExitStack()
-        self._warnings = Warnings()
-        engine = logging.getLogger("int4core")
-        engine.addHandler(self._warnings)
-        self._held.callback(engine.removeHandler, self._warnings)
+        self._warnings = self._held.enter_context(engine_warnings())
         self.tracer = make_tracer(f"GPU process {number}{whereabouts()}", spec.traced, Ranges.load())
         try:
             self._set_up(spec, number)

@@ -20,6 +20,7 @@ from pipeline.memory.arena import Arena
 from pipeline.memory.exchange import Exchange
 from pipeline.stages.base import StageFailure
 from pipeline.stages.channels import Rates, Task
+from pipeline.stages.notices import engine_warnings
 from pipeline.stages.process import ProcessStage
 from pipeline.stages.spec import EngineSpec
 from pipeline.stages.worker import serve, serve_overlapped
@@ -40,9 +41,11 @@ class Inferrer:
             raise PipelineError("--decode gpu: the CPU's engine takes samples alone; choose --decode cpu")
         self._arena = Arena.attach(spec.arena)
         self._exchange = Exchange.attach(spec.exchange)
-        self._engine = Engine(
-            Model.load(spec.model), backend=spec.backend, batch_size=spec.batch_size, options=spec.options
-        )
+        with engine_warnings() as warnings:
+            self._engine = Engine(
+                Model.load(spec.model), backend=spec.backend, batch_size=spec.batch_size, options=spec.options
+            )
+        self._notices = tuple(warnings.lines)
         self._top = spec.top
         of = f", engine {number + 1} of {spec.engines}" if spec.engines > 1 else ""
         self._note = f"{spec.backend}, batch {spec.batch_size}{of}"
@@ -51,6 +54,9 @@ class Inferrer:
 
     def note(self) -> str:
         return self._note
+
+    def notices(self) -> tuple[str, ...]:
+        return self._notices
 
     def rates(self) -> Rates:
         return self._rates

@@ -13,7 +13,7 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from int4core.errors import Int4CoreError
 from pipeline.errors import PipelineError, shortage
@@ -75,11 +75,16 @@ class ItemWorker(Resident, Protocol):
         """Do one task, calling `begin(i)` before its item `i`, 0 on."""
 
 
-class OverlappedWorker(Resident, Protocol):
-    """The work of a stage that has several tasks under way."""
+@runtime_checkable
+class Noticing(Protocol):
+    """A worker with something to say when it is set up."""
 
     def notices(self) -> tuple[str, ...]:
-        """What was asked of it and is not done, one per line of the console."""
+        """What was asked of it and is not done, or not as usual, one per line of the console."""
+
+
+class OverlappedWorker(Resident, Protocol):
+    """The work of a stage that has several tasks under way."""
 
     @property
     def room(self) -> bool:
@@ -112,7 +117,7 @@ def serve_items(pipe: Any, make_worker: Callable[[], ItemWorker], place: Place) 
 
 def serve_overlapped(pipe: Any, make_worker: Callable[[], OverlappedWorker]) -> None:
     """The same for an OverlappedWorker."""
-    _serve(pipe, make_worker, _several_at_a_time, lambda worker: worker.notices())
+    _serve(pipe, make_worker, _several_at_a_time)
 
 
 def _one_at_a_time(channel: Channel, worker: Worker) -> None:
@@ -164,19 +169,15 @@ def _several_at_a_time(channel: Channel, worker: OverlappedWorker) -> None:
             worker.begin(task)
 
 
-def _serve(
-    pipe: Any,
-    make_worker: Callable[[], W],
-    loop: Callable[[Channel, W], None],
-    notices: Callable[[W], tuple[str, ...]] = lambda _worker: (),
-) -> None:
+def _serve(pipe: Any, make_worker: Callable[[], W], loop: Callable[[Channel, W], None]) -> None:
     for number in GROUP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     channel = Channel(pipe, sends=FROM_WORKER, receives=TO_WORKER)
     worker: W | None = None
     try:
         worker = make_worker()
-        channel.send(Ready(worker.note(), worker.rates(), notices(worker)))
+        notices = worker.notices() if isinstance(worker, Noticing) else ()
+        channel.send(Ready(worker.note(), worker.rates(), notices))
         loop(channel, worker)
     except ChannelClosed:
         pass

@@ -18,12 +18,16 @@ from tests.paths import ROOT
 
 LOADERS = 2
 
+CPU = ("--gpu", "cpu", "--cpu-backend", "numpy")
+"""The CPU as any machine has it: with PyTorch installed, each engine process would import it, which takes seconds."""
+
 # How long a test waits for a line that a run is to print.
 PATIENCE_S = 120.0
 
 
 def command(*options: object, gpu: str = "cpu") -> list[str]:
-    return [sys.executable, "-m", "pipeline.offline", "--gpu", gpu, "--loaders", str(LOADERS), *map(str, options)]
+    computed = CPU if gpu == "cpu" else ("--gpu", gpu)
+    return [sys.executable, "-m", "pipeline.offline", *computed, "--loaders", str(LOADERS), *map(str, options)]
 
 
 def offline(*options: object, gpu: str = "cpu", **kwargs: Any) -> subprocess.CompletedProcess[str]:

@@ -20,6 +20,9 @@ from pipeline.machine.profilers import NCU, NSYS, find_profiler, require_profile
 from tests.paths import ROOT
 
 GIB = 1 << 30
+OF_THE_CPU = ["CPU backend", "LoadGen", "shared memory", "cores", "memory nodes"]
+"""Checks of runs with `--gpu cpu`."""
+
 H200 = GpuFacts(0, "NVIDIA H200", "h200", 140 * GIB, 141 * GIB)
 
 
@@ -37,6 +40,7 @@ def healthy(tmp_path: Path) -> Facts:
         shm_free_bytes=64 * GIB,
         memlock_bytes=None,
         cores_visible=16,
+        cpu_libraries={"torch": "2.13.0", "numba": "0.68.1"},
         cgroup=Cgroup(),
         memory_available_bytes=100 * GIB,
         autoconfig_folders=(tmp_path,),
@@ -220,9 +224,26 @@ def test_without_a_gpu_a_run_that_may_take_the_cpu_is_no_failure(healthy: Facts)
     findings = examine(bare, "auto")
     assert {f.status for f in findings} == {"ok", "warning"}
     assert of(findings, "CuPy").status == "warning"
-    assert {f.check for f in examine(bare, "cpu")} == {"LoadGen", "shared memory", "cores", "memory nodes"}
+    assert {f.check for f in examine(bare, "cpu")} == {
+        "CPU backend",
+        "LoadGen",
+        "shared memory",
+        "cores",
+        "memory nodes",
+    }
     failing = {f.check for f in examine(bare, "h200") if f.status == "fail"}
     assert failing == {"driver", "GPU", "CuPy wheel", "CuPy", "NVRTC"}
+
+
+def test_the_backend_that_the_cpu_would_take(healthy: Facts) -> None:
+    assert "CPU backend" not in {f.check for f in examine(healthy, "auto")}, "a GPU computes"
+    bare = replace(healthy, driver="no driver")
+    for gpu in ("auto", "cpu"):
+        assert of(examine(bare, gpu), "CPU backend").said == "torch (torch 2.13.0, numba 0.68.1)"
+    found = of(examine(replace(bare, cpu_libraries={"torch": "2.13.0", "numba": ""}), "cpu"), "CPU backend")
+    assert (found.status, found.said.partition(";")[0]) == ("warning", "numpy: numba not installed")
+    assert found.remedy == f"python -m pip install -e '{ROOT}[torch]'"
+    assert tuple(probe.read_cpu_libraries()) == ("torch", "numba")
 
 
 def test_another_chip_than_the_one_asked_for_is_a_failure(healthy: Facts) -> None:
@@ -397,5 +418,11 @@ def test_it_runs_on_the_machine_at_hand(capsys: pytest.CaptureFixture[str]) -> N
     status = doctor.main(["--gpu", "cpu", "--json"])
     said = json.loads(capsys.readouterr().out)
     assert status == (0 if said["ok"] else 1)
-    assert [f["check"] for f in said["findings"]] == ["LoadGen", "shared memory", "cores", "memory nodes"]
+    assert [f["check"] for f in said["findings"]] == [
+        "CPU backend",
+        "LoadGen",
+        "shared memory",
+        "cores",
+        "memory nodes",
+    ]
     assert probe.gather(find_loadgen()).cores_visible >= 1

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.classify.__main__ import main
+from tests.pipeline.application import CPU
 
 
 class Classify(Protocol):
@@ -22,7 +23,7 @@ def classify(model_dir: Path) -> Classify:
     """Runs the command in this process, on the CPU, with a loader; its exit status."""
 
     def run(*arguments: object) -> int:
-        return main([*map(str, arguments), "--model", str(model_dir), "--gpu", "cpu", "--loaders", "1", "-b", "4"])
+        return main([*map(str, arguments), "--model", str(model_dir), *CPU, "--loaders", "1", "-b", "4"])
 
     return run
 

@@ -35,6 +35,7 @@ from pipeline.classify.__main__ import main as classify
 from pipeline.memory.segment import segment_folder
 from pipeline.sinks.opening import open_sink
 from tests.paths import ROOT
+from tests.pipeline.application import CPU
 
 SOURCES = 3000
 DIFFERENT = 40
@@ -70,7 +71,7 @@ class Site:
     def arguments(self, out: str) -> list[str]:
         return [
             str(self.images), "--out", str(self.folder / out) + "/" * out.endswith("/"), "--model", str(self.model),
-            "--gpu", "cpu", "--loaders", "2", "-b", "4", "--no-dashboard",
+            *CPU, "--loaders", "2", "-b", "4", "--no-dashboard",
         ]  # fmt: skip
 
     def start(self, out: str) -> Run:

@@ -25,6 +25,7 @@ from pipeline.session.answers import Answers
 from pipeline.session.session import Session
 from pipeline.sinks.answers import rows_of
 from tests.paths import SHARED, needs_shared
+from tests.pipeline.application import CPU
 from tests.pipeline.conftest import IMAGES
 from tests.pipeline.report.parsed import Page
 
@@ -46,7 +47,7 @@ def best(model_dir: Path, images: Path, tmp_path_factory: pytest.TempPathFactory
 
 def classify(model: Path, *arguments: object) -> int:
     """The command on the tiny model, a loader; its exit status."""
-    return main([*map(str, arguments), "--model", str(model), "--gpu", "cpu", "--loaders", "1", "-b", "4"])
+    return main([*map(str, arguments), "--model", str(model), *CPU, "--loaders", "1", "-b", "4"])
 
 
 def read(path: Path) -> list[dict]:
@@ -332,7 +333,7 @@ def test_the_published_model_on_every_kind_of_source(tmp_path: Path) -> None:
         tmp_path / "table.parquet",
     ]
     out = tmp_path / "rows.parquet"
-    arguments = [*map(str, sources), "--model", str(model), "--gpu", "cpu", "--out", str(out)]
+    arguments = [*map(str, sources), "--model", str(model), *CPU, "--out", str(out)]
     assert main(arguments) == 0
     rows = read(out)
     assert rows.pop(6)["error"]

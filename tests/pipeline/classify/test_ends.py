@@ -26,6 +26,7 @@ from pipeline.session.supervisor import Supervisor
 from pipeline.sinks import parts
 from pipeline.sinks.opening import open_sink
 from tests.paths import ROOT
+from tests.pipeline.application import CPU
 from tests.pipeline.classify.conftest import Classify, rows_in
 from tests.pipeline.conftest import IMAGES
 from tests.pipeline.slow_image import Killer, slow_jpeg
@@ -129,7 +130,7 @@ def test_a_second_signal_leaves_nothing_behind(model_dir: Path, images: Path, tm
 def test_a_signal_while_standard_input_is_waited_for(model_dir: Path, images: Path, tmp_path: Path) -> None:
     """A thread that waits in the interpreter's own buffer would abort it at its end."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "pipeline.classify", "-", "--out", "rows.csv", "--gpu", "cpu", "--model", model_dir],
+        [sys.executable, "-m", "pipeline.classify", "-", "--out", "rows.csv", *CPU, "--model", model_dir],
         cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip

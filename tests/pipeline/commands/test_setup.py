@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import importlib.util
+import platform
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from int4core.options import NumpyOptions, TorchOptions
 from pipeline.commands import setup as under_test
 from pipeline.commands.options import EngineOptions
 from pipeline.commands.setup import set_up
+from pipeline.errors import PipelineError
 from pipeline.loadgen.options import parse
 from pipeline.machine.gpus import Gpu, Target
 
@@ -32,6 +36,40 @@ def test_strict_reaches_the_engines_that_have_kernels_to_choose(
 
 def test_what_is_computed_on_is_said_and_inputs_are_as_the_model_takes_them(options: EngineOptions) -> None:
     said: list[str] = []
-    made = set_up(replace(options, gpu="cpu"), said.append)
+    made = set_up(replace(options, gpu="cpu", cpu_backend="numpy"), said.append)
     assert said == [f"running on {made.target.notice}"]
     assert (made.side, made.short_side(resize=True), made.short_side(resize=False)) == (64, 73, None)
+
+
+@pytest.mark.parametrize(
+    ("there", "machine", "backend", "said"),
+    [
+        (("torch", "numba"), "x86_64", "torch", "PyTorch"),
+        (("torch",), "x86_64", "numpy", "NumPy"),
+        (("numba",), "x86_64", "numpy", "NumPy"),
+        (("torch", "numba"), "aarch64", "numpy", "NumPy"),
+    ],
+)
+def test_the_cpu_takes_torch_where_all_of_it_is_there(
+    there: tuple[str, ...], machine: str, backend: str, said: str,
+    options: EngineOptions, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object() if name in there else None)
+    monkeypatch.setattr(platform, "machine", lambda: machine)
+    lines: list[str] = []
+    made = set_up(replace(options, gpu="cpu"), lines.append)
+    assert (made.target.backend, lines) == (backend, [f"running on CPU by {said}: as asked"])
+    assert type(made.backend_options) is {"torch": TorchOptions, "numpy": NumpyOptions}[backend]
+
+
+def test_a_backend_of_the_cpu_that_is_asked_for_is_taken_or_an_error(
+    options: EngineOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "numba" else object())
+    remedy = r"--cpu-backend torch: numba not installed: .* -m pip install .*\[torch\]"
+    with pytest.raises(PipelineError, match=remedy):
+        set_up(replace(options, gpu="cpu", cpu_backend="torch"), lambda line: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(platform, "machine", lambda: "aarch64")
+    for backend in ("torch", "numpy"):
+        assert set_up(replace(options, gpu="cpu", cpu_backend=backend), lambda line: None).target.backend == backend

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.paths import ROOT
-from tests.pipeline.application import offline
+from tests.pipeline.application import CPU, offline
 
 FAULTY = """
 import os, sys, time
@@ -32,7 +32,7 @@ sys.exit(code)
 
 
 def faulty(place: str, fault: str, *options: object) -> list[str]:
-    return [sys.executable, "-c", FAULTY.format(place=place, fault=fault), "--gpu", "cpu", *map(str, options)]
+    return [sys.executable, "-c", FAULTY.format(place=place, fault=fault), *CPU, *map(str, options)]
 
 
 @pytest.mark.usefixtures("clean")

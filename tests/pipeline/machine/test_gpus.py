@@ -27,13 +27,13 @@ def test_the_drivers_names(name: str, key: str | None) -> None:
 
 
 def test_auto_without_a_gpu_is_the_cpu_and_says_so() -> None:
-    target = choose_target("auto", ())
-    assert target.backend == "numpy"
-    assert "no NVIDIA GPU" in target.notice
+    target = choose_target("auto", (), cpu_backend="numpy")
+    assert (target.backend, target.notice) == ("numpy", "CPU by NumPy: no NVIDIA GPU was found")
 
 
 def test_cpu_is_the_cpu_whatever_is_there() -> None:
-    assert choose_target("cpu", (Gpu(0, "NVIDIA H200", "h200"),)).backend == "numpy"
+    target = choose_target("cpu", (Gpu(0, "NVIDIA H200", "h200"),), cpu_backend="numpy")
+    assert (target.backend, target.notice) == ("numpy", "CPU by NumPy: as asked")
 
 
 def test_a_gpu_that_is_not_there_is_an_error_that_names_what_is() -> None:

@@ -40,7 +40,7 @@ def best(model_dir: Path, images: Path) -> list[tuple[list[int], list[float]]]:
 
 
 def settings(model_dir: Path) -> dict[str, Any]:
-    return {"model": model_dir, "top": TOP, "loaders": 1}
+    return {"model": model_dir, "top": TOP, "loaders": 1, "cpu_backend": "numpy"}
 
 
 def same(row: dict[str, Any], wanted: tuple[list[int], list[float]]) -> bool:

@@ -24,6 +24,7 @@ from pipeline.classify.__main__ import main
 from pipeline.errors import PipelineError
 from pipeline.ray.run import Run
 from tests.paths import ROOT
+from tests.pipeline.application import CPU
 from tests.pipeline.conftest import IMAGES
 
 PATIENCE_S = 180.0
@@ -52,7 +53,7 @@ def sources(images: Path, image_bytes: list[bytes], tmp_path_factory: pytest.Tem
 
 
 def classify(model: Path, *arguments: object) -> int:
-    return main([*map(str, arguments), "--model", str(model), "--loaders", "1", "-b", "2"])
+    return main([*map(str, arguments), "--model", str(model), "--cpu-backend", "numpy", "--loaders", "1", "-b", "2"])
 
 
 def on_cluster(model: Path, *arguments: object) -> int:
@@ -250,7 +251,7 @@ def test_an_interrupted_run_leaves_no_process_behind_and_goes_on(model_dir: Path
         os.link(images / f"{number % IMAGES}.jpg", folder / f"{number}.jpg")
     out = tmp_path / "rows.jsonl"
     command = [
-        sys.executable, "-m", "pipeline.classify", folder, "--model", model_dir, "--gpu", "cpu", "--loaders", "1",
+        sys.executable, "-m", "pipeline.classify", folder, "--model", model_dir, *CPU, "--loaders", "1",
         "-b", "2", "--ray", "--out", out,
     ]  # fmt: skip
     process = subprocess.Popen(list(map(str, command)), cwd=ROOT, stderr=subprocess.PIPE, text=True)

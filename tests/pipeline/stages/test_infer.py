@@ -22,6 +22,7 @@ from pipeline.memory.segment import segment_folder
 from pipeline.stages import infer
 from pipeline.stages.channels import Task
 from pipeline.stages.infer import Inferrer
+from pipeline.stages.notices import engine_warnings
 from pipeline.stages.spec import EngineSpec
 from tests.pipeline.conftest import SIZE
 
@@ -126,14 +127,10 @@ def test_warming_up_takes_no_longer_with_a_larger_batch(
 
 
 def test_what_the_engine_warns_of_is_kept_for_who_shows_it() -> None:
-    from pipeline.stages.gpu import Warnings
-
-    kept, logger = Warnings(), logging.getLogger("int4core")
-    logger.addHandler(kept)
-    try:
+    logger = logging.getLogger("int4core")
+    with engine_warnings() as kept:
         for number in (100, 5, 100):
             logger.warning("mine:%d: kernel %d does not fit here", number, number)
         logger.info("said to nobody")
-    finally:
-        logger.removeHandler(kept)
+    logger.warning("said when nobody listens any more")
     assert tuple(kept.lines) == ("mine:100: kernel 100 does not fit here", "mine:5: kernel 5 does not fit here")

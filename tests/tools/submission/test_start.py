@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.loadgen.rounds import ROUNDS
+from tests.pipeline.application import CPU
 from tools.submission.__main__ import main
 from tools.submission.check import find_faults
 from tools.submission.start import _from_anywhere
@@ -123,7 +124,7 @@ def test_a_trial_from_init_to_check(
     earlier = tmp_path / "w" / "runs" / "Offline" / "TEST01" / "mlperf_log_accuracy.json"
     earlier.parent.mkdir(parents=True)
     earlier.write_text('[{"seq_id": 0, "qsl_idx": 0, "data": "00000000"}]')
-    given = ["--gpu", "cpu", "--loaders", "1", "--model", str(model_dir), "--images", str(images), "-m"]
+    given = [*CPU, "--loaders", "1", "--model", str(model_dir), "--images", str(images), "-m"]
     options = ["--no-dashboard", "--lgts_min_duration_ms", "10", "--lgts_min_query_count", "200"]
     status = main(["run", "--scenario", "Offline", folder, *given, str(images / "map.txt"), *options])
     assert status == 0, capfd.readouterr().err
