@@ -128,10 +128,12 @@ class _Table:
     BUCKET_BYTES = SLOTS * DIGEST_BYTES
     FULL = 0.75
     GROWTH = 1.3
+    # Buckets that come with every growth beside that: small tables would grow all the time.
+    MORE = 8
 
     def __init__(self) -> None:
         self.size = 0
-        self._make(1)
+        self._make(self.MORE)
 
     def _make(self, buckets: int) -> None:
         self._buckets = buckets
@@ -166,7 +168,7 @@ class _Table:
 
     def _grow(self) -> None:
         digests = self._all()
-        self._make(int(self._buckets * self.GROWTH) + 1)
+        self._make(int(self._buckets * self.GROWTH) + self.MORE)
         leading = np.ascontiguousarray(digests[:, 1:5]).view(">u4")[:, 0].astype(np.uint64)
         homes = (leading * np.uint64(self._buckets) >> np.uint64(32)).astype(np.int64)
         order = np.argsort(homes, kind="stable")
