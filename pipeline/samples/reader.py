@@ -27,6 +27,8 @@ from pipeline.samples.tables import RowCursor, image_in
 OPEN_SHARDS = 8
 OPEN_ROW_GROUPS = 2
 
+WITHIN = "the shard ends within this member: {} of its {} bytes are there"
+
 
 class Reader:
     """Reads what locators point to; one per loader, not for several threads.
@@ -84,13 +86,34 @@ class Reader:
             raise ImageError(locator.path, locator.why)
         raise TypeError(f"not a locator: {locator!r}")
 
+    def read_into(self, locator: Locator, room: memoryview) -> memoryview | bytes:
+        """The same without a copy of its own, where it can: a view of `room` (bytes), from its beginning on.
+
+        Bytes of its own where they do not fit, or come from elsewhere than a file or a part of one.
+        """
+        if isinstance(locator, PathLocator) and not is_url(locator.path):
+            path = locator.path
+            with _opened(path) as (descriptor, size):
+                self._check_size(path, size)
+                if size > len(room):
+                    return self._whole(path, descriptor, size)
+                return _filled(path, descriptor, 0, room[:size], "cut short while it was read")
+        if isinstance(locator, RangeLocator) and not is_url(locator.path) and 0 < locator.length <= len(room):
+            path, length = locator.path, locator.length
+            self._check_size(path, length)
+            return _filled(path, self._shard(path), locator.offset, room[:length], WITHIN)
+        return self.read(locator)
+
     def _path(self, path: str) -> bytes:
         if is_url(path):
             # One byte more than is allowed, so that one request both reads it and shows that it is too large.
             return self._checked(path, _read_url(path, 0, self.max_bytes + 1))
         with _opened(path) as (descriptor, size):
             self._check_size(path, size)
-            data = _read_range(path, descriptor, 0, size)
+            return self._whole(path, descriptor, size)
+
+    def _whole(self, path: str, descriptor: int, size: int) -> bytes:
+        data = _read_range(path, descriptor, 0, size)
         if len(data) < size:
             raise ImageError(path, "cut short while it was read")
         return data
@@ -103,7 +126,7 @@ class Reader:
         else:
             data = _read_range(path, self._shard(path), offset, length)
         if len(data) < length:
-            raise ImageError(path, f"the shard ends within this member: {len(data)} of its {length} bytes are there")
+            raise ImageError(path, WITHIN.format(len(data), length))
         return data
 
     def _row(self, locator: RowLocator) -> bytes:
@@ -167,6 +190,19 @@ def _read_range(path: str, descriptor: int, offset: int, length: int) -> bytes:
     except OSError as error:
         raise ImageError(path, f"it cannot be read: {error.strerror or error}") from error
     return data
+
+
+def _filled(path: str, descriptor: int, offset: int, room: memoryview, short: str) -> memoryview:
+    """`room`, filled from `offset` on. Raises ImageError with the reason `short` where the file ends before."""
+    found = 0
+    try:
+        while found < len(room) and (more := os.preadv(descriptor, [room[found:]], offset + found)):
+            found += more
+    except OSError as error:
+        raise ImageError(path, f"it cannot be read: {error.strerror or error}") from error
+    if found < len(room):
+        raise ImageError(path, short.format(found, len(room)))
+    return room
 
 
 def _read_url(url: str, start: int, end: int) -> bytes:

@@ -53,6 +53,34 @@ def test_sources_go_through_pickle() -> None:
             source.key = "other"  # type: ignore[misc]
 
 
+def test_files_and_members_are_read_to_where_there_is_room(reader: Reader, tmp_path: Path) -> None:
+    path, none = str(tmp_path / "a"), str(tmp_path / "none")
+    Path(path).write_bytes(b"a tar")
+    buffer = bytearray(b"-" * 8)
+    for locator, data in ((PathLocator(path), b"a tar"), (RangeLocator(path, 2, 3), b"tar")):
+        buffer[:] = b"-" * 8
+        found = reader.read_into(locator, memoryview(buffer)[1:])
+        assert isinstance(found, memoryview)
+        assert (bytes(found), bytes(buffer)) == (data, b"-" + data.ljust(7, b"-"))
+        buffer[:] = b"-" * 8
+        assert reader.read_into(locator, memoryview(buffer)[:2]) == data
+        assert bytes(buffer) == b"-" * 8
+    assert reader.read_into(BytesLocator(b"x"), memoryview(buffer)) == b"x"
+    Path(tmp_path / "empty").touch()
+    Path(tmp_path / "large").write_bytes(bytes(MAX + 1))
+    for locator in (
+        PathLocator(none),
+        PathLocator(str(tmp_path / "empty")),
+        PathLocator(str(tmp_path / "large")),
+        RangeLocator(path, 2, 4),
+        RangeLocator(path, 0, 0),
+        RangeLocator(none, 0, 3),
+    ):
+        with pytest.raises(ImageError) as caught:
+            reader.read_into(locator, memoryview(buffer))
+        assert caught.value.why == why(reader, locator)
+
+
 def test_a_file(reader: Reader, tmp_path: Path) -> None:
     path = os.fsdecode(os.fsencode(tmp_path) + b"/\xff\n.jpg")
     Path(path).write_bytes(b"image")
