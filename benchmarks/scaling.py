@@ -59,9 +59,9 @@ FIRST_SHARE = 0.85
 KEPT_UP = 0.97
 
 # How often a byte in host memory is read or written. A sample in its slot is read once, by the GPU. A file goes from
-# the page cache into the loader's memory, from there into its slot, and from there to the GPU: two copies and a read.
-# On the CPU an engine gathers a batch, a copy and a read; what a decoder does with its pixels is not counted.
-GPU_SAMPLE, GPU_FILE, CPU_SAMPLE, CPU_FILE = 1, 5, 3, 1
+# the page cache into its slot, and from there to the GPU: a copy and a read. On the CPU an engine gathers a batch, a
+# copy and a read; what a decoder does with its pixels is not counted.
+GPU_SAMPLE, GPU_FILE, CPU_SAMPLE, CPU_FILE = 1, 3, 3, 1
 
 Summary: TypeAlias = "dict[str, Any]"
 

@@ -169,11 +169,11 @@ def test_without_a_gpu_it_says_so(monkeypatch: pytest.MonkeyPatch, capsys: pytes
 def test_what_a_file_moves() -> None:
     sizes = Sizes(SAMPLE, 1000.0)
     sent = 1000 + HEADER.itemsize
-    assert moved_by_file(sizes, {"gpu": 10, "loaders": {}}, on_gpus=True) == Moved(5 * sent, sent)
+    assert moved_by_file(sizes, {"gpu": 10, "loaders": {}}, on_gpus=True) == Moved(3 * sent, sent)
     by_loaders = Moved(1000 + 2 * SAMPLE, SAMPLE)
     assert moved_by_file(sizes, {"gpu": 0, "loaders": {"CMYK": 2}}, on_gpus=True) == by_loaders
     half = moved_by_file(sizes, {"gpu": 3, "loaders": {"CMYK": 2, "progressive": 1}}, on_gpus=True)
-    assert half == Moved((5 * sent + by_loaders.memory) / 2, (sent + SAMPLE) / 2)
+    assert half == Moved((3 * sent + by_loaders.memory) / 2, (sent + SAMPLE) / 2)
     assert moved_by_file(sizes, None, on_gpus=False) == Moved(1000 + 4 * SAMPLE, None)
 
 
