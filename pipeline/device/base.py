@@ -6,12 +6,17 @@ real one.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Protocol, TypeAlias, TypeVar
 
 B = TypeVar("B", bound="Batch")
 
 Marks: TypeAlias = tuple[Any, Any, Any, Any]
 """Where a batch's upload begins and ends in its copy stream, its network in its compute stream."""
+
+
+Parts: TypeAlias = Sequence[tuple[str, Any, Any]]
+"""What a device did for a batch's upload in a stream of its own: names, with the marks of begin and end."""
 
 
 class Event(Protocol):
@@ -57,6 +62,9 @@ class Device(Protocol[B]):
     def download(self, batch: B, record: int, count: int, stream: Any) -> None:
         """Copy the first `count` answers of the batch towards the record: classes, and what else it has room for."""
 
+    def parts(self, batch: B) -> Parts:
+        """Of the upload before, once the batch is answered; nothing where it is not asked to mark them."""
+
     def collect(self, batch: B, record: int, count: int) -> None:
         """On the host, after the download: the answers are in the record when this returns."""
 
@@ -70,5 +78,5 @@ class Spans(Protocol):
     def mark(self, stream: Any) -> Any:
         """A mark behind all that `stream` has been asked for so far, whose time is known later."""
 
-    def complete(self, lane: int, ticket: int, samples: int, marks: Marks) -> None:
+    def complete(self, lane: int, ticket: int, samples: int, marks: Marks, parts: Parts) -> None:
         """A lane has finished a batch; the device has passed all its marks."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -12,6 +13,7 @@ import numpy.typing as npt
 
 from int4core.backends.cuda.network import DeviceBatch, DeviceNetwork
 from int4core.errors import EngineError
+from pipeline.device.base import Parts
 from pipeline.device.decode import Decode
 from pipeline.device.transfer import Gather, H2d, Runs, Staged, Transfer
 from pipeline.errors import PipelineError
@@ -73,9 +75,14 @@ class CudaDevice:
         """Bring samples to the device in this way from now on. Nothing may be under way."""
         self._transfer = self.transfers[name]
 
-    def start_decoding(self) -> None:
-        """Slots may hold files from now on; rates are measured before, on samples. Nothing may be under way."""
+    def start_decoding(self, marker: Callable[[Any], Any] | None = None) -> None:
+        """Slots may hold files from now on; rates are measured before, on samples. Nothing may be under way.
+
+        `marker` puts a mark into a stream, where `parts` is to have when files were copied and decoded.
+        """
         self._decoding = True
+        if self.decode is not None:
+            self.decode.marker = marker
 
     def stream(self) -> Any:
         return self._cupy.cuda.Stream(non_blocking=True)
@@ -110,6 +117,9 @@ class CudaDevice:
             runtime.memcpyAsync(
                 target.ctypes.data, source.data.ptr, target.nbytes, runtime.memcpyDeviceToHost, stream.ptr
             )
+
+    def parts(self, batch: DeviceBatch) -> Parts:
+        return () if self.decode is None else self.decode.parts(batch)
 
     def collect(self, batch: DeviceBatch, record: int, count: int) -> None:
         if not self._exchange_base:

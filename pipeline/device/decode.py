@@ -6,7 +6,9 @@ decoded under the network of another. Samples that a loader has made are copied 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -16,6 +18,7 @@ import numpy.typing as npt
 from int4core.errors import EngineError
 from int4core.preprocess import quantize_table
 from pipeline.arrays import Classes, Slots
+from pipeline.device.base import Parts
 from pipeline.device.transfer import copy_all
 from pipeline.errors import PipelineError
 from pipeline.jpeg.decoder import BYTES_PER_IMAGE, FEW_IMAGES
@@ -33,10 +36,14 @@ class _UnderWay:
 
     decoded: npt.NDArray[np.int64]
     left: npt.NDArray[np.int64]
+    parts: Parts = ()
 
 
 class Decode:
     """Makes a batch's samples of what lies in its slots. `base` is the arena's address on the host.
+
+    Attributes:
+        marker: puts a mark into a stream, where somebody wants to know when copies and kernels ran (`parts`).
 
     Raises EngineError without the kernels or the memory.
     """
@@ -56,6 +63,7 @@ class Decode:
         self._gpu.wait(stream)
         self._workspaces: WeakKeyDictionary[Any, Workspace] = WeakKeyDictionary()
         self._under_way: WeakKeyDictionary[Any, _UnderWay] = WeakKeyDictionary()
+        self.marker: Callable[[Any], Any] | None = None
 
     def prepare(self, batch: Any) -> None:
         """Have the memory for a batch. Raises PipelineError when the GPU has not so much."""
@@ -87,11 +95,25 @@ class Decode:
         files, sizes, plan = files[fits], sizes[fits], plan.take(fits)
         if not len(files):
             return
+        marks: list[tuple[str, Any]] = []
+
+        def passed(what: str) -> None:
+            if self.marker is not None:
+                marks.append((what, self.marker(workspace.stream)))
+
+        passed("begin")
         places = workspace.places(sizes)
         copy_all(cupy, places, sources[files] + np.uint64(HEADER.itemsize), sizes.astype(np.uint64), workspace.stream)
-        workspace.enqueue(plan, places, targets[files], int(sizes.sum()))
+        passed("files")
+        workspace.enqueue(plan, places, targets[files], int(sizes.sum()), launched=passed)
         under_way.decoded = files
+        under_way.parts = [(name, begin, end) for (_, begin), (name, end) in pairwise(marks)]
         stream.wait_event(workspace.stream.record())
+
+    def parts(self, batch: Any) -> Parts:
+        """The copy of the files, and each kernel, of what is over and not `mark`ed."""
+        under_way = self._under_way.get(batch)
+        return () if under_way is None else under_way.parts
 
     def mark(self, batch: Any, classes: Classes) -> None:
         """Once all of the batch is over: give rows that were not decoded well the class -word.

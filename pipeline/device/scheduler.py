@@ -217,10 +217,11 @@ class Scheduler(Generic[B]):
     def _retire(self, lane: _Lane[B]) -> Answer:
         flight = lane.flight
         assert flight is not None, "a lane without a batch is not under way"
+        parts = self._device.parts(flight.batch)
         self._device.collect(flight.batch, flight.record, flight.count)
         self._underway.remove(lane)
         if self._spans is not None and flight.ticket != MEASURED:
-            self._spans.complete(lane.number, flight.ticket, flight.count, flight.marks)
+            self._spans.complete(lane.number, flight.ticket, flight.count, flight.marks, parts)
         lane.flight = None
         self._free.append(lane)
         now = time.perf_counter()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pipeline.device.base import Marks
+from pipeline.device.base import Marks, Parts
 from pipeline.telemetry.trace import DeviceClock, Tracer
 
 # CUDA gives the time between two events as float32; over ten seconds that is a microsecond coarse.
@@ -25,8 +25,9 @@ class CudaSpans:
         event.record(stream)
         return event
 
-    def complete(self, lane: int, ticket: int, samples: int, marks: Marks) -> None:
-        for name, stream, begin, end in (("upload", "copy", *marks[:2]), ("network", "compute", *marks[2:])):
+    def complete(self, lane: int, ticket: int, samples: int, marks: Marks, parts: Parts) -> None:
+        whole = ("copy", "upload", *marks[:2]), ("compute", "network", *marks[2:])
+        for stream, name, begin, end in (*whole, *(("decode", *part) for part in parts)):
             self._clock.complete(self._tracer, name, f"{stream} {lane}", begin, end, ticket=ticket, samples=samples)
         if self._clock.seconds(marks[-1]) - self._clock.reference_s > CLOCK_REACHES_S:
             self._clock = self._clock.moved_to(marks[-1])

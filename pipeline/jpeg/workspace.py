@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 import numpy as np
@@ -64,10 +64,19 @@ class Workspace:
         self._gpu.upload(at, block, self.stream)
         return at
 
-    def enqueue(self, plan: Plan, files: AddressList, outs: AddressList, used: int = 0) -> None:
+    def enqueue(
+        self,
+        plan: Plan,
+        files: AddressList,
+        outs: AddressList,
+        used: int = 0,
+        *,
+        launched: Callable[[str], None] = lambda kernel: None,
+    ) -> None:
         """Decode files that are on the device, padded to whole words of 16 bytes, to `outs`: addresses both.
 
-        `used`: of `capacity`, by `upload` or `send`. The chunk before has to be over: see `finish`.
+        `used`: of `capacity`, by `upload` or `send`. `launched` is called after each launch, with the kernel's name.
+        The chunk before has to be over: see `finish`.
         """
         count = self._count = len(plan.images)
         images = plan.images
@@ -87,6 +96,7 @@ class Workspace:
         at = Addresses(self._base, self._base + len(records), bits, damage, self._table)
         for call in calls(count, orders, at, plan.sampling):
             self._gpu.launch(call, self.stream)
+            launched(call.source.function)
         self._gpu.download(self._damage[: 4 * count], damage, self.stream)
 
     def finish(self) -> npt.NDArray[np.uint32]:

@@ -116,7 +116,7 @@ class DeviceInferrer:
         records = [number * spec.inflight + i for i in range(spec.inflight)]
         self._rates, by_transfer = choose_transfer(device, self._scheduler, arena, exchange, records)
         if spec.sampling is not None:
-            device.start_decoding()
+            device.start_decoding(None if spans is None else spans.mark)
         copies = ", ".join(f"{name} {rate:,.0f}/s" for name, rate in by_transfer.items())
         self._note = (
             f"{device.notice}; batches of {', '.join(map(str, spec.sizes.values))}, {spec.inflight} in flight; "

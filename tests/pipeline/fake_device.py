@@ -145,6 +145,9 @@ class FakeDevice:
 
         stream.put(copy)
 
+    def parts(self, batch: FakeBatch) -> tuple[()]:
+        return ()
+
     def collect(self, batch: FakeBatch, record: int, count: int) -> None:
         pass
 

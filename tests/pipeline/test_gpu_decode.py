@@ -17,6 +17,7 @@ pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("cupy", "clean")]
 
 def rows(model: Path, folder: Path, out: Path, decode: str, batch: int) -> list[dict]:
     given = ["--model", model, "--out", out, "--decode", decode, "--loaders", 2, "-b", batch, "--no-dashboard"]
+    given += ["--trace", out.with_suffix(".trace")]
     assert main([str(folder), *map(str, given)]) == 0
     return [json.loads(line) for line in out.read_text().splitlines()]
 
@@ -37,6 +38,8 @@ def test_rows_are_those_of_loaders(model_dir: Path, images: Path, tmp_path: Path
     assert decoded["gpu"] >= IMAGES
     assert decoded["gpu"] + sum(decoded["loaders"].values()) == 2 * IMAGES
     assert decoded["loaders"], "none of the damaged files has been noticed"
+    events = json.loads((tmp_path / "gpu.trace").read_text())["traceEvents"]
+    assert {"files", "jpeg_unstuff", "jpeg_entropy", "jpeg_idct", "upload", "network"} <= {e["name"] for e in events}
 
 
 def test_real_images(tmp_path: Path) -> None:

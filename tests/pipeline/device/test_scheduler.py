@@ -223,14 +223,16 @@ class HostSpans:
 
     def __init__(self) -> None:
         self.completed: list[tuple[int, int, int, list[float]]] = []
+        self.parts: list[Any] = []
 
     def mark(self, stream: FakeStream) -> list[float]:
         times: list[float] = []
         stream.put(lambda: times.append(time.perf_counter()))
         return times
 
-    def complete(self, lane: int, ticket: int, samples: int, marks: Any) -> None:
+    def complete(self, lane: int, ticket: int, samples: int, marks: Any, parts: Any) -> None:
         self.completed.append((lane, ticket, samples, [mark[0] for mark in marks]))
+        self.parts.append(parts)
 
 
 def test_spans_of_a_batch_are_in_order_and_of_its_lane(tmp_path: Path) -> None:
@@ -247,6 +249,26 @@ def test_spans_of_a_batch_are_in_order_and_of_its_lane(tmp_path: Path) -> None:
         assert marks == sorted(marks), "upload begins, ends, network begins, ends"
     uploads = sorted(marks[:2] for _, _, _, marks in spans.completed)
     assert all(a[1] <= b[0] for a, b in itertools.pairwise(uploads)), "uploads take turns"
+
+
+def test_what_a_device_does_for_an_upload_goes_with_its_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with device(tmp_path, 1, 4) as (fake, exchange):
+        asked: list[Any] = []
+
+        def parts(batch: Any) -> list[tuple[str, Any, Any]]:
+            asked.append(batch)
+            return [("files", batch, 2)]
+
+        def collect(batch: Any, record: int, count: int) -> None:
+            assert asked[-1] is batch, "parts are asked for before they are forgotten"
+
+        monkeypatch.setattr(fake, "parts", parts)
+        monkeypatch.setattr(fake, "collect", collect)
+        spans = HostSpans()
+        scheduler = Scheduler(fake, Sizes.full(4), 1, spans=spans)
+        scheduler.begin(7, exchange.take(np.zeros(4, np.int32)), 4)
+        scheduler.drain()
+    assert spans.parts == [[("files", asked[0], 2)]]
 
 
 def test_busy_time_does_not_count_a_moment_twice(tmp_path: Path) -> None:

@@ -182,7 +182,7 @@ def test_a_lanes_marks_become_its_upload_and_its_network() -> None:
         for after in (1.0, 3.0, 4.0, 12.0):
             stream.now_ms = ms + after
             marks.append(spans.mark(stream))
-        spans.complete(1, ticket, 1024, tuple(marks))
+        spans.complete(1, ticket, 1024, tuple(marks), ())
     seen = tracer.to_records()[3]
     assert [span[:2] for span in seen] == 3 * [("upload", "copy 1"), ("network", "compute 1")]
     assert [span[4] for span in seen[:2]] == 2 * [(("ticket", 0), ("samples", 1024))]
@@ -190,6 +190,20 @@ def test_a_lanes_marks_become_its_upload_and_its_network() -> None:
     # On the host's clock, whichever event reports it.
     assert [span[2] - seen[0][2] for span in seen[::2]] == pytest.approx([0.0, 15.0, 25.0])
     assert began + 0.001 <= seen[0][2] <= set_up + 0.001
+
+
+def test_what_a_device_does_for_an_upload_has_a_lane_of_its_own() -> None:
+    tracer, stream = Tracer("gpu"), FakeStream()
+    spans = CudaSpans(tracer, FakeCupy)
+    marks = []
+    for ms in (5_000.0, 5_001.0, 5_003.0, 5_004.0):
+        stream.now_ms = ms
+        marks.append(spans.mark(stream))
+    spans.complete(2, 7, 64, tuple(marks), [("files", *marks[:2]), ("jpeg_unstuff", *marks[1:3])])
+    seen = tracer.to_records()[3][2:]
+    assert [span[:2] for span in seen] == [("files", "decode 2"), ("jpeg_unstuff", "decode 2")]
+    assert [span[3] - span[2] for span in seen] == pytest.approx([0.001, 0.002])
+    assert {span[4] for span in seen} == {(("ticket", 7), ("samples", 64))}
 
 
 def test_a_moved_clock_tells_the_same_time() -> None:
