@@ -34,6 +34,7 @@ from int4core.errors import printed
 from int4core.preprocess import quantize_table
 from int4core.streams import run_command
 from pipeline.errors import PipelineError
+from pipeline.extras import is_installed
 from pipeline.samples.library import SampleLibrary
 from pipeline.samples.preprocess import Preprocessor
 
@@ -46,6 +47,7 @@ REFERENCE = "torchvision's, CHW float32"
 PLAIN = "plain NumPy, HWC float64"
 TABLE = "whole resize, then a table"
 OURS = "pipeline.samples.preprocess"
+COMPILED = "the same, resized by Numba"
 
 
 def reference_crop(path: Path, size: int = SIZE, resize: int | None = RESIZE) -> Image.Image:
@@ -99,6 +101,7 @@ class Figure:
 def ways() -> dict[str, Callable[[Path], npt.NDArray[np.int8] | None]]:
     """Name -> what makes a sample of a file (None: it only decodes it)."""
     preprocessor = Preprocessor(SIZE, RESIZE)
+    compiled = Preprocessor(SIZE, RESIZE, compiled=True) if is_installed("numba") else None
     lookup = quantize_table().view(np.uint8).ravel().tolist()
     out = np.empty((3, SIZE, SIZE), dtype=np.int8)
 
@@ -114,13 +117,21 @@ def ways() -> dict[str, Callable[[Path], npt.NDArray[np.int8] | None]]:
         preprocessor.decode_into(path, out)
         return out
 
-    return {
+    def by_numba(path: Path) -> npt.NDArray[np.int8]:
+        assert compiled is not None
+        compiled.decode_into(path, out)
+        return out
+
+    made: dict[str, Callable[[Path], npt.NDArray[np.int8] | None]] = {
         DECODE: decode,
         REFERENCE: reference_sample,
         PLAIN: plain_sample,
         TABLE: whole_then_table,
         OURS: ours,
     }
+    if compiled is not None:
+        made[COMPILED] = by_numba
+    return made
 
 
 def check(paths: Sequence[Path]) -> None:

@@ -130,6 +130,11 @@ class Side:
         return max(math.floor(begin - support) - 1, 0), min(math.ceil(end + support) + 1, self.old)
 
 
+def starts_with_columns(x: Side, y: Side) -> bool:
+    """Whether Pillow 13 resamples the columns of an image with these sides first."""
+    return y.old - y.new > max(0, 2 * (x.old - x.new))
+
+
 def sides(width: int, height: int, short_side: int, size: int) -> tuple[Side, Side]:
     """Both sides of an image that is resized to `short_side` and cropped to the centre `size` x `size`."""
     new_width, new_height = resized_size(width, height, short_side)
@@ -154,7 +159,7 @@ def resize_and_crop(image: Image.Image, short_side: int, size: int) -> Image.Ima
     x, y = sides(width, height, short_side, size)
     new_width, new_height = x.new, y.new
 
-    if height - new_height > max(0, 2 * (width - new_width)):  # where Pillow 13 starts with the vertical pass
+    if starts_with_columns(x, y):
         whole = image.resize((new_width, new_height), BILINEAR)
         return whole.crop((x.offset, y.offset, x.offset + size, y.offset + size))
 

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from typing import Any
 
 from int4core.install import install_command
 from pipeline.errors import PipelineError
+
+
+def is_installed(module: str) -> bool:
+    """Whether a library is there; it is not imported."""
+    return importlib.util.find_spec(module) is not None
 
 
 def require(module: str, extra: str, what: str) -> Any:

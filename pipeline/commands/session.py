@@ -12,7 +12,7 @@ from pipeline.device.scheduler import Sizes
 from pipeline.errors import PipelineError
 from pipeline.machine.hardware import default_loaders
 from pipeline.session.spec import SessionSpec
-from pipeline.stages.load import Decode, Preparation
+from pipeline.stages.load import Decode
 from pipeline.stages.spec import CPU_IN_FLIGHT
 
 CPU_BATCH = 16
@@ -41,7 +41,7 @@ def session_spec(
         backend_options=setup.backend_options,
         sizes=Sizes.full(batch_size(engine, gpu=bool(gpus))),
         input_shape=(3, setup.side, setup.side),
-        preparation=Preparation("images", setup.side, setup.short_side(loaders.resize), loaders.rules, decode),
+        preparation=setup.preparation("images", loaders.resize, loaders.rules, decode),
         loaders=loaders.processes or default_loaders(),
         stage_timeout_s=engine.timeout_s,
         image_timeout_s=loaders.image_timeout_s,

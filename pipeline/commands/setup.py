@@ -16,9 +16,10 @@ from int4core.tuning.autoconfig import Autoconfig
 from pipeline.commands.options import EngineOptions
 from pipeline.defaults import default_model
 from pipeline.errors import PipelineError
+from pipeline.extras import is_installed
 from pipeline.machine.gpus import Target, choose_target
-
-# The short side of an image before the centre crop, over the crop: torchvision's 256 for 224.
+from pipeline.samples.images import ImageRules
+from pipeline.stages.load import Decode, Kind, Preparation
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,15 @@ class Setup:
     def short_side(self, resize: bool) -> int | None:
         """What images are resized to before the crop; None: they are sized."""
         return short_side(self.side) if resize else None
+
+    def preparation(self, kind: Kind, resize: bool, rules: ImageRules, decode: Decode = "cpu") -> Preparation:
+        """What loaders do with a source.
+
+        With engines on GPUs, what loaders decode bounds a run: Numba resizes it then, where it is installed. Engines on
+        the CPU are slower than loaders by far, and are not worth the second that each loader takes longer to start.
+        """
+        compiled = kind == "images" and bool(self.target.gpus) and is_installed("numba")
+        return Preparation(kind, self.side, self.short_side(resize), rules, decode, compiled)
 
 
 def set_up(options: EngineOptions, say: Callable[[str], None]) -> Setup:

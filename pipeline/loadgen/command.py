@@ -61,7 +61,6 @@ from pipeline.session.spec import SessionSpec
 from pipeline.session.supervisor import Interrupted, Supervisor
 from pipeline.stages.base import StageFailure
 from pipeline.stages.infer import engine_notes
-from pipeline.stages.load import Preparation
 from pipeline.stages.spec import CPU_IN_FLIGHT
 from pipeline.telemetry.trace import write_trace
 
@@ -202,7 +201,7 @@ class OfflineCommand:
             backend_options=setup.backend_options,
             sizes=plan.sizes,
             input_shape=shape,
-            preparation=Preparation(library.kind, setup.side, setup.short_side(options.resize), options.rules),
+            preparation=setup.preparation(library.kind, options.resize, options.rules),
             loaders=min(loaders, len(library)),
             slots=self._slots(len(library), at_a_time, shape),
             stage_timeout_s=options.stage_timeout_s,

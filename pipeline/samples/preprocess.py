@@ -8,7 +8,7 @@ a JPEG would still need the first. `python -m benchmarks.loader` measures the wh
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
@@ -33,14 +33,20 @@ class Preprocessor:
         size: side of the square sample, in pixels.
         resize: what the short side is resized to before the centre crop, or None for images that are sized.
         rules: which files are taken.
+        compiled: whether images are resized by what Numba compiles (`int4core.resample`) and not by Pillow: the same
+            samples, less work for each, and a second before the first. Asked for without Numba, it is an ImportError.
     """
 
-    def __init__(self, size: int = 224, resize: int | None = 256, rules: ImageRules | None = None) -> None:
+    def __init__(
+        self, size: int = 224, resize: int | None = 256, rules: ImageRules | None = None, *, compiled: bool = False
+    ) -> None:
         if size < 1 or (resize is not None and resize < size):
             raise ValueError(f"cannot crop {size} x {size} out of images resized to {resize}")
         self.size = size
         self.resize = resize
         self.rules = ImageRules() if rules is None else rules
+        self.compiled = compiled and resize is not None
+        self._write = _writer(size, resize) if compiled and resize is not None else self._write_by_pillow
 
     def decode_into(self, path: str | Path, out: Sample) -> None:
         """Fill `out`, int8 (3, size, size) and C-contiguous, with the image at `path`.
@@ -58,7 +64,7 @@ class Preprocessor:
     def picture(self, data: bytes, name: str) -> Image.Image:
         """What a sample is made of, before the table: RGB, size x size. Raises ImageError as `decode_bytes` does."""
         with _plainly(name):
-            return self._pixels(self._file_of(data, name), name)
+            return square(self._rgb(self._file_of(data, name), name), self.size, self.resize)
 
     def _file_of(self, data: bytes, name: str) -> BinaryIO:
         if not data:
@@ -71,12 +77,15 @@ class Preprocessor:
         if out.shape != (3, self.size, self.size) or out.dtype != np.int8 or not out.flags.c_contiguous:
             raise ValueError(f"a sample is C-contiguous int8 (3, {self.size}, {self.size})")
         with _plainly(path):
-            write_sample(self._pixels(file, path), out)
+            self._write(self._rgb(file, path), out)
 
-    def _pixels(self, file: BinaryIO, path: str | Path) -> Image.Image:
+    def _rgb(self, file: BinaryIO, path: str | Path) -> Image.Image:
         image = open_image(file, path, self.rules)
         self._check_size(path, *image.size)
-        return square(to_rgb(image, path), self.size, self.resize)
+        return to_rgb(image, path)
+
+    def _write_by_pillow(self, image: Image.Image, out: Sample) -> None:
+        write_sample(square(image, self.size, self.resize), out)
 
     def _check_size(self, path: str | Path, width: int, height: int) -> None:
         if self.resize is None:
@@ -86,6 +95,17 @@ class Preprocessor:
             return
         memory = memory_to_resize(width, height, self.resize, self.size)
         check_memory(path, f"{width} x {height} pixels are too thin: resizing them", memory, self.rules)
+
+
+def _writer(size: int, resize: int) -> Callable[[Image.Image, Sample], None]:
+    """The compiled way from an RGB image to a sample, compiled by now: no image is to wait for that."""
+    from int4core.resample import write_resized
+
+    def write(image: Image.Image, out: Sample) -> None:
+        write_resized(image, size, resize, out)
+
+    write(Image.new("RGB", (size, size)), np.empty((3, size, size), np.int8))
+    return write
 
 
 @contextmanager

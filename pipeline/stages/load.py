@@ -95,6 +95,7 @@ class Preparation:
         resize: what the short side is resized to before the centre crop, or None for images that are sized.
         rules: which images are taken.
         decode: where: by the loader, or by the GPU where it can; files then lie in slots as they are.
+        compiled: whether what loaders decode is resized by what Numba compiles, to the same samples.
     """
 
     kind: Kind
@@ -102,6 +103,7 @@ class Preparation:
     resize: int | None
     rules: ImageRules = field(default_factory=ImageRules)
     decode: Decode = "cpu"
+    compiled: bool = False
 
 
 class Loader:
@@ -121,13 +123,15 @@ class Loader:
         pin(cores, number)
         self._arena = Arena.attach(arena)
         self._preparation = preparation
-        self._preprocessor = Preprocessor(size=preparation.size, resize=preparation.resize, rules=preparation.rules)
+        self._preprocessor = Preprocessor(
+            preparation.size, preparation.resize, preparation.rules, compiled=preparation.compiled
+        )
         self._reader = Reader(preparation.rules.max_bytes)
         self._printed = NativeOutput()
         self.tracer = make_tracer(f"loader {number}{whereabouts()}", traced)
 
     def note(self) -> str:
-        return self._preparation.kind
+        return f"{self._preparation.kind}, resized by Numba" if self._preprocessor.compiled else self._preparation.kind
 
     def rates(self) -> Rates:
         return Rates()

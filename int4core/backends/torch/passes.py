@@ -8,24 +8,12 @@ to 0, and a constant of Python's would have Numba compute in float64.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, TypeVar, cast
+from typing import Any
 
-import numba
 import numpy as np
 
 from int4core.backends.numpy.tiles import Array
-
-Function = TypeVar("Function", bound=Callable[..., Any])
-
-
-def compiled(function: Function) -> Function:
-    """By Numba, at the first call with arguments of these types; kept in `__pycache__` or the user's cache folder."""
-    try:
-        made = numba.njit(nogil=True, cache=True)(function)
-    except RuntimeError:  # neither folder can be written
-        made = numba.njit(nogil=True)(function)
-    return cast("Function", made)
+from int4core.compiled import compiled
 
 
 @compiled

@@ -16,6 +16,7 @@ from pipeline.commands.setup import set_up
 from pipeline.errors import PipelineError
 from pipeline.loadgen.options import parse
 from pipeline.machine.gpus import Gpu, Target
+from pipeline.samples.images import ImageRules
 
 
 @pytest.fixture
@@ -73,3 +74,16 @@ def test_a_backend_of_the_cpu_that_is_asked_for_is_taken_or_an_error(
     monkeypatch.setattr(platform, "machine", lambda: "aarch64")
     for backend in ("torch", "numpy"):
         assert set_up(replace(options, gpu="cpu", cpu_backend=backend), lambda line: None).target.backend == backend
+
+
+@pytest.mark.parametrize("numba", [True, False])
+@pytest.mark.parametrize("backend", ["cuda", "numpy"])
+def test_numba_resizes_where_loaders_bound_the_run(
+    numba: bool, backend: str, options: EngineOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpus = (Gpu(0, "NVIDIA H200", "h200", "A"),) if backend == "cuda" else ()
+    monkeypatch.setattr(under_test, "choose_target", lambda *_, **__: Target(backend, gpus, "it"))
+    monkeypatch.setattr(under_test, "is_installed", lambda module: module == "numba" and numba)
+    made = set_up(options, lambda line: None)
+    assert made.preparation("images", True, ImageRules()).compiled is (numba and bool(gpus))
+    assert not made.preparation("tensors", True, ImageRules()).compiled

@@ -97,6 +97,24 @@ def jpeg(seed: int, width: int = 60, height: int = 50, **options: object) -> byt
     return file.getvalue()
 
 
+@pytest.mark.parametrize("compiled", [False, True])
+def test_who_resizes_is_said_and_samples_are_the_same(compiled: bool, tmp_path: Path) -> None:
+    if compiled:
+        pytest.importorskip("numba", reason="Numba is not installed: pip install numba")
+    path = tmp_path / "0.jpg"
+    path.write_bytes(jpeg(1, 90, 70))
+    expected = np.empty((3, SIZE, SIZE), dtype=np.int8)
+    Preprocessor(SIZE, SIZE).decode_into(path, expected)
+    with Arena.create(1, (3, SIZE, SIZE)) as arena:
+        loader = Loader(arena.spec, Preparation("images", SIZE, SIZE, compiled=compiled))
+        try:
+            assert loader.note() == ("images, resized by Numba" if compiled else "images")
+            loader.work(Task(1, 1, LoadWork((PathLocator(str(path)),), np.zeros(1, np.int32))), lambda place: None)
+        finally:
+            loader.close()
+        np.testing.assert_array_equal(arena.sample(0), expected)
+
+
 def test_files_are_left_for_the_gpu_or_become_samples_with_the_reason_why(tmp_path: Path) -> None:
     plain, long, large = jpeg(1), jpeg(3, 300, 300, quality=99), jpeg(4, 400, 300, quality=5)
     contents = (plain, jpeg(2, progressive=True), long, large, b"no image", plain)
