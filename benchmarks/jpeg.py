@@ -9,7 +9,8 @@ with Preprocessor's samples after it, all of them: a difference ends the program
 - from device memory: the files' bytes lie there; all images, 4,096 and 1,024, in one stream and in chunks on several.
 - from pinned memory: copies included, in chunks on several streams; chunks are planned ahead, as by loaders.
 - Decoder.samples: bytes objects in pageable memory, parsed and planned in the same thread.
-- Pillow on one core, and nvJPEG by torchvision where it is installed: how many files have Pillow's pixels.
+- Pillow on one core; nvJPEG by torchvision, and nvImageCodec (nvidia-nvimgcodec-cu13[all]), where they are installed:
+  how many files have Pillow's pixels.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -217,17 +219,32 @@ def pillow_rate(files: Sequence[bytes], seconds: float) -> float:
     return done / (time.perf_counter() - began)
 
 
-def nvjpeg(load: Load, count: int) -> tuple[float, int, int]:
-    """torchvision: images/s to RGB alone, how many of the files have Pillow's pixels, the largest difference."""
+@dataclass
+class Other:
+    """What another decoder does: images/s to RGB alone, how many files have Pillow's pixels, and how far others are."""
+
+    rate: float = 0.0
+    exact: int = 0
+    largest: int = 0
+
+    def compare(self, file: bytes, image: Any) -> None:
+        """Take what it made of `file`, uint8 (h, w, 3)."""
+        off = int(np.abs(image.astype(np.int16) - np.asarray(Image.open(io.BytesIO(file)).convert("RGB"))).max())
+        self.exact, self.largest = self.exact + (off == 0), max(self.largest, off)
+
+    def __str__(self) -> str:
+        return f"RGB alone: {self.exact} exact, off by up to {self.largest}"
+
+
+def nvjpeg(load: Load, count: int) -> Other:
+    """By torchvision. Raises ImportError without it."""
     import torch
     from torchvision.io import ImageReadMode, decode_jpeg
 
     tensors = [torch.frombuffer(bytearray(file), dtype=torch.uint8) for file in load.files]
-    exact = largest = 0
+    other = Other()
     for file, image in zip(load.files, decode_jpeg(tensors, ImageReadMode.RGB, device="cuda"), strict=True):
-        mine = image.permute(1, 2, 0).cpu().numpy().astype(np.int16)
-        off = int(np.abs(mine - np.asarray(Image.open(io.BytesIO(file)).convert("RGB"))).max())
-        exact, largest = exact + (off == 0), max(largest, off)
+        other.compare(file, image.permute(1, 2, 0).cpu().numpy())
     batch = [tensors[number] for number in load.numbers[:count].tolist()]
     times = []
     for _ in range(3):
@@ -236,7 +253,31 @@ def nvjpeg(load: Load, count: int) -> tuple[float, int, int]:
         decode_jpeg(batch, ImageReadMode.RGB, device="cuda")
         torch.cuda.synchronize()
         times.append(time.perf_counter() - began)
-    return count / min(times[1:]), exact, largest
+    other.rate = count / min(times[1:])
+    return other
+
+
+def nvimagecodec(load: Load, count: int) -> Other:
+    """With its defaults, but for turning images, which Pillow does not. Raises ImportError without it."""
+    nvimgcodec: Any = import_module("nvidia.nvimgcodec")
+    decoder, params = nvimgcodec.Decoder(), nvimgcodec.DecodeParams(apply_exif_orientation=False)
+
+    def decode(files: Sequence[bytes]) -> list[Any]:
+        return list(decoder.decode([nvimgcodec.CodeStream(file) for file in files], params=params))
+
+    other = Other()
+    for file, image in zip(load.files, decode(load.files), strict=True):
+        if image is not None:  # it could not
+            other.compare(file, np.asarray(image.cpu()))
+    batch = [load.files[number] for number in load.numbers[:count].tolist()]
+    times = []
+    for _ in range(3):
+        began = time.perf_counter()
+        images = decode(batch)
+        images[-1].cpu()  # the decoder's stream is waited for
+        times.append(time.perf_counter() - began)
+    other.rate = count / min(times[1:])
+    return other
 
 
 def rgb_exact(load: Load) -> int:
@@ -318,12 +359,13 @@ def measure(args: argparse.Namespace) -> None:
 
     print("others")
     row("Pillow, files to samples, one core", pillow_rate(files, args.seconds))
-    try:
-        found_rate, exact, largest = nvjpeg(load, 2048)
-    except ImportError as error:
-        print(f"  torchvision is not installed: {printed(error)}")
-        return
-    row(f"nvJPEG by torchvision, RGB alone: {exact} of {len(files)} exact, off by up to {largest}", found_rate)
+    for name, measured in {"nvJPEG by torchvision": nvjpeg, "nvImageCodec": nvimagecodec}.items():
+        try:
+            other = measured(load, 2048)
+        except ImportError as error:
+            print(f"  {name}: not installed ({printed(error)})")
+        else:
+            row(f"{name}, of {len(files)} files {other}", other.rate)
 
 
 def _decode(decoder: Decoder, files: list[bytes], load: Load) -> None:

@@ -242,8 +242,9 @@ class ClassifyCommand:
         if intake.skipped:
             self._say(f"{intake.skipped:,} sources were answered before or named twice")
         ways = session.loading.ways
+        bytes_per_s = session.loading.left_bytes * progress.rate / max(1, progress.answered)
         if ways:
-            self._say(decoded_line(ways))
+            self._say(decoded_line(ways, bytes_per_s))
         if session.loading.stage.replaced:
             self._say(f"{session.loading.stage.replaced} loaders were lost, and replaced")
         if sink.errors:
@@ -272,6 +273,7 @@ class ClassifyCommand:
             skipped=intake.skipped,
             left_out=intake.left_out,
             ways=ways,
+            bytes_per_s=bytes_per_s,
             scores=scores,
             verdict=verdict,
             energy=energy,

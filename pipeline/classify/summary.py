@@ -39,10 +39,13 @@ def summary_path(options: Options) -> Path | None:
     return out.with_name(f"{out.name}.summary.json")
 
 
-def decoded_line(ways: Mapping[str, int]) -> str:
-    """`decoded 198 files on the GPU; 2 by loaders (progressive 1, CMYK 1)`."""
+def decoded_line(ways: Mapping[str, int], bytes_per_s: float) -> str:
+    """`decoded 198 files on the GPU, 1.25 GB/s; 2 by loaders (progressive 1, CMYK 1)`.
+
+    `bytes_per_s` are those of the files that went to the GPU.
+    """
     others = _by_loaders(ways)
-    line = f"decoded {ways.get(BY_GPU, 0):,} files on the GPU"
+    line = f"decoded {ways.get(BY_GPU, 0):,} files on the GPU, {bytes_per_s / 1e9:.3g} GB/s"
     if not others:
         return line
     named = sorted(others.items(), key=lambda item: (-item[1], item[0]))
@@ -68,11 +71,13 @@ def summarise(
     skipped: int,
     left_out: LeftOut,
     ways: Mapping[str, int],
+    bytes_per_s: float,
     scores: Scores | None,
     verdict: Verdict | None,
     energy: Energy | None,
 ) -> dict[str, Any]:
-    """The summary as plain values, ready for JSON. `snapshot` is the run's last."""
+    """The summary as plain values, ready for JSON; `snapshot` is the run's last, `bytes_per_s` as of `decoded_line`."""
+    decoded = {"gpu": ways.get(BY_GPU, 0), "gpu_bytes_per_s": bytes_per_s, "loaders": _by_loaders(ways)}
     return {
         "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "settings": {
@@ -87,7 +92,7 @@ def summarise(
         "errors": errors,
         "skipped": skipped,
         "left_out": {"files": dict(left_out.files), "folders": left_out.folders},
-        "decoded": {"gpu": ways.get(BY_GPU, 0), "loaders": _by_loaders(ways)} if ways else None,
+        "decoded": decoded if ways else None,
         "stages": [stage.as_dict() for stage in stages],
         "engines": list(engines),
         "accuracy": None if scores is None else scores.as_dict(),

@@ -62,6 +62,7 @@ class Loading:
         stage: the loaders.
         core: the state machine; to be looked at, not to be changed, from outside.
         ways: how many files went which way: BY_GPU, or why a loader decoded them; empty where loaders decode all.
+        left_bytes: of the files that loaders have left for the GPU, in all.
     """
 
     def __init__(
@@ -86,6 +87,7 @@ class Loading:
         self._courier = Courier(arena)
         self._inboxes: list[tuple[Stream[Any], Inbox]] = []
         self.ways: Counter[str] = Counter()
+        self.left_bytes = 0
         self._most_jobs = JOBS_PER_LOADER * loaders
         self._on_prepared = on_prepared
         self._on_answers = on_answers
@@ -244,6 +246,7 @@ class Loading:
         with self._changed:
             self._courier.done(task.ticket)
             self.ways.update(dict(result.ways))
+            self.left_bytes += result.left_bytes
             ready = self.core.prepared(task.ticket, dict(result.bad))
             self._settle()
         self._dispatch()

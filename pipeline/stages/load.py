@@ -79,10 +79,12 @@ class LoadResult:
     Attributes:
         bad: the places in it that became no sample, each with its reason.
         ways: how many files went which way, where they may go to the GPU: BY_GPU, or why a loader decoded them.
+        left_bytes: of the files that were left for the GPU.
     """
 
     bad: tuple[tuple[int, str], ...]
     ways: tuple[tuple[str, int], ...] = ()
+    left_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -137,7 +139,7 @@ class Loader:
         return Rates()
 
     def work(self, task: Task[LoadWork], begin: Callable[[int], None]) -> LoadResult:
-        bad = []
+        bad, left_bytes = [], 0
         ways: Counter[str] = Counter()
         whole = task.body.whole
         with self.tracer.span("decode", files=task.samples):
@@ -146,6 +148,7 @@ class Loader:
                 try:
                     if self._preparation.decode == "gpu" and place not in whole:
                         ways[self._leave(locator, slot)] += 1
+                        left_bytes += int(self._arena.lengths[slot])
                     else:
                         self._load(locator, slot)
                         self._arena.lengths[slot] = 0
@@ -154,7 +157,7 @@ class Loader:
                     bad.append((place, f"{error.why} ({printed})" if printed else error.why))
                 else:
                     self._printed.drop()
-        return LoadResult(tuple(bad), tuple(ways.items()))
+        return LoadResult(tuple(bad), tuple(ways.items()), left_bytes)
 
     def close(self) -> None:
         self._reader.close()

@@ -116,6 +116,9 @@ def test_answers_are_those_of_loaders_whoever_decoded(
         answers = list(session.classify([*paths, tmp_path / "bad.jpg"]))
         assert session.leases == 0
         ways = dict(session.loading.ways)
+        # Those that came back were left for the engines before.
+        gone = sum(path.stat().st_size for path in paths if path.suffix == ".jpg")
+        assert session.loading.left_bytes == gone
     assert answers.pop().error == "not an image, or none of JPEG, PNG, WEBP, BMP, GIF, TIFF, PPM"
     assert [a.classes for a in answers] == [tuple(row) for row in ids.tolist()]
     assert [a.scores for a in answers] == [tuple(row) for row in scores.tolist()]

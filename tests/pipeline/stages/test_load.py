@@ -135,6 +135,7 @@ def test_files_are_left_for_the_gpu_or_become_samples_with_the_reason_why(tmp_pa
             loader.close()
         assert [place for place, _ in result.bad] == [3, 4]
         assert dict(result.ways) == {BY_GPU: 2, "progressive": 1, "more bytes than a slot holds": 1}
+        assert result.left_bytes == 2 * len(plain)
         assert arena.lengths[:7].tolist() == [len(plain), 0, 0, 7, 7, 0, len(plain)]
         for slot in (0, 6):
             raw = arena.raw(slot).tobytes()
