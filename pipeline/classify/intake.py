@@ -13,8 +13,9 @@ from pipeline.samples.labels import KeptLabels
 from pipeline.samples.left_out import LeftOut
 from pipeline.samples.sources import Sources
 
-# The count goes on beside the run and yields to it: what is listed together, then a breath.
+# The count goes on beside the run and yields to it: what is listed together, then a breath, several times as long.
 BREATH_S = 0.001
+BREATHS = 4
 
 
 class Intake:
@@ -107,9 +108,10 @@ class Intake:
     def _count(self) -> None:
         total, listed = 0, self._list(LeftOut())
         while not self._stopping and self.total is None:
+            began_s = time.monotonic()
             some = next(listed, None)
             if some is None:
                 self.total = total
                 return
             total += len(some)
-            time.sleep(BREATH_S)
+            time.sleep(max(BREATH_S, BREATHS * (time.monotonic() - began_s)))
