@@ -38,19 +38,25 @@ class Rates:
 
 
 TURING = Rates(1024, 2048, 64, 64, 64 << 10, 0, 32, 16)
-"""Shared memory at 64 bytes per clock: GA102 whitepaper, which doubles it."""
+"""Tensor cores: 130 TOPS of T4's 40 multiprocessors at 1.59 GHz, twice that at int4 (data sheet). Shared memory at 64
+bytes per clock: GA102 whitepaper, which doubles it. Sizes, warps and blocks, here and below: CUDA Programming Guide,
+technical specifications per compute capability."""
 
 GA100 = Rates(2048, 4096, 64, 128, 164 << 10, 1 << 10, 64, 32, 5120)
-"""L2: its whitepaper."""
+"""Tensor cores: 624 TOPS of 108 multiprocessors at 1.41 GHz, 1,248 at int4 (data sheet). L2: its whitepaper."""
 
 GA10X = Rates(1024, 2048, 128, 128, 100 << 10, 1 << 10, 48, 16)
+"""Tensor cores: 250 TOPS of the A10's 72 multiprocessors at 1.695 GHz, twice that at int4 (data sheet)."""
+
 ADA = Rates(1024, 2048, 128, 128, 100 << 10, 1 << 10, 48, 24)
+"""Tensor cores: 660.6 TOPS of the RTX 4090's 128 multiprocessors at 2.52 GHz, 1,321 at int4 (AD102 whitepaper)."""
 
 ORIN = Rates(2048, 4096, 128, 128, 164 << 10, 1 << 10, 48, 16)
-"""Tensor cores as GA100's: 85 dense int8 TOPS of 16 multiprocessors at 1.3 GHz (data sheet)."""
+"""Tensor cores as GA100's: 170 sparse int8 TOPS, so 85 dense, of 16 multiprocessors at 1.3 GHz (technical brief)."""
 
 HOPPER = Rates(4096, 0, 128, 128, 228 << 10, 1 << 10, 64, 32, 5632)
-"""L2: 132 multiprocessors' share of one like GA100's (assumed)."""
+"""Tensor cores: 1,979 TOPS of 132 multiprocessors at 1.83 GHz (data sheet, whitepaper). L2: 132 multiprocessors' share
+of one like GA100's (assumed)."""
 
 
 @dataclass(frozen=True)
@@ -115,8 +121,16 @@ CHIPS: Mapping[str, Chip] = {
         Chip("gb10", (12, 1), 48, 99 << 10, 250, 273, r"\bGB10\b"),
     )
 }
-"""The chips that can be planned and compiled for without one; rates are the vendor's, dense, of the largest part of
-that name. On a chip at hand, the driver's own limits count."""
+"""The chips that can be planned and compiled for without one. On a chip at hand, the driver's own limits count.
+
+`tops` and `bandwidth` are NVIDIA's, dense, half of what is given with sparsity; data sheets, but for:
+
+- Titan RTX: Turing whitepaper. RTX 4080 and 4090: AD102 whitepaper. RTX 5080 and 5090: RTX Blackwell whitepaper.
+- A100: the 80 GB PCIe card; the SXM module has 2,039 GB/s.
+- Orin: the AGX 64 GB module's GPU without its DLAs; Thor: the T5000.
+- H100: the SXM module.
+- B200, B300: HGX, an eighth of the board. RTX PRO 6000, Thor, GB10: a quarter of the dense rate at 4 bits.
+"""
 
 
 def name_of(driver_name: str) -> str | None:
