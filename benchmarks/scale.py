@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import heapq
+import math
 import random
 import sys
 from collections.abc import Sequence
@@ -16,6 +17,8 @@ from dataclasses import dataclass
 
 GPUS = (1, 2, 8, 32, 128, 512, 1000)
 TASKS_OF_AN_ACTOR = 4
+TASKS_OF_A_PART = 2
+DIGEST_BYTES = 16
 SEED = 5
 
 
@@ -86,6 +89,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--hour", type=float, default=3.0, help="price of a GPU hour, $ (default %(default)g)")
     parser.add_argument("--watts", type=float, default=700.0, help="of a GPU (default %(default)g)")
     parser.add_argument("--row-bytes", type=float, default=34.0, help="of an answer in Parquet (default %(default)g)")
+    parser.add_argument("--million", type=float, default=100.0, help="images, in millions (default %(default)g)")
+    parser.add_argument("--block-kb", type=float, default=10.0, help="of the driver per task (default %(default)g)")
+    parser.add_argument("--name-bytes", type=float, default=200.0, help="of a source in Ray (default %(default)g)")
     args = parser.parse_args(argv)
     cluster = Cluster(
         min(args.engine_rate, args.core_rate * args.cores),
@@ -98,7 +104,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"a GPU with {args.cores:g} cores: {cluster.gpu_rate:,.0f} images/s\n")
     print(
         f"{'GPUs':>5} {'bound/s':>11} {'by':8} {'simulated/s':>11} {'of GPUs':>8} {'GB/s in':>8} {'MB/s out':>8} "
-        f"{'tasks/s':>8} {'$/M':>7} {'kJ/M':>7}"
+        f"{'tasks/s':>8} {'store MB/s':>10} {'$/M':>7} {'kJ/M':>7} {'hours':>7}"
     )
     for gpus in GPUS:
         most, least = bound(cluster, gpus)
@@ -106,9 +112,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(
             f"{gpus:5,} {most:11,.0f} {least:8} {rate:11,.0f} {rate / (gpus * cluster.gpu_rate):8.1%} "
             f"{rate * cluster.image_bytes / 1e9:8.1f} {rate * args.row_bytes / 1e6:8.1f} "
-            f"{rate / args.task_images:8.1f} "
-            f"{1e6 * gpus * args.hour / 3600 / rate:7.3f} {1e6 * gpus * args.watts / rate / 1e3:7.1f}"
+            f"{rate / args.task_images:8.1f} {rate * args.name_bytes / 1e6:10.1f} "
+            f"{1e6 * gpus * args.hour / 3600 / rate:7.3f} {1e6 * gpus * args.watts / rate / 1e3:7.1f} "
+            f"{1e6 * args.million / rate / 3600:7.2f}"
         )
+    images = 1e6 * args.million
+    tasks = math.ceil(images / args.task_images)
+    print(
+        f"\n{args.million:g} million images: a checkpoint of {images * args.row_bytes / 1e9:.1f} GB in "
+        f"{math.ceil(tasks / TASKS_OF_A_PART):,} files, {images * DIGEST_BYTES / 1e9:.1f} GB of digests\n"
+        "on each node that lists when it goes on; the head node keeps "
+        f"{tasks * args.block_kb / 1e6:.2f} GB of {tasks:,} tasks"
+    )
     return 0
 
 
