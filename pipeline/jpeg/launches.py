@@ -27,9 +27,9 @@ _TABLES_BYTES = 11888
 _LANE_SHARED = 64 + 4 * 4 + 4
 
 
-def kernel(name: str, **defines: int) -> KernelSource:
+def kernel(name: str, **constants: int) -> KernelSource:
     """A kernel of this package; its file has its name."""
-    return KernelSource.of(str(FOLDER / f"{name}.cu"), name, defines)
+    return KernelSource.of(str(FOLDER / f"{name}.cu"), name, constants)
 
 
 UNSTUFF, IDCT, RGB = kernel("jpeg_unstuff"), kernel("jpeg_idct"), kernel("jpeg_rgb")

@@ -62,6 +62,11 @@ def test_nothing_is_defined_around_a_header() -> None:
     assert not MEAN.text.startswith("constexpr")
 
 
+def test_constants_without_a_template_are_a_mistake(tile: str) -> None:
+    with pytest.raises(EngineError, match="no template Others with a function `run`"):
+        _ = KernelSource.of(tile, "others", {"TILE_N": 64}, STRUCTS).text
+
+
 def test_constants_that_the_template_does_not_take_are_a_mistake(tile: str) -> None:
     for constants, names in (({"TILE_N": 64}, "TILE_N"), ({"TILE_N": 64, "WIDE": 0, "DEEP": 1}, "DEEP, TILE_N, WIDE")):
         with pytest.raises(EngineError, match=f"MyTile takes int TILE_N, bool WIDE, not {names}$"):

@@ -48,7 +48,7 @@ struct Decoded {
 };
 
 // All threads of a warp together; those that are not active idle.
-template <bool OUTPUT>
+template <bool OUTPUT, bool RESTARTS>
 __device__ __forceinline__ void decode(const Tables& tables, Ring& ring, const Range& range, bool active, Part part,
                                        Decoded& done) {
   constexpr bool BY_INTERVALS = RESTARTS && OUTPUT;
@@ -165,98 +165,103 @@ __device__ __forceinline__ void decode(const Tables& tables, Ring& ring, const R
   done = {bit << 3 | block, blocks, symbols, {dc0, dc1, dc2}, wrong_at, tail_first, tail_last, full, uneven};
 }
 
-extern "C" __global__ void __launch_bounds__(LANES, LANES == 32 ? 16 : 8)
-    jpeg_entropy(const Image* __restrict__ images, const u32* __restrict__ order, const u32* __restrict__ stream_bits,
-                 u32* __restrict__ damage) {
-  extern __shared__ __align__(16) unsigned char memory[];
-  unsigned char* const rings = memory;                                    // [LANES][RING_BYTES]
-  int* const sums = reinterpret_cast<int*>(memory + LANES * RING_BYTES);  // [4][LANES]
-  u32* const exits = reinterpret_cast<u32*>(sums + 4 * LANES);            // [LANES]
-  Tables& tables = *reinterpret_cast<Tables*>(exits + LANES);
+template <int LANES, bool RESTARTS>
+struct JpegEntropy {
+  static constexpr int THREADS = LANES;
+  static constexpr int BLOCKS = LANES == 32 ? 16 : 8;  // a multiprocessor
 
-  const u32 id = order[blockIdx.x];
-  const Image& image = images[id];
-  const int lane = threadIdx.x;
-  if (damage[id]) return;  // by an earlier kernel: nobody writes it before the barrier in build_tables
-  u32 wrong = build_tables<LANES>(image.header, tables) ? 0 : BAD_TABLE;
+  static __device__ __forceinline__ void run(const Image* __restrict__ images, const u32* __restrict__ order,
+                                             const u32* __restrict__ stream_bits, u32* __restrict__ damage) {
+    extern __shared__ __align__(16) unsigned char memory[];
+    unsigned char* const rings = memory;                                    // [LANES][RING_BYTES]
+    int* const sums = reinterpret_cast<int*>(memory + LANES * RING_BYTES);  // [4][LANES]
+    u32* const exits = reinterpret_cast<u32*>(sums + 4 * LANES);            // [LANES]
+    Tables& tables = *reinterpret_cast<Tables*>(exits + LANES);
 
-  Range range;
-  range.bits = stream_bits[id];
-  range.blocks_per_mcu = blocks_per_mcu(image.header);
-  range.blocks = image.blocks;
-  range.intervals = in_global(image.intervals);
-  range.interval_blocks = image.header.restart * range.blocks_per_mcu;
-  range.interval = static_cast<u64>(image.interval_count) * lane / LANES;
-  range.interval_end = static_cast<u64>(image.interval_count) * (lane + 1) / LANES;
-  const u32 begin = image.lane_bits * lane;
-  const bool active = lane == 0 || begin + PADDING < range.bits;
-  const bool last = active && begin + image.lane_bits + PADDING >= range.bits;
-  Ring ring;
-  ring.memory = rings + lane * RING_BYTES;
-  ring.words = in_global(image.stream);
-  const Part part = {in_global(image.arena) + static_cast<size_t>(lane) * image.lane_bytes, image.lane_bytes};
-  __syncthreads();
+    const u32 id = order[blockIdx.x];
+    const Image& image = images[id];
+    const int lane = threadIdx.x;
+    if (damage[id]) return;  // by an earlier kernel: nobody writes it before the barrier in build_tables
+    u32 wrong = build_tables<LANES>(image.header, tables) ? 0 : BAD_TABLE;
 
-  Decoded done;
-  if (RESTARTS) {
-    range.entry = 0;
-    range.end = 0;
-    decode<true>(tables, ring, range, true, part, done);
-  } else {
-    const u32 lead = min(LEAD, image.lane_bits / 3);
-    range.entry = lane == 0 ? 0 : (begin - lead) << 3;
-    range.end = begin;
-    decode<false>(tables, ring, range, active && lane, part, done);
-    range.entry = lane == 0 || !active ? 0 : done.exit;
-    range.end = last ? range.bits : begin + image.lane_bits;
-    decode<true>(tables, ring, range, active, part, done);
-    exits[lane] = done.exit;
+    Range range;
+    range.bits = stream_bits[id];
+    range.blocks_per_mcu = blocks_per_mcu(image.header);
+    range.blocks = image.blocks;
+    range.intervals = in_global(image.intervals);
+    range.interval_blocks = image.header.restart * range.blocks_per_mcu;
+    range.interval = static_cast<u64>(image.interval_count) * lane / LANES;
+    range.interval_end = static_cast<u64>(image.interval_count) * (lane + 1) / LANES;
+    const u32 begin = image.lane_bits * lane;
+    const bool active = lane == 0 || begin + PADDING < range.bits;
+    const bool last = active && begin + image.lane_bits + PADDING >= range.bits;
+    Ring ring;
+    ring.memory = rings + lane * RING_BYTES;
+    ring.words = in_global(image.stream);
+    const Part part = {in_global(image.arena) + static_cast<size_t>(lane) * image.lane_bytes, image.lane_bytes};
     __syncthreads();
-    for (;;) {
-      const Place due = lane && active ? exits[lane - 1] : range.entry;
-      const bool again = due != range.entry;
-      if (!__syncthreads_or(again)) break;
-      if (__any_sync(EVERYONE, again)) {
-        Decoded second;
-        range.entry = due;
-        decode<true>(tables, ring, range, again, part, second);
-        if (again) {
-          done = second;
-          exits[lane] = done.exit;
+
+    Decoded done;
+    if (RESTARTS) {
+      range.entry = 0;
+      range.end = 0;
+      decode<true, RESTARTS>(tables, ring, range, true, part, done);
+    } else {
+      const u32 lead = min(LEAD, image.lane_bits / 3);
+      range.entry = lane == 0 ? 0 : (begin - lead) << 3;
+      range.end = begin;
+      decode<false, RESTARTS>(tables, ring, range, active && lane, part, done);
+      range.entry = lane == 0 || !active ? 0 : done.exit;
+      range.end = last ? range.bits : begin + image.lane_bits;
+      decode<true, RESTARTS>(tables, ring, range, active, part, done);
+      exits[lane] = done.exit;
+      __syncthreads();
+      for (;;) {
+        const Place due = lane && active ? exits[lane - 1] : range.entry;
+        const bool again = due != range.entry;
+        if (!__syncthreads_or(again)) break;
+        if (__any_sync(EVERYONE, again)) {
+          Decoded second;
+          range.entry = due;
+          decode<true, RESTARTS>(tables, ring, range, again, part, second);
+          if (again) {
+            done = second;
+            exits[lane] = done.exit;
+          }
         }
+        __syncthreads();
       }
+    }
+
+    // What lies before each lane: blocks, and the DC of each component.
+    const int mine[4] = {active || RESTARTS ? static_cast<int>(done.blocks) : 0, done.dc[0], done.dc[1], done.dc[2]};
+#pragma unroll
+    for (int i = 0; i < 4; ++i) sums[i * LANES + lane] = mine[i];
+    __syncthreads();
+    for (int step = 1; step < LANES; step <<= 1) {
+      int other[4];
+#pragma unroll
+      for (int i = 0; i < 4; ++i) other[i] = lane >= step ? sums[i * LANES + lane - step] : 0;
+      __syncthreads();
+#pragma unroll
+      for (int i = 0; i < 4; ++i) sums[i * LANES + lane] += other[i];
       __syncthreads();
     }
+    const u32 first = sums[lane] - mine[0];
+    in_global(image.lane_first)[lane] = first;
+#pragma unroll
+    for (int i = 0; i < 3; ++i) {
+      const int before = RESTARTS ? 0 : sums[(i + 1) * LANES + lane] - mine[i + 1];
+      in_global(image.lane_dc)[lane * 4 + i] = before;
+      if (before != static_cast<short>(before)) wrong |= OUT_OF_RANGE;
+    }
+    if (done.full) wrong |= TOO_DENSE;
+    if (done.wrong_at != NEVER && first + done.wrong_at < range.blocks) wrong |= BAD_CODE;
+    if (RESTARTS ? done.uneven
+                 : last && (done.tail_first == NEVER || first + done.tail_first > range.blocks ||
+                            first + done.tail_last < range.blocks))
+      wrong |= BAD_LENGTH;
+    if (lane == LANES - 1 && static_cast<u32>(sums[lane]) < range.blocks) wrong |= BAD_LENGTH;
+    if (wrong) atomicOr(damage + id, wrong);
   }
-
-  // What lies before each lane: blocks, and the DC of each component.
-  const int mine[4] = {active || RESTARTS ? static_cast<int>(done.blocks) : 0, done.dc[0], done.dc[1], done.dc[2]};
-#pragma unroll
-  for (int i = 0; i < 4; ++i) sums[i * LANES + lane] = mine[i];
-  __syncthreads();
-  for (int step = 1; step < LANES; step <<= 1) {
-    int other[4];
-#pragma unroll
-    for (int i = 0; i < 4; ++i) other[i] = lane >= step ? sums[i * LANES + lane - step] : 0;
-    __syncthreads();
-#pragma unroll
-    for (int i = 0; i < 4; ++i) sums[i * LANES + lane] += other[i];
-    __syncthreads();
-  }
-  const u32 first = sums[lane] - mine[0];
-  in_global(image.lane_first)[lane] = first;
-#pragma unroll
-  for (int i = 0; i < 3; ++i) {
-    const int before = RESTARTS ? 0 : sums[(i + 1) * LANES + lane] - mine[i + 1];
-    in_global(image.lane_dc)[lane * 4 + i] = before;
-    if (before != static_cast<short>(before)) wrong |= OUT_OF_RANGE;
-  }
-  if (done.full) wrong |= TOO_DENSE;
-  if (done.wrong_at != NEVER && first + done.wrong_at < range.blocks) wrong |= BAD_CODE;
-  if (RESTARTS ? done.uneven
-               : last && (done.tail_first == NEVER || first + done.tail_first > range.blocks ||
-                          first + done.tail_last < range.blocks))
-    wrong |= BAD_LENGTH;
-  if (lane == LANES - 1 && static_cast<u32>(sums[lane]) < range.blocks) wrong |= BAD_LENGTH;
-  if (wrong) atomicOr(damage + id, wrong);
-}
+};

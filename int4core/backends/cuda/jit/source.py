@@ -80,19 +80,13 @@ class KernelSource:
             parts.append(_struct(name, dtype, names))
             names[dtype] = name
         parts.append(flatten(self.file))
-        if self.constants and f"struct {self._template} {{" not in parts[-1]:
-            parts.insert(0, "".join(f"constexpr int {name} = {value};\n" for name, value in self.constants))
-        elif self.constants:
+        if self.constants:
             parts.append(self._instantiation(parts[-1]))
         return "".join(parts)
 
-    @property
-    def _template(self) -> str:
-        return "".join(word.capitalize() for word in self.function.split("_"))
-
     def _instantiation(self, text: str) -> str:
         """The function, made from its template in `text`."""
-        template = self._template
+        template = "".join(word.capitalize() for word in self.function.split("_"))
         head = re.search(rf"^template <([^<>]*)>\nstruct {template} {{$", text, re.MULTILINE)
         run = _RUN.search(text, head.end()) if head else None
         if head is None or run is None:
