@@ -108,10 +108,10 @@ class Intake:
     def _count(self) -> None:
         total, listed = 0, self._list(LeftOut())
         while not self._stopping and self.total is None:
-            began_s = time.monotonic()
+            began_s = time.thread_time()
             some = next(listed, None)
             if some is None:
                 self.total = total
                 return
             total += len(some)
-            time.sleep(max(BREATH_S, BREATHS * (time.monotonic() - began_s)))
+            time.sleep(max(BREATH_S, BREATHS * (time.thread_time() - began_s)))
