@@ -13,6 +13,14 @@ CPUS = 2
 OBJECT_STORE_BYTES = 200 * 2**20
 
 
+@pytest.fixture(scope="package", autouse=True)
+def _as_nice_as_others() -> Iterator[None]:
+    """Ray gives its workers a niceness of 15, and on a busy machine they would get next to nothing."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("RAY_worker_niceness", "0")
+        yield
+
+
 @pytest.fixture(scope="package")
 def cluster() -> Iterator[Any]:
     """Ray on this machine, as if it had two CPUs and no GPU; the test is skipped where Ray is not installed.
