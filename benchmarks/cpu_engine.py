@@ -38,6 +38,7 @@ class Result:
 
     Attributes:
         images_per_s: median over the rounds.
+        cpu_ms: CPU time of all threads for an image, in the round that took the least: other programs hardly change it.
         engine_gmacs, sgemm_gmacs: 10^9 multiply-adds per second, medians.
         ratio: median over the rounds of the engine's rate over the matrix product's; ratio_low and
             ratio_high are the smallest and largest round.
@@ -52,6 +53,7 @@ class Result:
     rounds: int
     sgemm_size: int
     images_per_s: float
+    cpu_ms: float
     engine_gmacs: float
     sgemm_gmacs: float
     ratio: float
@@ -63,10 +65,11 @@ class Result:
     numpy: str
 
 
-def seconds(work: Callable[[], object]) -> float:
-    start = time.perf_counter()
+def seconds(work: Callable[[], object]) -> tuple[float, float]:
+    """How long it takes, and the CPU time of all threads."""
+    start, busy = time.perf_counter(), time.process_time()
     work()
-    return time.perf_counter() - start
+    return time.perf_counter() - start, time.process_time() - busy
 
 
 def peak_rss_mb() -> float:
@@ -91,7 +94,8 @@ def measure(
         a = rng.standard_normal((sgemm_size, sgemm_size), dtype=np.float32)
         product = np.matmul(a, a)
         works = [*(partial(engine.accumulators, x) for engine in engines), partial(np.matmul, a, a, product)]
-        timed = np.array([[seconds(work) for work in works] for _ in range(rounds)])
+        clocks = np.array([[seconds(work) for work in works] for _ in range(rounds)])
+    timed, busy = clocks[..., 0], clocks[..., 1]
     sgemm = sgemm_size**3 / timed[:, -1] / 1e9
     results = []
     for i, backend in enumerate(backends):
@@ -99,6 +103,7 @@ def measure(
         results.append(Result(
             backend=backend, model=label, batch=batch, cpus=usable_cores(), rounds=rounds, sgemm_size=sgemm_size,
             images_per_s=float(np.median(batch / timed[:, i])),
+            cpu_ms=float(busy[:, i].min()) / batch * 1e3,
             engine_gmacs=float(np.median(rates)), sgemm_gmacs=float(np.median(sgemm)),
             ratio=float(np.median(rates / sgemm)), ratio_low=float(min(rates / sgemm)),
             ratio_high=float(max(rates / sgemm)), over_first=float(np.median(timed[:, 0] / timed[:, i])),
@@ -124,6 +129,7 @@ def table(results: Sequence[Result]) -> Table:
     headings = (
         "batch",
         "images/s",
+        "CPU ms",
         f"over {first.backend}",
         "engine GMAC/s",
         "sgemm GMAC/s",
@@ -138,6 +144,7 @@ def table(results: Sequence[Result]) -> Table:
             result.backend,
             str(result.batch),
             f"{result.images_per_s:.2f}",
+            f"{result.cpu_ms:.1f}",
             f"{result.over_first:.2f}",
             f"{result.engine_gmacs:.1f}",
             f"{result.sgemm_gmacs:.1f}",

@@ -94,7 +94,7 @@ def build_parser() -> argparse.ArgumentParser:
     verify = command("verify", "compare a quantised network with the integer engine, layer by layer")
     verify.add_argument("quantised", type=Path)
     verify.add_argument("model", type=Path, help="the INT4 model folder")
-    verify.add_argument("--backend", default="numpy", help="engine backend: numpy (default) or cuda")
+    verify.add_argument("--backend", default="numpy", help="engine backend: numpy (default), torch or cuda")
     verify.add_argument("--least", type=float, default=0.995, help="agreement below which it fails (0.995)")
     _data(verify, 64)
 

@@ -73,20 +73,27 @@ def add_convolved(
 
 @compiled
 def max_pool(source: Array, side: int, stride: int, padding: int, dilation: int, out: Array) -> None:
-    """uint8 (n, H, W, C) -> uint8 (n, Ho, Wo, C): the largest of each window, of what it has of the map."""
+    """uint8 (n, H, W, C) -> uint8 (n, Ho, Wo, C): the largest of each window, of what it has of the map.
+
+    Rows first, whole ones: a pixel's channels alone are too few for a loop.
+    """
     n, height, width, channels = source.shape
     _, rows, columns, _ = out.shape
+    tallest = np.empty(width * channels, np.uint8)
     for i in range(n):
         for y in range(rows):
+            tallest[:] = 0
+            for tap in range(side):
+                row = y * stride - padding + tap * dilation
+                if 0 <= row < height:
+                    line = source[i, row].reshape(-1)
+                    for j in range(line.size):
+                        tallest[j] = max(tallest[j], line[j])
             for x in range(columns):
                 best = out[i, y, x]
                 best[:] = 0
-                for dy in range(side):
-                    row = y * stride - padding + dy * dilation
-                    if 0 <= row < height:
-                        for dx in range(side):
-                            column = x * stride - padding + dx * dilation
-                            if 0 <= column < width:
-                                one = source[i, row, column]
-                                for c in range(channels):
-                                    best[c] = max(best[c], one[c])
+                for tap in range(side):
+                    column = x * stride - padding + tap * dilation
+                    if 0 <= column < width:
+                        for c in range(channels):
+                            best[c] = max(best[c], tallest[column * channels + c])
