@@ -330,7 +330,9 @@ def test_a_pytorch_without_the_convolution_is_refused(monkeypatch: pytest.Monkey
         raise AttributeError("'_OpNamespace' 'onednn' object has no attribute 'qconv_prepack'")
 
     monkeypatch.setattr(convolution.Kernel, "__init__", absent)
-    with pytest.raises(EngineError, match=r"has no oneDNN convolution of integers here \(.*qconv_prepack"):
+    with pytest.raises(
+        EngineError, match=r"no oneDNN convolution of integers here \(.*qconv_prepack.*: use backend 'numpy'"
+    ):
         TorchBackend(as_model(random_network()))
 
 

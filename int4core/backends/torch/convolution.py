@@ -257,7 +257,9 @@ def check_library() -> None:
         found = [channels_last(kernel(channels_first(x))), channels_last(kernel.kernel.bytes(channels_first(x), fused))]
     except (AttributeError, RuntimeError) as error:
         why = str(error).partition("\n")[0]
-        raise EngineError(f"PyTorch {torch.__version__} has no oneDNN convolution of integers here ({why})") from error
+        raise EngineError(
+            f"PyTorch {torch.__version__} has no oneDNN convolution of integers here ({why}): use backend 'numpy'"
+        ) from error
     expected = [sums, requantize(np.maximum(sums, 0), quantize.requant_factor, quantize.shift_bits, U4)]
     if not all(map(np.array_equal, found, expected)):
         raise EngineError(f"PyTorch {torch.__version__} does not round as the network needs it: use backend 'numpy'")
