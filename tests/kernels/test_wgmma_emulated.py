@@ -1,19 +1,21 @@
 """The Hopper kernels on an emulated GPU, bit for bit against NumPy integers.
 
-Each runs with copies and products that are late, with copies at once and threads in reverse order, and with products at
-once: see tests/kernels/emulator/hopper.hpp. The chip has few multiprocessors, so that a block gets several tiles.
+Each runs with copies and products that are late or at once, and with early or late warps as far ahead as they can be:
+see tests/kernels/emulator/hopper.hpp. The chip has few multiprocessors, and no more shared memory than is needed, so
+that a block gets several tiles, and goes around its rings of buffers.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pytest
 
-from int4core.backends.cuda.chips import CHIPS
+from int4core.backends.cuda.chips import CHIPS, Chip
 from int4core.backends.cuda.families.conv_wgmma import WgmmaConv
 from int4core.backends.cuda.families.kernel import Kernel
 from int4core.backends.cuda.families.pair_wgmma import WgmmaPair
@@ -24,11 +26,12 @@ from int4core.backends.cuda.families.winograd_wgmma import WgmmaWinograd
 from int4core.backends.cuda.jit import tensor_map
 from int4core.backends.cuda.jit.source import KernelSource, flatten
 from int4core.backends.cuda.plan.convolution import Convolution, Output, Residual, Source
+from int4core.errors import EngineError
 from tests.kernels.emulator.driver import EAGER, PROMPT, REVERSE, Emulated, emulated_driver, needs_compiler
 from tests.kernels.problems import PairProblem, Problem
 from tests.kernels.stems import StemProblem
 
-ORDERS = (0, EAGER | REVERSE, PROMPT)
+ORDERS = (0, EAGER, EAGER | REVERSE, PROMPT | REVERSE)
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,6 @@ class Case:
 
 CASES = {
     "1x1, several tiles": Case(Convolution(2, 19, 37, 64, 64, 1, 1, 0), 101),
-    "1x1 in turns": Case(Convolution(1, 20, 30, 128, 128, 1, 1, 0), 111),
     "1x1 of 96 channels, n256": Case(Convolution(1, 9, 17, 96, 256, 1, 1, 0), 103),
     "3x3, streamed": Case(Convolution(2, 9, 11, 128, 128, 3, 1, 1), 105),
     "3x3 stride 2, two images": Case(Convolution(2, 13, 15, 64, 128, 3, 2, 1), 108, 2),
@@ -70,6 +72,19 @@ def folder(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyP
     return base
 
 
+K = TypeVar("K")
+
+
+def tight(make: Callable[[Chip], K], multiprocessors: int = 1) -> K:
+    """The kernel on the smallest chip that has room for it."""
+    for kib in range(24, 228):
+        try:
+            return make(replace(CHIPS["h200"], multiprocessors=multiprocessors, shared_bytes=kib << 10))
+        except EngineError:
+            continue
+    raise AssertionError("no chip has room for it")
+
+
 def check(kernel: Kernel, emulated: Emulated, inputs: dict[str, Any], outputs: dict[str, Any]) -> None:
     """`outputs`: what each tensor must hold after a run."""
     constants = [np.ascontiguousarray(array) for array in kernel.constants()]
@@ -87,7 +102,8 @@ def check(kernel: Kernel, emulated: Emulated, inputs: dict[str, Any], outputs: d
 def test_convolutions(case: str, folder: Any) -> None:
     chosen = CASES[case]
     problem = Problem(chosen.conv, np.random.default_rng())
-    kernel = WgmmaConv(problem.op, chosen.number, replace(CHIPS["h200"], multiprocessors=chosen.multiprocessors))
+    kernel = tight(lambda chip: WgmmaConv(problem.op, chosen.number, chip), chosen.multiprocessors)
+    assert kernel.stages == 2
     inputs = {"input": problem.input, "residual": problem.residual}
     check(kernel, Emulated(kernel.source, folder, 900), inputs, {"output": problem.expected()})
 
@@ -96,19 +112,17 @@ def test_convolutions(case: str, folder: Any) -> None:
 @pytest.mark.parametrize(("number", "conv"), [
     (153, Convolution(2, 11, 30, 64, 64, 3, 1, 1)),
     (154, Convolution(2, 7, 9, 128, 128, 3, 1, 1)),
-    (150, Convolution(1, 10, 28, 32, 64, 3, 1, 1)),
 ])  # fmt: skip
 def test_tiles_of_rows(number: int, conv: Convolution, folder: Any) -> None:
     problem = Problem(conv, np.random.default_rng())
-    kernel = WgmmaRows(problem.op, number, replace(CHIPS["h200"], multiprocessors=1))
+    kernel = tight(lambda chip: WgmmaRows(problem.op, number, chip))
     check(kernel, Emulated(kernel.source, folder, 900), {"input": problem.input}, {"output": problem.expected()})
 
 
 @needs_compiler
-@pytest.mark.parametrize(("number", "size"), [(234, (37, 224)), (233, (22, 61))])
-def test_stem(number: int, size: tuple[int, int], folder: Any) -> None:
-    problem = StemProblem(np.random.default_rng(), 2, size)
-    kernel = WgmmaStem(problem.op, number, CHIPS["h200"])
+def test_stem(folder: Any) -> None:
+    problem = StemProblem(np.random.default_rng(), 2, (22, 61))
+    kernel = WgmmaStem(problem.op, 233, CHIPS["h200"])
     check(kernel, Emulated(kernel.source, folder, 900), {"input": problem.input}, {"maxpool": problem.expected()})
 
 
@@ -118,10 +132,9 @@ def test_stem(number: int, size: tuple[int, int], folder: Any) -> None:
     [
         (243, (45, 224), (7, 7, 3)),
         (244, (31, 93), (7, 7, 3)),
-        (242, (20, 126), (5, 5, 2)),
         (244, (19, 251), (3, 4, 4)),
     ],
-    ids=["224 columns", "an odd number of columns", "5x5", "rows of 128"],
+    ids=["224 columns", "an odd number of columns", "rows of 128"],
 )
 def test_stem_with_weights_as_a(number: int, size: tuple[int, int], window: tuple[int, int, int], folder: Any) -> None:
     problem = StemProblem(np.random.default_rng(), 2, size, window=window[:2], padding=(window[2], window[2]))
@@ -130,10 +143,9 @@ def test_stem_with_weights_as_a(number: int, size: tuple[int, int], window: tupl
 
 
 PAIRS = {
-    "layer1's, a tile's remainder": (160, Convolution(1, 17, 19, 64, 256, 1, 1, 0, residual=Residual.U4), 64),
+    "layer1's, a tile's remainder": (160, Convolution(1, 23, 29, 64, 256, 1, 1, 0, residual=Residual.U4), 64),
     "layer1's to 128": (161, Convolution(2, 13, 23, 64, 256, 1, 1, 0, residual=Residual.U4), 128),
     "layer2's": (163, Convolution(3, 9, 11, 128, 512, 1, 1, 0, residual=Residual.U4), 128),
-    "64 channels at a time": (167, Convolution(1, 9, 31, 64, 256, 1, 1, 0, residual=Residual.U4), 64),
 }
 
 
@@ -142,7 +154,8 @@ PAIRS = {
 def test_pairs(name: str, folder: Any) -> None:
     number, conv, k = PAIRS[name]
     problem = PairProblem(conv, k, np.random.default_rng())
-    kernel = WgmmaPair(problem.op, number, replace(CHIPS["h200"], multiprocessors=1))
+    kernel = tight(lambda chip: WgmmaPair(problem.op, number, chip))
+    assert kernel.slots == 2 < kernel.tiles / kernel.config.teams
     inputs = {"input": problem.first.input, "residual": problem.first.residual}
     check(kernel, Emulated(kernel.source, folder, 900), inputs, problem.expected())
 
@@ -159,7 +172,8 @@ def test_pairs(name: str, folder: Any) -> None:
 )
 def test_winograd(number: int, conv: Convolution, folder: Any) -> None:
     problem = Problem(conv, np.random.default_rng())
-    kernel = WgmmaWinograd(problem.op, number, replace(CHIPS["h200"], multiprocessors=conv.k // 64))
+    kernel = tight(lambda chip: WgmmaWinograd(problem.op, number, chip), conv.k // 64)
+    assert kernel.buffers == 2
     check(kernel, Emulated(kernel.source, folder, 900), {"input": problem.input}, {"output": problem.expected()})
 
 
@@ -167,8 +181,6 @@ FAULTS = {
     "sums read before they are there": ("wgmma_wait<0>();", "wgmma_wait<1>();"),
     "a buffer given back before its products are done": ("wgmma_wait<1>();", ""),
     "a buffer read before it is filled": ("mbarrier_wait(full + 8 * ring.slot, ring.parity);", ""),
-    "a buffer filled before it is free": ("mbarrier_wait(empty + 8 * ring.slot, ring.parity ^ 1);", ""),
-    "more bytes announced than come": ("expect(barrier, STAGE_BYTES);", "expect(barrier, 16 + STAGE_BYTES);"),
 }
 
 
@@ -184,7 +196,7 @@ def faulty(source: KernelSource, right: str, wrong: str, folder: Path) -> Emulat
 @pytest.mark.parametrize("fault", list(FAULTS))
 def test_the_emulator_sees_what_goes_wrong_on_a_gpu(fault: str, folder: Any, tmp_path: Path) -> None:
     problem = Problem(Convolution(2, 9, 11, 128, 64, 3, 1, 1), np.random.default_rng())
-    kernel = WgmmaConv(problem.op, 108, replace(CHIPS["h200"], multiprocessors=1))
+    kernel = tight(lambda chip: WgmmaConv(problem.op, 108, chip))
     emulated = faulty(kernel.source, *FAULTS[fault], tmp_path)
     with pytest.raises(AssertionError):
         check(kernel, emulated, {"input": problem.input}, {"output": problem.expected()})

@@ -84,7 +84,8 @@ struct Barrier {
   unsigned phase;
   std::vector<std::function<void()>> copies;
 };
-struct Products {  // of a warpgroup
+struct Products {  // of a warp
+  long issued = 0;
   std::vector<std::function<void()>> open;
   std::deque<std::vector<std::function<void()>>> groups;
 };
@@ -111,7 +112,7 @@ static jmp_buf scheduler;
 static Index block, grid, block_size;
 static bool eager, prompt;
 static Group everyone, named[16];
-static std::vector<Group> warps, warpgroups;
+static std::vector<Group> warps;
 static std::vector<Products> products;
 static std::unordered_map<unsigned, Barrier> barriers;
 
@@ -144,7 +145,6 @@ void together(Group& group, int place, Operands& mine, Complete complete) {
 
 inline int lane() { return current->thread.x % 32; }
 inline Group& warp() { return warps[current->thread.x / 32]; }
-inline Group& warpgroup() { return warpgroups[current->thread.x / 128]; }
 
 static std::function<void()>* body;
 inline void fiber_main() {
@@ -158,7 +158,8 @@ inline void fiber_main() {
   _longjmp(scheduler, 1);
 }
 
-// Every fiber that can run, in order or in reverse, until none is left.
+// The first warp that can run, as far as it can, again and again: threads of earlier warps are as far ahead as the
+// program lets them, or of later ones in `reverse`.
 inline void run_block(const Index& size, std::vector<unsigned char*>& stacks, size_t stack_bytes, bool reverse) {
   const int count = size.x;
   fibers.clear();
@@ -171,45 +172,55 @@ inline void run_block(const Index& size, std::vector<unsigned char*>& stacks, si
   };
   everyone = group(count);
   warps.assign((count + 31) / 32, group(32));
-  warpgroups.assign((count + 127) / 128, group(128));
   for (auto& barrier : named) barrier = Group();
-  products.assign(warpgroups.size(), Products());
+  products.assign(warps.size(), Products());
   barriers.clear();
   static ucontext_t contexts, back;
   int left = count;
+  auto resume = [&](int i) {
+    Fiber& fiber = fibers[i];
+    if (fiber.done || (fiber.ready && !(*fiber.ready)())) return false;
+    fiber.ready = nullptr;
+    current = &fiber;
+    if (!_setjmp(scheduler)) {
+      if (fiber.started) _longjmp(fiber.state, 1);
+      fiber.started = true;
+      fiber.thread = {i, 0, 0};
+      getcontext(&contexts);
+      contexts.uc_stack.ss_sp = stacks[i];
+      contexts.uc_stack.ss_size = stack_bytes;
+      contexts.uc_link = &back;
+      makecontext(&contexts, fiber_main, 0);
+      setcontext(&contexts);
+    }
+    if (fiber.done) {
+      --left;
+      --everyone.size;  // threads that have left are not waited for
+      if (everyone.size && everyone.arrived == everyone.size) {
+        everyone.arrived = 0;
+        ++everyone.turn;
+      }
+    }
+    return true;
+  };
+  auto run_warp = [&](int first) {
+    const int last = min(first + 32, count) - 1;
+    bool moved = false;
+    for (int i = first; i <= last; ++i) moved |= resume(reverse ? last + first - i : i);
+    return moved;
+  };
   while (left) {
     bool moved = false;
-    for (int step = 0; step < count; ++step) {
-      const int i = reverse ? count - 1 - step : step;
-      Fiber& fiber = fibers[i];
-      if (fiber.done || (fiber.ready && !(*fiber.ready)())) continue;
-      fiber.ready = nullptr;
-      moved = true;
-      current = &fiber;
-      if (!_setjmp(scheduler)) {
-        if (fiber.started) _longjmp(fiber.state, 1);
-        fiber.started = true;
-        fiber.thread = {i, 0, 0};
-        getcontext(&contexts);
-        contexts.uc_stack.ss_sp = stacks[i];
-        contexts.uc_stack.ss_size = stack_bytes;
-        contexts.uc_link = &back;
-        makecontext(&contexts, fiber_main, 0);
-        setcontext(&contexts);
-      }
-      if (fiber.done) {
-        --left;
-        --everyone.size;  // threads that have left are not waited for
-        if (everyone.size && everyone.arrived == everyone.size) {
-          everyone.arrived = 0;
-          ++everyone.turn;
-        }
-      }
+    for (int first = 0; first < count && !moved; first += 32) {
+      const int from = reverse ? (count - 1) / 32 * 32 - first : first;
+      while (run_warp(from)) moved = true;
     }
     if (!moved) fail("no thread can run: a deadlock");
   }
-  for (const auto& one : products)
-    if (!one.open.empty() || !one.groups.empty()) fail("a warpgroup left before its products were done");
+  for (size_t i = 0; i < products.size(); ++i) {
+    if (!products[i].open.empty() || !products[i].groups.empty()) fail("a warp left before its products were done");
+    if (products[i].issued != products[i / 4 * 4].issued) fail("warps of a warpgroup with different products");
+  }
   for (const auto& one : barriers)
     if (!one.second.copies.empty()) fail("a block left before its copies were done");
 }

@@ -3,7 +3,8 @@
 // The copy engine and wgmma see shared memory through a proxy of their own: what threads wrote is there from the next
 // fence.proxy.async on (emulator::async_view). Copies into shared memory and products are both late by default, each by
 // itself: a copy happens when somebody waits for its barrier (EAGER: when issued), a product reads its shared operands
-// and writes its sums when it is waited for (PROMPT: when issued).
+// and writes its sums when it is waited for (PROMPT: when issued). A warpgroup's four warps, each of which has sixteen
+// rows of a product, are not held together: nothing says that the hardware does.
 #pragma once
 #include <type_traits>
 
@@ -212,7 +213,7 @@ struct Descriptor {
 };
 
 template <int N, bool A_SIGNED, bool B_SIGNED>
-__attribute__((optimize("O3"))) void multiply_tile(const short (&a)[64][32], const Descriptor& b, int (&sums)[64][N]) {
+__attribute__((optimize("O3"))) void multiply_tile(const short (&a)[16][32], const Descriptor& b, int (&sums)[16][N]) {
   static short columns[32][N];
   for (int block = 0; block < N / 8; ++block)
     for (int half = 0; half < 2; ++half) {
@@ -224,7 +225,7 @@ __attribute__((optimize("O3"))) void multiply_tile(const short (&a)[64][32], con
           columns[half * 16 + k][block * 8 + column] = B_SIGNED ? static_cast<signed char>(value) : value;
         }
     }
-  for (int row = 0; row < 64; ++row)
+  for (int row = 0; row < 16; ++row)
     for (int k = 0; k < 32; ++k) {
       const int value = a[row][k];
       for (int column = 0; column < N; ++column) sums[row][column] += value * columns[k][column];
@@ -241,16 +242,16 @@ struct WgmmaOperands {
 
 template <int N, bool A_SIGNED, bool B_SIGNED>
 void issue_product(WgmmaOperands<N>& mine) {
-  together(warpgroup(), current->thread.x % 128, mine, [](WgmmaOperands<N>** all) {
+  together(warp(), lane(), mine, [](WgmmaOperands<N>** all) {
     struct Product {
-      short a[64][32];
-      int* d[64][N];
+      short a[16][32];
+      int* d[16][N];
     };
     auto product = std::make_shared<Product>();
-    for (int thread = 0; thread < 128; ++thread) {
+    for (int thread = 0; thread < 32; ++thread) {
       const auto& one = *all[thread];
       if (one.b != all[0]->b || !one.accumulate != !all[0]->accumulate) fail("wgmma: threads with different operands");
-      const int row = thread / 32 * 16 + thread % 32 / 4, quad = thread % 4;
+      const int row = thread / 4, quad = thread % 4;
       for (int word = 0; word < 4; ++word)
         for (int i = 0; i < 4; ++i) {
           const unsigned char value = one.a[word] >> 8 * i;
@@ -259,18 +260,19 @@ void issue_product(WgmmaOperands<N>& mine) {
         }
       for (int i = 0; i < N / 2; ++i) product->d[row + i / 2 % 2 * 8][i / 4 * 8 + quad * 2 + i % 2] = one.d[i];
     }
+    ++products[current->thread.x / 32].issued;
     const Descriptor b(all[0]->b);
     const bool accumulate = all[0]->accumulate;
     auto compute = [product, b, accumulate] {
-      static int sums[64][N];
-      for (int row = 0; row < 64; ++row)
+      static int sums[16][N];
+      for (int row = 0; row < 16; ++row)
         for (int column = 0; column < N; ++column) sums[row][column] = accumulate ? *product->d[row][column] : 0;
       multiply_tile<N, A_SIGNED, B_SIGNED>(product->a, b, sums);
-      for (int row = 0; row < 64; ++row)
+      for (int row = 0; row < 16; ++row)
         for (int column = 0; column < N; ++column) *product->d[row][column] = sums[row][column];
     };
     if (prompt) return compute();
-    products[current->thread.x / 128].open.push_back(compute);
+    products[current->thread.x / 32].open.push_back(compute);
   });
 }
 
@@ -289,11 +291,11 @@ void take_operand(WgmmaOperands<N>& operands, int i, T& value) {
   else
     operands.accumulate = value != 0;
 }
-// A whole warpgroup at an instruction that has no operands of its own.
+// A whole warp at an instruction that has no operands of its own.
 template <typename Complete>
 void in_step(Complete complete) {
   int nothing = 0;
-  together(warpgroup(), current->thread.x % 128, nothing, [&](int**) { complete(products[current->thread.x / 128]); });
+  together(warp(), lane(), nothing, [&](int**) { complete(products[current->thread.x / 32]); });
 }
 
 }  // namespace emulator

@@ -67,11 +67,8 @@ CONFIGS: tuple[PairConfig, ...] = (
     PairConfig(32, 2, 2, True),
     PairConfig(32, 2, 2, False),
     PairConfig(64, 2, 2, False),
-    PairConfig(32, 1, 2, True),
     PairConfig(64, 1, 2, True),
-    PairConfig(64, 1, 2, False),
     PairConfig(32, 1, 3, True),
-    PairConfig(64, 1, 3, False),
 )
 """Numbered from FIRST_NUMBER."""
 

@@ -54,7 +54,7 @@ class LinesConfig:
 
 
 CONFIGS: tuple[LinesConfig, ...] = tuple(
-    LinesConfig(*values) for values in ((14, 3), (28, 3), (8, 3), (4, 3), (2, 3), (14, 2), (28, 2))
+    LinesConfig(*values) for values in ((14, 3), (28, 3), (8, 3), (4, 3), (2, 3))
 )
 """Numbered from FIRST_NUMBER."""
 
