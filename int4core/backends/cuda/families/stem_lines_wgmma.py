@@ -53,9 +53,7 @@ class LinesConfig:
         return f"bands of {self.band} rows, {self.blocks} blocks"
 
 
-CONFIGS: tuple[LinesConfig, ...] = tuple(
-    LinesConfig(*values) for values in ((14, 3), (28, 3), (8, 3), (4, 3), (2, 3))
-)
+CONFIGS: tuple[LinesConfig, ...] = tuple(LinesConfig(*values) for values in ((14, 3), (28, 3), (8, 3), (4, 3), (2, 3)))
 """Numbered from FIRST_NUMBER."""
 
 
