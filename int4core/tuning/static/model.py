@@ -44,7 +44,7 @@ MODEL = Path(__file__).resolve().parents[3] / "model"
 
 BATCH = 256
 
-GPUS = ("t4", "titan_rtx", "a100", "a10", "orin", "l4", "l40s", "rtx4080", "rtx4090", "rtx6000_ada")
+GPUS = tuple(name for name, chip in CHIPS.items() if chip.rates and chip.rates.int4)
 
 MEASURED: dict[str, tuple[int, float]] = {
     "layer1_0_conv1": (1, 78), "layer1_1_conv1": (1, 133), "layer1_1_conv3": (2, 314), "layer1_0_conv3": (5, 529),
