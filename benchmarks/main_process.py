@@ -187,7 +187,9 @@ def main_process(source: str, folder: Path, loaders: int) -> None:
     for name, us in taken.items():
         if us >= 0.05:
             print(f"  {name:20}{us:6.2f} us of CPU per source")
-    print(f"  {'together':20}{together:6.2f}: {1e6 / together:,.0f} sources/s at most")
+    # The kernel counts in hundredths of a second: of few sources, it may have seen none.
+    most = f"{1e6 / together:,.0f} sources/s at most" if together else "too few sources"
+    print(f"  {'together':20}{together:6.2f}: {most}")
 
 
 def listed(folder: Path, count: int) -> str:

@@ -13,6 +13,8 @@ import zlib
 from collections.abc import Callable, Iterator
 from typing import BinaryIO, NamedTuple, TypeAlias
 
+import numpy as np
+
 from pipeline.errors import ImageError
 from pipeline.samples.left_out import LeftOut
 from pipeline.samples.library import IMAGE_SUFFIXES
@@ -211,12 +213,12 @@ def _images(members: _Members, left_out: LeftOut) -> Iterator[Sources]:
             keys.append(f"{path}/{member.name}")
             places.append((member.offset_data, member.size))
         if keys and (not taken or len(keys) >= SOME or time.monotonic() >= due_s):
-            yield Sources(keys, Ranges(path, places))
+            yield Sources(keys, Ranges(path, np.array(places, np.int64)))
             keys, places = [], []
         if not taken and (source := _image(path, member, left_out)):
             yield Sources.of([source])
     if keys:
-        yield Sources(keys, Ranges(path, places))
+        yield Sources(keys, Ranges(path, np.array(places, np.int64)))
 
 
 def _is_plain_name(name: str) -> bool:

@@ -12,6 +12,9 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import TypeAlias, overload
 
+import numpy as np
+import numpy.typing as npt
+
 
 @dataclass(frozen=True, slots=True)
 class PathLocator:
@@ -124,22 +127,22 @@ class Paths(Sequence[PathLocator]):
 
 
 class Ranges(Sequence[RangeLocator]):
-    """Locators of parts of one file, kept and sent as their places (offset, length) alone."""
+    """Locators of parts of one file, kept and sent as their places alone: int64 (n, 2), offset and length."""
 
     __slots__ = ("path", "places")
 
-    def __init__(self, path: str, places: list[tuple[int, int]]) -> None:
+    def __init__(self, path: str, places: npt.NDArray[np.int64]) -> None:
         self.path = path
         self.places = places
 
-    def __reduce__(self) -> tuple[type[Ranges], tuple[str, list[tuple[int, int]]]]:
+    def __reduce__(self) -> tuple[type[Ranges], tuple[str, npt.NDArray[np.int64]]]:
         return Ranges, (self.path, self.places)
 
     def __len__(self) -> int:
         return len(self.places)
 
     def __iter__(self) -> Iterator[RangeLocator]:
-        return (RangeLocator(self.path, *place) for place in self.places)
+        return (RangeLocator(self.path, *place) for place in self.places.tolist())
 
     @overload
     def __getitem__(self, at: int) -> RangeLocator: ...
@@ -148,7 +151,7 @@ class Ranges(Sequence[RangeLocator]):
     def __getitem__(self, at: int | slice) -> RangeLocator | Ranges:
         if isinstance(at, slice):
             return Ranges(self.path, self.places[at])
-        return RangeLocator(self.path, *self.places[at])
+        return RangeLocator(self.path, *self.places[at].tolist())
 
 
 Locators: TypeAlias = Sequence[Locator]
@@ -202,6 +205,8 @@ class Sources(Sequence[Source]):
         if isinstance(self.locators, Paths):
             paths = self.locators.paths
             return Sources(keys, Paths([paths[at] for at in places]), labels)
+        if isinstance(self.locators, Ranges):
+            return Sources(keys, Ranges(self.locators.path, self.locators.places[list(places)]), labels)
         return Sources(keys, [self.locators[at] for at in places], labels)
 
     def __len__(self) -> int:
@@ -224,7 +229,8 @@ def _columns(locators: list[Locator]) -> Locators:
         return Paths(paths)
     ranges = [locator for locator in locators if type(locator) is RangeLocator]
     if len(ranges) == len(locators) and len({locator.path for locator in ranges}) == 1:
-        return Ranges(ranges[0].path, [(locator.offset, locator.length) for locator in ranges])
+        places = [(locator.offset, locator.length) for locator in ranges]
+        return Ranges(ranges[0].path, np.array(places, np.int64))
     return locators
 
 
