@@ -215,7 +215,7 @@ def _version(name: str) -> str:
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
-        return "of a version it does not tell"
+        return "of a version it does not report"
 
 
 def read_nvrtc() -> Library:

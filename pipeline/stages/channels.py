@@ -76,7 +76,7 @@ class Crashed:
 
 
 @dataclass(frozen=True)
-class TellTrace:
+class ReportTrace:
     """Asks a worker for the spans it has seen."""
 
 
@@ -120,7 +120,7 @@ def decode(data: bytes) -> Any:
 # The system counts a limit in clock ticks; no wait that anyone sees the end of is longer.
 _LONGEST_S = 1e6
 
-TO_WORKER: tuple[type, ...] = (Task, TellTrace, Stop)
+TO_WORKER: tuple[type, ...] = (Task, ReportTrace, Stop)
 FROM_WORKER: tuple[type, ...] = (Ready, Done, Traced, Crashed)
 
 

@@ -16,7 +16,7 @@ from typing import TypeAlias, TypeVar
 
 from pipeline.errors import shortage
 from pipeline.stages.base import Stage, StageFailure
-from pipeline.stages.channels import ChannelClosed, Crashed, Done, Rates, Ready, Stop, Task, TellTrace, Traced
+from pipeline.stages.channels import ChannelClosed, Crashed, Done, Rates, Ready, ReportTrace, Stop, Task, Traced
 from pipeline.stages.child import GRACE_S, Child
 from pipeline.stages.clock import AwakeClock
 from pipeline.stages.lost import Lost
@@ -171,7 +171,7 @@ class ProcessStage(Stage[T, R]):
         with self._changed:
             for child in self._children:
                 with contextlib.suppress(ChannelClosed):  # the watcher finds out why
-                    child.channel.send(TellTrace())
+                    child.channel.send(ReportTrace())
             deadline = time.monotonic() + self._timeout_s
             self._wait_for(lambda: all(c.trace for c in self._children) or time.monotonic() > deadline)
             silent = [c.label for c in self._children if c.trace is None]

@@ -26,9 +26,9 @@ from pipeline.stages.channels import (
     Done,
     Rates,
     Ready,
+    ReportTrace,
     Stop,
     Task,
-    TellTrace,
     Traced,
 )
 from pipeline.stages.place import Place
@@ -135,7 +135,7 @@ def _an_item_at_a_time(channel: Channel, worker: ItemWorker, place: Place) -> No
 
 def _each_task(channel: Channel, worker: Resident, work: Callable[[Task[Any]], Any]) -> None:
     while not isinstance(task := channel.receive(), Stop):
-        if isinstance(task, TellTrace):
+        if isinstance(task, ReportTrace):
             channel.send(Traced(worker.tracer.to_records()))
             continue
         began = time.perf_counter()
@@ -163,7 +163,7 @@ def _several_at_a_time(channel: Channel, worker: OverlappedWorker) -> None:
         task = channel.receive()
         if isinstance(task, Stop):
             return
-        if isinstance(task, TellTrace):
+        if isinstance(task, ReportTrace):
             channel.send(Traced(worker.tracer.to_records()))
         else:
             worker.begin(task)

@@ -8,7 +8,7 @@ import pytest
 
 from pipeline.errors import PipelineError
 from pipeline.memory.exchange import Exchange, ExchangeSpec
-from pipeline.stages.channels import Crashed, Done, Rates, Ready, Stop, Task, TellTrace, Traced, decode, encode
+from pipeline.stages.channels import Crashed, Done, Rates, Ready, ReportTrace, Stop, Task, Traced, decode, encode
 
 
 def test_slots_go_one_way_and_classes_the_other(tmp_path: Path) -> None:
@@ -112,7 +112,7 @@ def test_messages_about_records_are_a_few_bytes_and_no_pickle() -> None:
         Task(1, 2, "x"),
         Done(1, [2], 0.5),
         Ready("GPU", Rates(3.0, None, 1.0)),
-        TellTrace(),
+        ReportTrace(),
         Traced((1, "a", 0, (("decode", "main", 0.5, 1.0, (("files", 8),)),))),
         Crashed("a", "b"),
         Stop(),
