@@ -54,6 +54,15 @@ class Sizes:
             size *= step
         return cls((*values, largest) if largest > 1 else (1,))
 
+    @classmethod
+    def stepped(cls, largest: int, step: int) -> Sizes:
+        """1, every `step` samples up to eight times that, and every two from there to `largest`.
+
+        Little is computed for nothing, whatever the size; memory and a graph for each is the price.
+        """
+        near, far = range(step, min(8 * step, largest), step), range(8 * step, largest, 2 * step)
+        return cls(tuple(sorted({1, *near, *far, largest})))
+
     @property
     def largest(self) -> int:
         return self.values[-1]

@@ -187,7 +187,9 @@ class OfflineCommand:
             gpu=bool(setup.target.gpus),
             batch_size=options.batch_size,
             max_batch=options.max_batch,
+            batch_step=options.batch_step,
             batch_timeout_us=options.batch_timeout_us,
+            busy_at=options.busy_at,
             inflight=options.inflight if setup.target.gpus else CPU_IN_FLIGHT,
             samples_per_query=samples_per_query(options.scenario, self._test_settings),
         )
@@ -212,6 +214,7 @@ class OfflineCommand:
             ordered=options.ordered,
             bus_ids=setup.target.bus_ids,
             hold_s=plan.hold_s,
+            busy_at=plan.busy_at,
             traced=options.trace is not None,
             memory_remedy="load fewer samples at a time (--lgts_performance_sample_count_override)",
         )

@@ -48,7 +48,7 @@ class Options:
         engines: engine processes on the CPU.
         inflight: batches under way on one GPU.
         h2d: how samples come to a GPU.
-        max_batch, batch_timeout_us: of the Server scenario.
+        max_batch, batch_step, batch_timeout_us, busy_at: of the Server scenario.
         resize: whether images are resized before the centre crop.
         overwrite: whether the output folder may hold a run, which is replaced.
         test_settings, log_settings: the --lgts_ and --lgls_ options as (field, value).
@@ -71,7 +71,9 @@ class Options:
     h2d: str
     ordered: bool
     max_batch: int | None
+    batch_step: int | None
     batch_timeout_us: int | None
+    busy_at: int | None
     model: Path | None
     images: Path | None
     tensors: Path | None
@@ -225,10 +227,23 @@ def _add_running(group: argparse._ArgumentGroup) -> None:
         "--max-batch", type=values.whole(1), metavar="N", help="most samples of a batch in the Server scenario"
     )
     group.add_argument(
+        "--batch-step",
+        type=values.whole(1),
+        metavar="N",
+        help="in the Server scenario, a graph every N samples up to 8 N, and every 2 N from there to --max-batch "
+        "(default: each four times the one before)",
+    )
+    group.add_argument(
         "--batch-timeout-us",
         type=values.whole(0, values.MOST_HOLD_US),
         metavar="US",
         help="how long a sample may be held back for a batch to fill, in the Server scenario",
+    )
+    group.add_argument(
+        "--busy-at",
+        type=values.whole(1),
+        metavar="N",
+        help="in the Server scenario, hold samples back while so many batches are under way (default: 1)",
     )
     group.add_argument(
         "--ordered",
@@ -335,8 +350,10 @@ def _check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Options
     if scenario is not None and args.scenario not in (None, scenario):
         wrong(f"--scenario {args.scenario} and --lgts_scenario {scenario} contradict each other; give one of them")
     scenario = scenario or args.scenario or DEFAULT_SCENARIO
-    if scenario != "Server" and (args.max_batch is not None or args.batch_timeout_us is not None):
-        wrong(f"--max-batch and --batch-timeout-us are about the Server scenario, and this one is {scenario}")
+    server = (args.max_batch, args.batch_step, args.batch_timeout_us, args.busy_at)
+    if scenario != "Server" and any(value is not None for value in server):
+        names = "--max-batch, --batch-step, --batch-timeout-us and --busy-at"
+        wrong(f"{names} are about the Server scenario, and this one is {scenario}")
     if args.trial and args.round is None:
         wrong("--trial is of a round: name it with --round")
     if args.round is not None:
@@ -376,7 +393,9 @@ def _check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Options
         h2d=args.h2d,
         ordered=scenario == "Offline" if args.ordered is None else args.ordered,
         max_batch=args.max_batch,
+        batch_step=args.batch_step,
         batch_timeout_us=args.batch_timeout_us,
+        busy_at=args.busy_at,
         model=args.model,
         images=args.images,
         tensors=args.tensors,

@@ -45,11 +45,19 @@ SERVER_SHARE = 0.6
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """How a run batches: the sizes, how long a sample is held back for a batch to fill, batches in flight."""
+    """How a run batches.
+
+    Attributes:
+        sizes: that there is memory and a graph for.
+        hold_s: how long a sample is held back for a batch to fill.
+        inflight: batches in flight.
+        busy_at: batches under way with which samples are held back.
+    """
 
     sizes: Sizes
     hold_s: float
     inflight: int
+    busy_at: int = 1
 
 
 def batch_plan(
@@ -58,7 +66,9 @@ def batch_plan(
     gpu: bool,
     batch_size: int | None,
     max_batch: int | None,
+    batch_step: int | None,
     batch_timeout_us: int | None,
+    busy_at: int | None,
     inflight: int,
     samples_per_query: int,
 ) -> BatchPlan:
@@ -68,7 +78,8 @@ def batch_plan(
     if scenario == "Server":
         largest = max_batch or batch_size or (GPU_SERVER_BATCH if gpu else CPU_SERVER_BATCH)
         hold_us = BATCH_TIMEOUT_US if batch_timeout_us is None else batch_timeout_us
-        return BatchPlan(Sizes.graded(largest), hold_us / 1e6, inflight)
+        sizes = Sizes.graded(largest) if batch_step is None else Sizes.stepped(largest, batch_step)
+        return BatchPlan(sizes, hold_us / 1e6, inflight, busy_at or 1)
     # One query at a time: LoadGen sends the next one when it has the answer.
     return BatchPlan(Sizes.full(1 if scenario == "SingleStream" else samples_per_query), 0.0, 1)
 

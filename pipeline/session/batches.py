@@ -213,7 +213,7 @@ class Batches:
     def _time_to_hold(self, queue: Queue) -> float:
         """Seconds until the next batch is due, 0 or less when it is. Called with `_lock` held."""
         oldest_s = time.monotonic() - queue.waiting.since
-        filling = bool(self._underway) or queue.client.filling()
+        filling = len(self._underway) >= queue.batching.busy_at or queue.client.filling()
         due = queue.batching.due(len(queue.waiting), oldest_s, filling)
         return 0.0 if due else queue.batching.hold_s - oldest_s
 

@@ -27,6 +27,7 @@ class SessionSpec:
         loaders: processes that read and decode.
         slots: samples that the arena holds; 0 takes `slots_for_streaming`.
         hold_s: how long a prepared sample may wait for a batch to fill up.
+        busy_at: batches under way, on all engines, with which they are at work: see `session.waiting.Batching`.
         stage_timeout_s: silence after which a worker counts as hung.
         image_timeout_s: the most that one image may take; None sets no limit.
         room: bytes of a slot where files lie in it to be decoded by the GPU; larger ones are decoded by a loader.
@@ -50,6 +51,7 @@ class SessionSpec:
     ordered: bool = False
     bus_ids: tuple[str, ...] = ()
     hold_s: float = 0.1
+    busy_at: int = 1
     top: int = 0
     room: int = 512 << 10
     traced: bool = False
@@ -57,7 +59,7 @@ class SessionSpec:
 
     @property
     def batching(self) -> Batching:
-        return Batching(self.sizes.largest, self.hold_s)
+        return Batching(self.sizes.largest, self.hold_s, self.busy_at)
 
     @property
     def sampling(self) -> Sampling | None:

@@ -25,10 +25,12 @@ class Batching:
     Attributes:
         largest: samples of a full batch.
         hold_s: how long a sample may wait for a batch to fill up while the engine is at work; 0 never waits.
+        busy_at: with so many batches under way the engine is at work. With 2, one is ready when the one before it ends.
     """
 
     largest: int
     hold_s: float = 0.0
+    busy_at: int = 1
 
     def due(self, waiting: int, oldest_s: float, busy: bool) -> bool:
         """Whether to cut a batch now: it is full, its first sample has waited long enough, or the engine idles."""

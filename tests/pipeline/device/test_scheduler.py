@@ -288,6 +288,13 @@ def test_a_batch_runs_in_the_smallest_size_that_holds_it(tmp_path: Path) -> None
     assert sizes.values == (1, 8, 32, 128, 200)
     assert [sizes.fit(n) for n in (1, 2, 8, 9, 129, 200)] == [1, 8, 8, 32, 200, 200]
     assert Sizes.graded(1).values == (1,)
+    many = Sizes.stepped(640, 32)
+    assert many.values == (1, 32, 64, 96, 128, 160, 192, 224, 256, 320, 384, 448, 512, 576, 640)
+    assert [many.fit(n) for n in (1, 2, 129, 257, 640)] == [1, 32, 160, 320, 640]
+    assert Sizes.stepped(100, 32).values == (1, 32, 64, 96, 100)
+    assert Sizes.stepped(300, 32).values == (1, 32, 64, 96, 128, 160, 192, 224, 256, 300)
+    assert Sizes.stepped(5, 32).values == (1, 5)
+    assert Sizes.stepped(1, 32).values == (1,)
     for bad in (0, 201):
         with pytest.raises(ValueError, match="1 to 200"):
             sizes.fit(bad)

@@ -216,6 +216,8 @@ def test_help_shows_the_fields_with_their_defaults(capsys: pytest.CaptureFixture
         ("--scenario Best", "invalid choice"),
         ("--max-batch 8", "about the Server scenario"),
         ("--scenario SingleStream --batch-timeout-us 8", "about the Server scenario"),
+        ("--scenario Offline --batch-step 8", "about the Server scenario"),
+        ("--scenario MultiStream --busy-at 2", "about the Server scenario"),
         ("--gpu cpu --gpus 0,1", "contradict"),
         ("--trace a.html --report ./a.html", "are one file; give one of them another name"),
         ("--gpus 0,", "whole number"),

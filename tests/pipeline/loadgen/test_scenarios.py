@@ -62,8 +62,9 @@ def test_a_short_run(inputs: list[object], tmp_path: Path, scenario: str, option
 
 def test_a_server_that_answers_too_late_is_told_what_to_change(inputs: list[object], tmp_path: Path) -> None:
     done = offline(
-        *inputs, "--scenario", "Server", "--max-batch", 4, "--batch-timeout-us", 0, "--lgts_server_target_qps", 50,
-        "--lgts_server_target_latency_ns", 1000, "--lgts_min_duration_ms", 500, "--output-dir", tmp_path,
+        *inputs, "--scenario", "Server", "--max-batch", 4, "--batch-step", 2, "--busy-at", 2, "--batch-timeout-us", 0,
+        "--lgts_server_target_qps", 50, "--lgts_server_target_latency_ns", 1000,
+        "--lgts_min_duration_ms", 500, "--output-dir", tmp_path,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "LoadGen: INVALID" in done.stdout
@@ -102,7 +103,8 @@ def test_either_engine_killed_ends_the_run_and_leaves_nothing(
 
 def plan(scenario: Scenario, **given: Any) -> Any:
     options: dict[str, Any] = {
-        "gpu": True, "batch_size": None, "max_batch": None, "batch_timeout_us": None, "inflight": 3,
+        "gpu": True, "batch_size": None, "max_batch": None, "batch_step": None, "batch_timeout_us": None,
+        "busy_at": None, "inflight": 3,
         "samples_per_query": 8,
     }  # fmt: skip
     return batch_plan(scenario, **(options | given))
@@ -118,6 +120,9 @@ def test_plans() -> None:
     server = plan("Server", max_batch=100, batch_timeout_us=500)
     assert (server.sizes.values, server.hold_s, server.inflight) == ((1, 8, 32, 100), 0.0005, 3)
     assert plan("Server", batch_timeout_us=0).hold_s == 0
+    assert server.busy_at == 1
+    stepped = plan("Server", max_batch=100, batch_step=40, busy_at=2)
+    assert (stepped.sizes.values, stepped.busy_at) == ((1, 40, 80, 100), 2)
 
 
 def test_what_loadgen_is_told_to_expect() -> None:
