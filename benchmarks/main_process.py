@@ -3,8 +3,9 @@
     python -m benchmarks.main_process [--images FOLDER] [--sources 200000] [--loaders 2]
 
 - list, folder, tar: the command's own way from the sources to a Parquet table (listing, scheduling, messages, answers,
-  rows), beside processes that do nothing: loaders and an engine that answer at once. CPU time of each thread over the
-  sources. Threads share one interpreter: what they take together bounds the run, at 1e6 over it sources/s.
+  rows), beside processes that do nothing: loaders and an engine that answer at once, or, with --loader-us and
+  --engine-us, after so many microseconds of sleep per file. CPU time of each thread over the sources. Threads share one
+  interpreter: what they take together bounds the run, at 1e6 over it sources/s.
 - loader: a loader's own CPU time for a file of --images in the page cache, left in its slot for the GPU to decode.
 """
 
@@ -80,34 +81,45 @@ class Idle:
 class IdleLoader(Idle):
     """Has every file left in its slot."""
 
-    def __init__(self, number: int) -> None: ...
+    def __init__(self, us: float, number: int) -> None:
+        self._seconds = us / 1e6
 
     def work(self, task: Task[LoadWork], begin: Callable[[int], None]) -> LoadResult:
+        time.sleep(task.samples * self._seconds)
         return LoadResult((), ((BY_GPU, task.samples),))
 
 
 class IdleEngine(Idle):
     """Answers every sample with the same classes."""
 
-    def __init__(self, spec: EngineSpec, number: int) -> None:
+    def __init__(self, us: float, spec: EngineSpec, number: int) -> None:
+        self._seconds = us / 1e6
         self._exchange = Exchange.attach(spec.exchange)
 
     def work(self, task: Task[int]) -> None:
+        time.sleep(task.samples * self._seconds)
         for place in self._exchange.answers(task.body, task.samples):
             place[:] = 1
 
 
 def idle_loaders(
-    arena: Any, preparation: Any, *, loaders: int, image_timeout_s: Any, cores: Any, traced: bool, **options: Any
+    us: float,
+    arena: Any,
+    preparation: Any,
+    *,
+    loaders: int,
+    image_timeout_s: Any,
+    cores: Any,
+    traced: bool,
+    **options: Any,
 ) -> ProcessStage[LoadWork, LoadResult]:
-    return ProcessStage("decode", IdleLoader, workers=loaders, serve=serve_items, **options)
+    return ProcessStage("decode", partial(IdleLoader, us), workers=loaders, serve=serve_items, **options)
 
 
-def idle_engine(spec: EngineSpec, **options: Any) -> ProcessStage[int, None]:
+def idle_engine(us: float, spec: EngineSpec, **options: Any) -> ProcessStage[int, None]:
     capacity = (spec.exchange.records + 1) * spec.batch_size
-    return ProcessStage(
-        "infer", partial(IdleEngine, spec), workers=1, capacity=capacity, depth=IN_FLIGHT + 1, **options
-    )
+    make = partial(IdleEngine, us, spec)
+    return ProcessStage("infer", make, workers=1, capacity=capacity, depth=IN_FLIGHT + 1, **options)
 
 
 class Threads:
@@ -149,7 +161,7 @@ class Threads:
         self._last |= {thread.id: thread.user_time + thread.system_time for thread in self._process.threads()}
 
 
-def main_process(source: str, folder: Path, loaders: int) -> None:
+def main_process(source: str, folder: Path, options: argparse.Namespace) -> None:
     """Classify `source` with nobody at work, and print what it took."""
     spec = SessionSpec(
         model=folder,
@@ -158,14 +170,14 @@ def main_process(source: str, folder: Path, loaders: int) -> None:
         sizes=Sizes.full(BATCH),
         input_shape=(3, 8, 8),
         preparation=Preparation("images", 8, 8, decode="gpu"),
-        loaders=loaders,
+        loaders=options.loaders,
         inflight=IN_FLIGHT,
         top=TOP,
         room=1 << 10,
     )
     with (
-        mock.patch.object(loading, "load_stage", idle_loaders),
-        mock.patch.object(batches, "infer_stage", idle_engine),
+        mock.patch.object(loading, "load_stage", partial(idle_loaders, options.loader_us)),
+        mock.patch.object(batches, "infer_stage", partial(idle_engine, options.engine_us)),
         Session(spec) as session,
     ):
         session.start()
@@ -183,7 +195,7 @@ def main_process(source: str, folder: Path, loaders: int) -> None:
             seconds = time.perf_counter() - began_s
     taken = {name: us / count for name, us in threads.us().items()}
     together = sum(taken.values())
-    print(f"\n{source}: {count:,} sources in {seconds:.1f} s")
+    print(f"\n{source}: {count:,} sources in {seconds:.1f} s, {count / seconds:,.0f} sources/s")
     for name, us in taken.items():
         if us >= 0.05:
             print(f"  {name:20}{us:6.2f} us of CPU per source")
@@ -258,6 +270,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--images", type=Path, default=DEMO_IMAGES, help="of `loader` (default: %(default)s)")
     parser.add_argument("--sources", type=int, default=200_000, help="(default: %(default)s)")
     parser.add_argument("--loaders", type=int, default=2, help="processes that do nothing (default: %(default)s)")
+    parser.add_argument("--loader-us", type=float, default=0.0, help="of sleep per file (default: %(default)g)")
+    parser.add_argument("--engine-us", type=float, default=0.0, help="of sleep per sample (default: %(default)g)")
     parser.add_argument("--files", type=int, default=8192, help="of `loader` (default: %(default)s)")
     parser.add_argument("--sections", default=",".join(SECTIONS), help="which (default: %(default)s)")
     options = parser.parse_args(argv)
@@ -267,7 +281,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name, make in {"list": listed, "folder": filled, "tar": packed}.items():
         if name in wanted:
             with tempfile.TemporaryDirectory() as folder:
-                main_process(make(Path(folder), options.sources), Path(folder), options.loaders)
+                main_process(make(Path(folder), options.sources), Path(folder), options)
     if "loader" in wanted:
         loader(options.images, options.files)
     return 0
