@@ -20,10 +20,12 @@ from int4core.backends.cuda.jit import tensor_map
 from int4core.backends.cuda.network import DeviceNetwork
 from int4core.backends.cuda.plan.convolution import Output
 from int4core.backends.cuda.plan.fuse import fuse
-from int4core.backends.cuda.plan.ops import CLASSES, INPUT, TOP1, ConvOp, LinearOp, Op, PoolOp, StemOp
+from int4core.backends.cuda.plan.memory import ALIGNMENT
+from int4core.backends.cuda.plan.ops import CLASSES, INPUT, TOP1, ConvOp, LinearOp, Op, PoolOp, StemOp, parts
 from int4core.backends.cuda.plan.planner import NetworkPlan, make_plan
 from int4core.engine import Engine
 from int4core.model import Model
+from int4core.options import NumpyOptions
 from int4core.random_model import random_model
 from int4core.tuning.files import load_tuning
 from tests.kernels.emulator.driver import Emulated, emulated_driver, needs_compiler
@@ -100,6 +102,41 @@ def test_every_layer_equal_to_numpy(
     np.testing.assert_array_equal(tensors[CLASSES].view(np.int32).reshape(len(x), -1), sums)
     np.testing.assert_array_equal(tensors[TOP1].view(np.int32), top1)
     assert sums.any()
+
+
+@needs_compiler
+def test_a_hopper_network_in_its_arena(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With what only a tuning file chooses: a pair, whose tensors live on beside it, Winograd's products, the stem."""
+    folder = tmp_path_factory.getbasetemp()
+    driver = emulated_driver(folder)
+    monkeypatch.setattr(tensor_map, "load_driver", lambda: driver)
+    model = random_model(blocks=(2, 1, 1, 1), width=64, classes=37, pool=3, seed=3)
+    x = np.random.default_rng(5).integers(-128, 128, (1, 3, 96, 96), dtype=np.int8)
+    with Engine(model, options=NumpyOptions(input_size=(96, 96))) as cpu:
+        expected, sums, top1 = cpu.trace(x), cpu.accumulators(x), cpu.top1(x)
+    numbers = {"conv1": 243, "layer1_1_conv2": 170, "layer1_1_conv3": 161, "layer2_0_conv1": 161}
+    plan = make_plan(model.network, CHIPS["h200"], len(x), size=(96, 96), numbers=numbers)
+    assert plan.misfits == ()
+    memory = np.full(plan.arena.bytes + ALIGNMENT, 0x5A, np.uint8)
+    arena = memory[-memory.ctypes.data % ALIGNMENT :]
+    addresses = {name: arena.ctypes.data + offset for name, offset in plan.arena.offsets.items()}
+
+    def tensor(name: str, size: int) -> np.ndarray[Any, Any]:
+        return arena[plan.arena.offsets[name] :][:size]
+
+    tensor(INPUT, x.nbytes)[:] = x.view(np.uint8).ravel()
+    for kernel in (step.kernel for step in plan.steps):
+        constants = [np.ascontiguousarray(array) for array in kernel.constants()]
+        arguments = kernel.arguments(addresses, [array.ctypes.data for array in constants])
+        Emulated(kernel.source, folder, 900)(kernel.grid, kernel.threads, arguments, shared_bytes=kernel.shared_bytes)
+        for op in parts(kernel.op):
+            if isinstance(op, (StemOp, ConvOp)):
+                found = values(op, tensor(op.output.name, op.output.bytes))
+                np.testing.assert_array_equal(found, expected[op.output.name], f"{op.name}: {kernel}")
+    np.testing.assert_array_equal(tensor(CLASSES, sums.nbytes).view(np.int32).reshape(sums.shape), sums)
+    np.testing.assert_array_equal(tensor(TOP1, top1.nbytes).view(np.int32), top1)
 
 
 @needs_shared
