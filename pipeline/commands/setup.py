@@ -44,10 +44,10 @@ class Setup:
     def preparation(self, kind: Kind, resize: bool, rules: ImageRules, decode: Decode = "cpu") -> Preparation:
         """What loaders do with a source.
 
-        With engines on GPUs, what loaders decode bounds a run: Numba resizes it then, where it is installed. Engines on
-        the CPU are slower than loaders by far, and are not worth the second that each loader takes longer to start.
+        Where it is installed, Numba resizes what they decode. Beside NumPy's engine, which takes many times as long for
+        an image as they do, that is not worth the second that each of them takes longer to start.
         """
-        compiled = kind == "images" and bool(self.target.gpus) and is_installed("numba")
+        compiled = kind == "images" and self.target.backend != "numpy" and is_installed("numba")
         return Preparation(kind, self.side, self.short_side(resize), rules, decode, compiled)
 
 

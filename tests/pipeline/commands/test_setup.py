@@ -77,13 +77,13 @@ def test_a_backend_of_the_cpu_that_is_asked_for_is_taken_or_an_error(
 
 
 @pytest.mark.parametrize("numba", [True, False])
-@pytest.mark.parametrize("backend", ["cuda", "numpy"])
-def test_numba_resizes_where_loaders_bound_the_run(
+@pytest.mark.parametrize("backend", ["cuda", "torch", "numpy"])
+def test_numba_resizes_where_loaders_are_a_part_of_the_cost(
     numba: bool, backend: str, options: EngineOptions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gpus = (Gpu(0, "NVIDIA H200", "h200", "A"),) if backend == "cuda" else ()
     monkeypatch.setattr(under_test, "choose_target", lambda *_, **__: Target(backend, gpus, "it"))
     monkeypatch.setattr(under_test, "is_installed", lambda module: module == "numba" and numba)
     made = set_up(options, lambda line: None)
-    assert made.preparation("images", True, ImageRules()).compiled is (numba and bool(gpus))
+    assert made.preparation("images", True, ImageRules()).compiled is (numba and backend != "numpy")
     assert not made.preparation("tensors", True, ImageRules()).compiled
