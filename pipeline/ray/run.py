@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import signal
-import sys
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -23,6 +22,7 @@ from pipeline.ray.delivery import Count, Delivered, Receiver, deliver, delivered
 from pipeline.ray.listing import TASK_CPUS, Listed, Listing, Tally, put_pieces, sources_dataset
 from pipeline.ray.progress import Progress
 from pipeline.ray.units import STDIN
+from pipeline.samples.expand import open_stdin
 
 LOCAL = "local"
 
@@ -164,7 +164,7 @@ class Run:
         context.execution_options.preserve_order = wanted.ordered
         batch = batch_size(wanted.engine, gpu=bool(self._layout.gpus))
         rows = batch * BATCHES_OF_A_TASK[bool(self._layout.gpus)]
-        stdin = put_pieces(self._ray, sys.stdin.buffer) if any(STDIN in part for part in wanted.parts) else ()
+        stdin = put_pieces(self._ray, open_stdin()) if any(STDIN in part for part in wanted.parts) else ()
         listing = Listing(wanted.column, wanted.shard, wanted.done, wanted.apart, self._tally, stdin)
         loaders = replace(wanted.loaders, processes=wanted.loaders.processes or self._layout.loaders)
         options = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import re
+import select
 import stat
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -143,7 +144,7 @@ class _Expander:
     def plan(self, argument: str) -> Iterator[Callable[[], Iterator[Sources]]]:
         """Looks at `argument`; each of what it gives lists a part of it once called. Raises PipelineError."""
         if argument == "-":
-            yield partial(self._list, "standard input", self.stdin if self.stdin is not None else _open_stdin())
+            yield partial(self._list, "standard input", self.stdin if self.stdin is not None else open_stdin())
         elif argument.startswith("@"):
             yield partial(self._list, argument[1:], _open_list(argument[1:]))
         elif not argument:
@@ -318,16 +319,28 @@ def _is_known(url: str) -> bool:
     return path.endswith((SHARD_SUFFIX, TABLE_SUFFIX, *COMPRESSED_SUFFIXES, *IMAGE_SUFFIXES))
 
 
-def _open_stdin() -> BinaryIO:
+class _Patient(io.FileIO):
+    """A file that is waited for, also where whoever started this process has set its descriptor not to block.
+
+    A buffer takes one that has nothing yet for one that is at its end, and all that comes later would be lost.
+    """
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        while (count := super().readinto(buffer)) is None:
+            select.select([self], [], [])
+        return count
+
+
+def open_stdin() -> BinaryIO:
     """Standard input for bytes, whatever stands in for `sys.stdin`.
 
     Where it has a descriptor, not through its buffer: a thread that waits in that one brings the interpreter down when
-    it ends.
+    it ends. Raises PipelineError when it is closed.
     """
     if sys.stdin is None:
         raise PipelineError("-: standard input is closed; name the list as @FILE")
     try:
-        return open(sys.stdin.fileno(), "rb", closefd=False)
+        return io.BufferedReader(_Patient(sys.stdin.fileno(), closefd=False))
     except io.UnsupportedOperation:
         return sys.stdin.buffer
 

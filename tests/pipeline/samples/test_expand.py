@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import select
 import tarfile
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
@@ -205,6 +206,28 @@ class TestLists:
             feed.write(b"more.jpg\n")
             assert next(sources).key == "more.jpg"
         assert not list(sources)
+
+    def test_standard_input_that_does_not_block_is_waited_for(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        read, write = os.pipe()
+        os.set_blocking(read, False)
+        with os.fdopen(read) as stdin, os.fdopen(write, "wb", buffering=0) as feed:
+            monkeypatch.setattr("sys.stdin", stdin)
+            feed.write(b"a.jpg\n")
+            sources = expand(["-"])
+            assert next(sources).key == "a.jpg"
+            # What waits for the next one finds nothing there, and is to be told when there is.
+            waited: list[object] = []
+
+            def wait(*files: Any) -> object:
+                waited.append(files)
+                feed.write(b"b.jpg\n")
+                feed.close()
+                return really_wait(*files)
+
+            really_wait = select.select
+            monkeypatch.setattr("select.select", wait)
+            assert [source.key for source in sources] == ["b.jpg"]
+            assert len(waited) == 1
 
     def test_a_pipe_may_be_a_list(self) -> None:
         read, write = os.pipe()
