@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import secrets
 import shutil
@@ -22,6 +23,8 @@ from int4core.validate import check_network
 DATA_FOLDER = "npdata"
 
 _ATTEMPTS = 10
+
+BUSY = "other processes keep writing this folder"
 
 
 def write_network(network: ResNet, path: str | os.PathLike[str]) -> None:
@@ -87,12 +90,27 @@ def _layer_files(layer: Any) -> Iterator[tuple[str, bytes]]:
 
 
 def _expect_replaceable(target: Path) -> None:
-    if not os.path.lexists(target):
-        return
+    """Raises ModelError where something else than a model or an empty folder is in the way."""
+    for _ in range(_ATTEMPTS):
+        try:
+            looked_at = target.lstat().st_ino
+            why = _why_not_replaceable(target)
+            same = target.lstat().st_ino == looked_at
+        except FileNotFoundError:  # nothing is there, or another process is replacing it just now
+            return
+        if same:
+            if why:
+                raise ModelError(target, 0, why)
+            return
+    raise ModelError(target, 0, BUSY)
+
+
+def _why_not_replaceable(target: Path) -> str:
     if not target.is_dir():
-        raise ModelError(target, 0, "is a file; name a folder to save the model in")
+        return "is a file; name a folder to save the model in"
     if any(target.iterdir()) and _layer_type(target / MODEL) != KINDS[ResNet]:
-        raise ModelError(target, 0, "holds something that is not a model: name another folder")
+        return "holds something that is not a model: name another folder"
+    return ""
 
 
 def _layer_type(file: Path) -> str | None:
@@ -118,14 +136,14 @@ def _swap(fresh: Path, target: Path) -> None:
         try:
             fresh.rename(target)
             break
-        except OSError:
+        except OSError as error:
             # Another process may have saved to the same place between the two renames: replace that too.
-            if not os.path.lexists(target):
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST) and not os.path.lexists(target):
                 if replaced:
                     replaced[-1].rename(target)
                 raise
     else:
-        raise ModelError(target, 0, "other processes keep writing this folder")
+        raise ModelError(target, 0, BUSY)
     for old in replaced:
         _keep_foreign(old, target)
         shutil.rmtree(old)

@@ -523,6 +523,22 @@ class TestSave:
         assert [f.name for f in tmp_path.iterdir()] == ["model"]
 
 
+def test_a_model_that_another_process_moves_aside_meanwhile_is_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target, is_dir = tmp_path / "model", Path.is_dir
+    random_model(width=2, classes=2, pool=1).save(target)
+
+    def moved_before_it_is_looked_at(self: Path, **options: bool) -> bool:
+        if self == target and not (tmp_path / "aside").exists():
+            target.rename(tmp_path / "aside")
+        return is_dir(self, **options)
+
+    monkeypatch.setattr(Path, "is_dir", moved_before_it_is_looked_at)
+    random_model(width=2, classes=3, pool=1).save(target)
+    assert Model.load(target).network.classes == 3
+
+
 def test_the_digest_is_of_the_network_and_not_of_its_folder(tmp_path: Path) -> None:
     network = random_model(blocks=(1, 1, 1, 1), width=16, classes=10, pool=2, seed=3)
     network.save(tmp_path / "a")
