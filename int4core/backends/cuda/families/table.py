@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from int4core.backends.cuda.chips import Chip
 from int4core.backends.cuda.families import (
@@ -54,6 +55,12 @@ MMA = Family(
 )  # fmt: skip
 
 
+def _family(name: str, module: Any, make: Callable[..., Kernel]) -> Family:
+    """The family of a module with FIRST_NUMBER, CONFIGS and `default`."""
+    first, count = module.FIRST_NUMBER, len(module.CONFIGS)
+    return Family(name, first, count, make, module.default, lambda n: str(module.CONFIGS[n - first]))
+
+
 def _native_mma4(op: ConvOp, number: int, chip: Chip) -> conv_mma4.Mma4Conv:
     if not conv_mma4.is_native(number, chip):
         config = conv_mma4.CONFIGS[number - conv_mma4.FIRST_NUMBER]
@@ -61,44 +68,18 @@ def _native_mma4(op: ConvOp, number: int, chip: Chip) -> conv_mma4.Mma4Conv:
     return conv_mma4.Mma4Conv(op, number, chip)
 
 
-MMA4 = Family(
-    "mma.sync u4.s4", conv_mma4.FIRST_NUMBER, len(conv_mma4.CONFIGS), _native_mma4, conv_mma4.default,
-    lambda n: str(conv_mma4.CONFIGS[n - conv_mma4.FIRST_NUMBER]),
-)  # fmt: skip
-WGMMA = Family(
-    "wgmma u8.s8", conv_wgmma.FIRST_NUMBER, len(conv_wgmma.CONFIGS), conv_wgmma.WgmmaConv, conv_wgmma.default,
-    lambda n: str(conv_wgmma.CONFIGS[n - conv_wgmma.FIRST_NUMBER]),
-)  # fmt: skip
+MMA4 = _family("mma.sync u4.s4", conv_mma4, _native_mma4)
+WGMMA = _family("wgmma u8.s8", conv_wgmma, conv_wgmma.WgmmaConv)
 ROWS = Family(
     "wgmma u8.s8, 3x3", rows_wgmma.FIRST_NUMBER, len(rows_wgmma.CONFIGS), rows_wgmma.WgmmaRows, rows_wgmma.default,
     lambda n: "{} teams x {} rows".format(*reversed(rows_wgmma.CONFIGS[n - rows_wgmma.FIRST_NUMBER])),
 )  # fmt: skip
-STEM = Family(
-    "stem", stem_mma.FIRST_NUMBER, len(stem_mma.CONFIGS), stem_mma.StemConv, stem_mma.default,
-    lambda n: str(stem_mma.CONFIGS[n - stem_mma.FIRST_NUMBER]),
-)  # fmt: skip
-STRIPS = Family(
-    "stem, in strips", stem_strips.FIRST_NUMBER, len(stem_strips.CONFIGS), stem_strips.StripStem,
-    stem_strips.default, lambda n: str(stem_strips.CONFIGS[n - stem_strips.FIRST_NUMBER]),
-)  # fmt: skip
-WGMMA_STEM = Family(
-    "stem, wgmma", stem_wgmma.FIRST_NUMBER, len(stem_wgmma.CONFIGS), stem_wgmma.WgmmaStem, stem_wgmma.default,
-    lambda n: str(stem_wgmma.CONFIGS[n - stem_wgmma.FIRST_NUMBER]),
-)  # fmt: skip
-LINES_STEM = Family(
-    "stem, weights as A", stem_lines_wgmma.FIRST_NUMBER, len(stem_lines_wgmma.CONFIGS), stem_lines_wgmma.LinesStem,
-    stem_lines_wgmma.default, lambda n: str(stem_lines_wgmma.CONFIGS[n - stem_lines_wgmma.FIRST_NUMBER]),
-)  # fmt: skip
-
-PAIR = Family(
-    "wgmma u8.s8, pairs", pair_wgmma.FIRST_NUMBER, len(pair_wgmma.CONFIGS), pair_wgmma.WgmmaPair, pair_wgmma.default,
-    lambda n: str(pair_wgmma.CONFIGS[n - pair_wgmma.FIRST_NUMBER]),
-)  # fmt: skip
-
-WINOGRAD = Family(
-    "wgmma, F(2, 3)", winograd_wgmma.FIRST_NUMBER, len(winograd_wgmma.CONFIGS), winograd_wgmma.WgmmaWinograd,
-    winograd_wgmma.default, lambda n: str(winograd_wgmma.CONFIGS[n - winograd_wgmma.FIRST_NUMBER]),
-)  # fmt: skip
+STEM = _family("stem", stem_mma, stem_mma.StemConv)
+STRIPS = _family("stem, in strips", stem_strips, stem_strips.StripStem)
+WGMMA_STEM = _family("stem, wgmma", stem_wgmma, stem_wgmma.WgmmaStem)
+LINES_STEM = _family("stem, weights as A", stem_lines_wgmma, stem_lines_wgmma.LinesStem)
+PAIR = _family("wgmma u8.s8, pairs", pair_wgmma, pair_wgmma.WgmmaPair)
+WINOGRAD = _family("wgmma, F(2, 3)", winograd_wgmma, winograd_wgmma.WgmmaWinograd)
 
 CONVOLUTIONS: tuple[Family, ...] = (ROWS, WGMMA, MMA4, MMA, WINOGRAD)
 """Families that compute a ConvOp, the ones to prefer first."""
