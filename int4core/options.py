@@ -11,8 +11,8 @@ from int4core.tuning.autoconfig import Autoconfig
 
 
 @dataclass(frozen=True)
-class NumpyOptions:
-    """Of the backend `numpy`.
+class HostOptions:
+    """Of the backends that compute on the CPU.
 
     Attributes:
         input_size: (H, W) of the images; None takes the size that fits the network's strides (224 x 224 for ResNet-50).
@@ -28,6 +28,16 @@ class NumpyOptions:
     def __post_init__(self) -> None:
         if self.threads is not None and self.threads < 1:
             raise EngineError(f"threads={self.threads}: at least one worker thread is needed")
+
+
+@dataclass(frozen=True)
+class NumpyOptions(HostOptions):
+    """Of the backend `numpy`."""
+
+
+@dataclass(frozen=True)
+class TorchOptions(HostOptions):
+    """Of the backend `torch`."""
 
 
 @dataclass(frozen=True)
@@ -47,26 +57,6 @@ class CudaOptions:
     gpu: str | None = None
     autoconfig: Autoconfig | None = None
     strict: bool = False
-
-
-@dataclass(frozen=True)
-class TorchOptions:
-    """Of the backend `torch`; the same as of `numpy`.
-
-    Attributes:
-        input_size: (H, W) of the images; None takes the size that fits the network's strides.
-        threads: worker threads; None takes one for each CPU this process may use.
-
-    Raises:
-        EngineError: no thread.
-    """
-
-    input_size: Pair | None = None
-    threads: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.threads is not None and self.threads < 1:
-            raise EngineError(f"threads={self.threads}: at least one worker thread is needed")
 
 
 BackendOptions: TypeAlias = NumpyOptions | TorchOptions | CudaOptions

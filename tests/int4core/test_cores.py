@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from int4core import cores
-from int4core.backends.numpy.backend import usable_cores as of_the_engine
+from int4core.backends.host import usable_cores as of_the_engine
 from int4core.cores import cpu_quota, usable_cores, whole_cores
 from pipeline import doctor
 from pipeline.loadgen.options import build_parser

@@ -10,15 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from int4core.arrays import gpu_of, on_host
-from int4core.backends.base import Pending, Want, answer
+from int4core.arrays import on_host
+from int4core.backends.host import HostBackend
 from int4core.backends.numpy.blas_threads import BLAS, BlasThreads
 from int4core.backends.numpy.program import Program
 from int4core.backends.numpy.tiles import Array, Tile, Workspace, even_cuts
-from int4core.cores import usable_cores
-from int4core.errors import EngineError
 from int4core.layers import Int8Array, Int32Array, Linear, ReLU, Scale
-from int4core.network import LayerShape, default_input_size, trace_shapes
 from int4core.options import NumpyOptions
 
 if TYPE_CHECKING:
@@ -28,7 +25,7 @@ GROUP = 4
 """Most images a thread takes at once: enough pixels in the last small maps, few enough to share evenly."""
 
 
-class NumpyBackend:
+class NumpyBackend(HostBackend):
     """Every sum is an integer that its float type holds exactly, which is proved from the weights at load.
 
     Args:
@@ -42,37 +39,13 @@ class NumpyBackend:
 
     name = "numpy"
 
-    depth = 1
-
     def __init__(self, model: Model, batch_size: int = 16, options: NumpyOptions | None = None) -> None:
-        options = options or NumpyOptions()
-        net = model.network
-        size = default_input_size(net) if options.input_size is None else options.input_size
-        self.batch_size = batch_size
-        self.layers: tuple[LayerShape, ...] = trace_shapes(net, size)
-        self.input_shape = (net.conv1.in_channels, size[0], size[1])
-        self.classes = net.classes
-        self.threads = options.threads or usable_cores()
-        self._out_scale = net.scale.out_scale
-        self._program = Program(net, self.layers)
+        super().__init__(model, batch_size, options or NumpyOptions())
+        self._program = Program(model.network, self.layers)
         self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix="int4core-numpy")
         self._local = threading.local()
 
-    def placed(self, x: Any) -> contextlib.AbstractContextManager[None]:
-        if gpu_of(x) is not None:
-            raise EngineError("input lies on a GPU, and backend 'numpy' computes on the CPU: copy it, or use 'cuda'")
-        return contextlib.nullcontext()
-
-    def begin(self, x: Any, want: Want, k: int = 0) -> Pending:
-        """The answer is there when this returns."""
-        found = answer(self.accumulators(on_host(x)), self._out_scale, want, k)
-        return lambda: found
-
-    def accumulators(self, x: Int8Array) -> Int32Array:
-        """int8 (n, 3, H, W) -> int32 (n, classes), before Scale."""
-        if not len(x):
-            return np.empty((0, self.classes), np.int32)
-        x = np.ascontiguousarray(x)
+    def _sums(self, x: Int8Array) -> Int32Array:
         with limited(BLAS):
             groups = self._groups(len(x))
             parts = list(self._pool.map(lambda group: self._program.run(x[group], self._space()), groups))

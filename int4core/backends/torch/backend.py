@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
@@ -11,15 +10,12 @@ import numpy as np
 import torch
 from threadpoolctl import ThreadpoolController
 
-from int4core.arrays import gpu_of, on_host
-from int4core.backends.base import Pending, Want, answer
+from int4core.arrays import on_host
+from int4core.backends.host import HostBackend
 from int4core.backends.numpy.tiles import Array, even_cuts
 from int4core.backends.torch.convolution import check_library
 from int4core.backends.torch.program import Program
-from int4core.cores import usable_cores
-from int4core.errors import EngineError
 from int4core.layers import Int8Array, Int32Array
-from int4core.network import LayerShape, default_input_size, trace_shapes
 from int4core.options import TorchOptions
 
 if TYPE_CHECKING:
@@ -29,7 +25,7 @@ GROUP = 8
 """Most images a thread takes at once: each layer's weights are read once for all of them."""
 
 
-class TorchBackend:
+class TorchBackend(HostBackend):
     """Every sum and every rescaled value is an integer that its float type holds, which is proved at load.
 
     Args:
@@ -44,42 +40,18 @@ class TorchBackend:
 
     name = "torch"
 
-    depth = 1
-
     def __init__(self, model: Model, batch_size: int = 16, options: TorchOptions | None = None) -> None:
-        options = options or TorchOptions()
-        net = model.network
-        size = default_input_size(net) if options.input_size is None else options.input_size
-        self.batch_size = batch_size
-        self.layers: tuple[LayerShape, ...] = trace_shapes(net, size)
-        self.input_shape = (net.conv1.in_channels, size[0], size[1])
-        self.classes = net.classes
-        self.threads = options.threads or usable_cores()
-        self._out_scale = net.scale.out_scale
+        super().__init__(model, batch_size, options or TorchOptions())
         self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix="int4core-torch", initializer=_one_thread)
         group = next(self._groups(batch_size))
         try:
             self._pool.submit(check_library).result()
-            self._program = self._pool.submit(Program, net, self.layers, group.stop - group.start).result()
+            self._program = self._pool.submit(Program, model.network, self.layers, group.stop - group.start).result()
         except BaseException:
             self._pool.shutdown()
             raise
 
-    def placed(self, x: Any) -> contextlib.AbstractContextManager[None]:
-        if gpu_of(x) is not None:
-            raise EngineError("input lies on a GPU, and backend 'torch' computes on the CPU: copy it, or use 'cuda'")
-        return contextlib.nullcontext()
-
-    def begin(self, x: Any, want: Want, k: int = 0) -> Pending:
-        """The answer is there when this returns."""
-        found = answer(self.accumulators(on_host(x)), self._out_scale, want, k)
-        return lambda: found
-
-    def accumulators(self, x: Int8Array) -> Int32Array:
-        """int8 (n, 3, H, W) -> int32 (n, classes), before Scale."""
-        if not len(x):
-            return np.empty((0, self.classes), np.int32)
-        x = np.ascontiguousarray(x)
+    def _sums(self, x: Int8Array) -> Int32Array:
         return np.concatenate(list(self._pool.map(lambda group: self._program.run(x[group]), self._groups(len(x)))))
 
     def trace(self, x: Any) -> dict[str, Int32Array]:
