@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +26,7 @@ CPU = ("--gpu", "cpu", "--cpu-backend", "numpy")
 """The CPU as any machine has it: with PyTorch installed, each engine process would import it, which takes seconds."""
 
 # How long a test waits for a line that a run is to print.
-PATIENCE_S = 120.0
+PATIENCE_S = 300.0
 
 
 def command(*options: object, gpu: str = "cpu") -> list[str]:
@@ -32,8 +36,15 @@ def command(*options: object, gpu: str = "cpu") -> list[str]:
 
 def offline(*options: object, gpu: str = "cpu", **kwargs: Any) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        command(*options, gpu=gpu), cwd=ROOT, capture_output=True, text=True, timeout=240, check=False, **kwargs
+        command(*options, gpu=gpu), cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_S, check=False, **kwargs
     )
+
+
+def lives(process: psutil.Process) -> bool:
+    """Whether a process goes on: one that has ended stays in the table until somebody has taken note of it."""
+    with suppress(psutil.NoSuchProcess):
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    return False
 
 
 def predictions(output_dir: Path) -> dict[int, int]:
@@ -47,17 +58,27 @@ def labels_of(folder: Path) -> list[int]:
 
 
 class LongRun:
-    """A performance run that would take minutes, caught in the middle of its timed part."""
+    """A performance run that would take minutes, caught in the middle of its timed part.
 
-    def __init__(self, model: Path, images: Path, out: Path, *options: object, gpu: str = "cpu") -> None:
+    It leads a process group, which all that it starts is in.
+    """
+
+    def __init__(
+        self,
+        model: Path,
+        images: Path,
+        out: Path,
+        *options: object,
+        gpu: str = "cpu",
+        env: dict[str, str] | None = None,
+    ) -> None:
         self.process = subprocess.Popen(
             command(
                 "--model", model, "--images", images, "--output-dir", out, "--no-dashboard",
                 "--lgts_min_duration_ms", 60000, *options, gpu=gpu,
             ),
-            cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+            cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True, env=env,
         )  # fmt: skip
-        self.children: list[psutil.Process] = []
         self.output = ""
 
     def read_until(self, pattern: str) -> re.Match[str]:
@@ -68,7 +89,6 @@ class LongRun:
             for line in self.process.stdout:
                 self.output += line
                 if match := re.search(pattern, line):
-                    self.children = psutil.Process(self.process.pid).children(recursive=True)
                     return match
         finally:
             watchdog.cancel()
@@ -82,22 +102,48 @@ class LongRun:
         self.read_until(r"running.*img/s")
         return pids
 
+    def wait_heeding(self) -> None:
+        """Wait until signals end the run instead of the process. Before, they are Python's own business."""
+        status = Path(f"/proc/{self.process.pid}/status")
+        self.wait_until(lambda: int(status.read_text().split("SigCgt:")[1].split()[0], 16) >> signal.SIGTERM - 1 & 1)
+
+    def wait_child(self) -> None:
+        """Wait until the run has started a process."""
+        self.wait_until(lambda: len(self.group()) > 1)
+
+    def wait_until(self, there: Callable[[], object]) -> None:
+        deadline = time.monotonic() + PATIENCE_S
+        while not there():
+            assert self.process.poll() is None, self.process.communicate()
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+
+    def group(self) -> list[psutil.Process]:
+        """What lives of the run and of all that it has started."""
+        found = []
+        for process in psutil.process_iter():
+            with suppress(ProcessLookupError):
+                if os.getpgid(process.pid) == self.process.pid and lives(process):
+                    found.append(process)
+        return found
+
     def finish(self) -> int:
         self.output += self.process.communicate(timeout=PATIENCE_S)[0]
         return self.process.returncode
 
-    def assert_nothing_left(self) -> None:
+    def wait_gone(self) -> None:
         deadline = time.monotonic() + PATIENCE_S
-        while time.monotonic() < deadline and any(c.is_running() for c in self.children):
+        while (left := self.group()) and time.monotonic() < deadline:
             time.sleep(0.05)
-        assert not [c for c in self.children if c.is_running()], "processes were left behind"
+        assert not left, "processes were left behind"
+
+    def assert_nothing_left(self) -> None:
+        self.wait_gone()
         assert not list(segment_folder().glob(f"int4-resnet50-{self.process.pid}-*"))
 
     def end(self) -> None:
         """Whatever has happened, nothing goes on."""
-        if self.process.poll() is None:
-            self.process.kill()
-        self.process.wait()
-        for child in self.children:
-            if child.is_running():
-                child.kill()
+        for process in self.group():
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        self.process.communicate()

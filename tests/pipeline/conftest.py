@@ -19,7 +19,7 @@ from pipeline.memory.arena import segment_folder
 from pipeline.samples.preprocess import Preprocessor
 
 # How long a test waits for what is to come.
-PATIENCE_S = 60.0
+PATIENCE_S = 300.0
 
 IMAGES = 24
 SIZE = 64
