@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from int4core.backends.cuda.jit.source import KernelSource
-from pipeline.jpeg.plan import FEW_LANES, MANY_LANES, Images, Sampling
+from pipeline.jpeg.plan import FEW_LANES, MANY_LANES, STRUCTS, Images, Sampling
 
 FOLDER = Path(__file__).resolve().parent / "kernels"
 
@@ -27,9 +27,9 @@ _TABLES_BYTES = 11888
 _LANE_SHARED = 64 + 4 * 4 + 4
 
 
-def kernel(name: str, **constants: int) -> KernelSource:
-    """A kernel of this package; its file has its name."""
-    return KernelSource.of(str(FOLDER / f"{name}.cu"), name, constants)
+def kernel(name: str, file: str | None = None, **constants: int) -> KernelSource:
+    """A kernel of this package; without `file`, its file has its name."""
+    return KernelSource.of(str(FOLDER / f"{file or name}.cu"), name, constants, STRUCTS)
 
 
 UNSTUFF, IDCT, RGB = kernel("jpeg_unstuff"), kernel("jpeg_idct"), kernel("jpeg_rgb")
@@ -51,8 +51,7 @@ def sources(sampling: Sampling) -> tuple[KernelSource, ...]:
 
 
 def _sized(name: str, sampling: Sampling) -> KernelSource:
-    file = "jpeg_passes" if name.endswith("_pass") else name
-    return KernelSource.of(str(FOLDER / f"{file}.cu"), name, {"SIZE": sampling.size})
+    return kernel(name, "jpeg_passes" if name.endswith("_pass") else None, SIZE=sampling.size)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,9 @@ Huffman tables are passed on as they stand in the file, and checked where they a
 from __future__ import annotations
 
 import struct
-from typing import TypeAlias
+from collections.abc import Mapping
+from math import prod
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -45,8 +47,12 @@ MOST_PIXELS_A_SIDE = 65500
 
 _X_RESOLUTION, _RATIONAL = 0x011A, 5
 
-_FIXED = struct.Struct("<IIHHHBBB3B3B")
-_COUNTS, _SYMBOLS, _QUANTIZATION = (HEADER.fields[name][1] for name in ("counts", "symbols", "quantization"))  # type: ignore[index]
+_FIELDS: Mapping[str, Any] = HEADER.fields or {}
+_COUNTS, _SYMBOLS, _QUANTIZATION = (_FIELDS[name][1] for name in ("counts", "symbols", "quantization"))
+_FIXED = struct.Struct(
+    "<" + "".join(f"{prod(kind.shape)}{kind.base.char}" for kind, at in _FIELDS.values() if at < _FIELDS["pad"][1])
+)
+"""What comes before `pad`; NumPy and struct call these types alike."""
 
 _SAMPLINGS = frozenset({(1, 1), (2, 1), (2, 2), (1, 2), (4, 1)})
 _FRAMES = {

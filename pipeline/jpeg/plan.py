@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import __version__ as PILLOW_VERSION
 
+from int4core.backends.cuda.jit.source import pointer
 from pipeline.jpeg.parse import HEADER, Headers
 
 Images: TypeAlias = npt.NDArray[np.void]
@@ -22,43 +23,47 @@ Longs: TypeAlias = npt.NDArray[np.int64]
 
 WINDOW = np.dtype(
     [
-        ("plane", "<u8"),
-        ("first_column", "<i4"),
+        ("plane", pointer("unsigned char")),
+        ("first_column", "<i4"),  # this and the next three in blocks
         ("columns", "<i4"),
         ("first_row", "<i4"),
         ("rows", "<i4"),
-        ("width", "<i4"),
+        ("width", "<i4"),  # of the whole component, in pixels
         ("height", "<i4"),
     ]
 )
+"""The part of a component that is decoded: a plane of 8 x 8 blocks."""
+
 AXIS = np.dtype(
     [
-        ("taps", "<u8"),
+        ("taps", pointer("int")),  # see kernels/jpeg_taps.cu
         ("old_size", "<i4"),
         ("new_size", "<i4"),
         ("offset", "<i4"),
         ("most_taps", "<i4"),
-        ("begin", "<i4"),
+        ("begin", "<i4"),  # the pixels that are read
         ("end", "<i4"),
     ]
 )
+"""One side's resampling, or one that leaves it as it is."""
+
 IMAGE = np.dtype(
     [
         ("header", HEADER),
-        ("scan", "<u8"),
-        ("stream", "<u8"),
-        ("arena", "<u8"),
-        ("intervals", "<u8"),
-        ("lane_first", "<u8"),
-        ("lane_dc", "<u8"),
-        ("out", "<u8"),
-        ("passes", "<u8"),
+        ("scan", pointer("const unsigned char")),
+        ("stream", pointer("unsigned")),  # the scan without stuffing, in words of which the first bit is the highest
+        ("arena", pointer("unsigned char")),  # of all lanes
+        ("intervals", pointer("unsigned")),
+        ("lane_first", pointer("unsigned")),  # (lanes + 1,): blocks before the lane's
+        ("lane_dc", pointer("int")),  # (lanes, 4): DC before the lane's, by component
+        ("out", pointer("unsigned char")),  # int8 (3, size, size), or uint8 (height, width, 3)
+        ("passes", pointer("unsigned")),  # between the two passes
         ("windows", WINDOW, 3),
         ("x", AXIS),
         ("y", AXIS),
-        ("mcus_x", "<u4"),
+        ("mcus_x", "<u4"),  # MCUs a row and a column
         ("mcus_y", "<u4"),
-        ("blocks", "<u4"),
+        ("blocks", "<u4"),  # of the scan
         ("lanes", "<u4"),
         ("lane_bits", "<u4"),
         ("lane_bytes", "<u4"),
@@ -66,7 +71,10 @@ IMAGE = np.dtype(
         ("vertical_first", "<i4"),
     ]
 )
-"""struct Image of kernels/image.cuh."""
+"""What the kernels know of an image. Addresses are the device's."""
+
+STRUCTS = {"Header": HEADER, "Window": WINDOW, "Axis": AXIS, "Image": IMAGE}
+"""The kernels' structs by name, made from these: KernelSource."""
 
 DAMAGE = {
     1: "marker inside the scan",

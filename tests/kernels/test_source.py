@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from int4core.backends.cuda.families.conv_tile import CONV_SHAPE, WINDOW
 from int4core.backends.cuda.families.epilogue import CHANNEL_PAIR, ELEMENTS
 from int4core.backends.cuda.families.head import MEAN_SHAPE
-from int4core.backends.cuda.jit.source import FOLDER, KernelSource
+from int4core.backends.cuda.jit.nvrtc import compile_source, find_nvrtc
+from int4core.backends.cuda.jit.source import FOLDER, KernelSource, pointer
 from int4core.errors import EngineError
 
+NVRTC = find_nvrtc()
 MEAN = KernelSource.of("mean.cu", "mean", {"SIZE": 7, "WARPS": 8}, {"MeanShape": MEAN_SHAPE})
 TILE = """
 template <int TILE_N, bool WIDE>
@@ -42,6 +45,22 @@ def test_structs_are_numpy_s() -> None:
     assert f"static_assert(sizeof(ChannelPair) == {CHANNEL_PAIR.itemsize});" in text
     assert "struct ConvShape {\n  int pixels;\n  int p;\n  int q;\n  Window input;\n  Window residual;\n" in text
     assert f"static_assert(sizeof(ConvShape) == {CONV_SHAPE.itemsize});" in text
+
+
+def test_fields_of_a_struct_may_be_bytes_and_addresses() -> None:
+    record = np.dtype([("out", pointer("const unsigned char")), ("sums", pointer("int"), 2), ("table", "u1", (4, 16)),
+                       ("size", "<u2"), ("pad", "u1", 6)])  # fmt: skip
+    text = KernelSource.of("mean.cu", "mean", {}, {"Record": record}).text
+    fields = ["const unsigned char* out", "int* sums[2]", "unsigned char table[4][16]", "unsigned short size"]
+    assert text.startswith("struct Record {\n" + "".join(f"  {field};\n" for field in fields))
+    assert "static_assert(sizeof(Record) == 96);" in text
+
+
+@pytest.mark.skipif(NVRTC is None, reason="needs the nvidia-cuda-nvrtc wheel")
+def test_a_struct_that_lies_otherwise_in_cpp_is_not_compiled() -> None:
+    apart = np.dtype([("size", "<u2"), ("count", "<u4")])
+    with pytest.raises(EngineError, match="static assertion failed"):
+        compile_source(NVRTC, KernelSource.of("mean.cu", "mean", {}, {"Apart": apart}), "sm_80")
 
 
 def test_a_template_s_function_is_made_from_it(tile: str) -> None:

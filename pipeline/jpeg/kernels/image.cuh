@@ -1,51 +1,10 @@
-// What the kernels know of an image: records of IMAGE in pipeline/jpeg/plan.py. Addresses are the device's.
+// What the kernels share about images. Header, Window, Axis and Image are made from STRUCTS of pipeline/jpeg/plan.py.
 #pragma once
 
 typedef unsigned char u8;
 typedef unsigned short u16;
 typedef unsigned int u32;
 typedef unsigned long long u64;
-
-struct Header {  // as parse.py packs it
-  u32 scan_begin, scan_bytes;
-  u16 width, height, restart;
-  u8 components, h, v;
-  u8 dc_table[3], ac_table[3], pad;
-  u8 counts[4][16], symbols[4][256];
-  u16 quantization[3][64];
-};
-
-struct Window {  // the part of a component that is decoded: a plane of 8 x 8 blocks
-  u8* plane;
-  int first_column, columns, first_row, rows;  // in blocks
-  int width, height;                           // of the whole component, in pixels
-};
-
-struct Axis {  // one side's resampling, or one that leaves it as it is
-  int* taps;   // see taps.cu
-  int old_size, new_size, offset;
-  int most_taps;
-  int begin, end;  // the pixels that are read
-};
-
-struct Image {
-  Header header;
-  const u8* scan;
-  u32* stream;  // the scan without stuffing, in words of which the first bit is the highest
-  u8* arena;    // of all lanes
-  u32* intervals;
-  u32* lane_first;  // [lanes + 1]: blocks before the lane's
-  int* lane_dc;     // [lanes][4]: DC before the lane's, by component
-  u8* out;          // int8 [3][SIZE][SIZE], or uint8 [height][width][3]
-  u32* passes;      // between the two passes
-  Window windows[3];
-  Axis x, y;
-  u32 mcus_x, mcus_y, blocks;  // MCUs a row and a column; blocks of the scan
-  u32 lanes, lane_bits, lane_bytes, interval_count;
-  int vertical_first;
-};
-
-static_assert(sizeof(Image) == 1752, "what plan.py makes");
 
 // Why an image goes to the CPU: bits of its word in `damage`, as DAMAGE in plan.py names them.
 enum Damage : u32 {

@@ -33,9 +33,21 @@ _ONCE = re.compile(r"^#pragma once[ \t]*\n", re.MULTILINE)
 _RUN = re.compile(r"^  static __device__ __forceinline__ void run\(([^()]*)\)", re.MULTILINE)
 _USING = re.compile(r"^  using (\w+) = ", re.MULTILINE)
 _REFERENCE = re.compile(r"^const (\w+)& (\w+)$")
-_SCALARS = {np.dtype("<i4"): "int", np.dtype("<u4"): "unsigned", np.dtype("<f4"): "float"}
+_SCALARS: Mapping[np.dtype[Any], str] = {
+    np.dtype("u1"): "unsigned char",
+    np.dtype("<u2"): "unsigned short",
+    np.dtype("<i4"): "int",
+    np.dtype("<u4"): "unsigned",
+    np.dtype("<f4"): "float",
+}
+_POINTS_TO = "points_to"
 
 Structs = Mapping[str, "np.dtype[Any]"]
+
+
+def pointer(to: str) -> np.dtype[Any]:
+    """A field that is an address on the device, uint64 for NumPy: in C++ `to*`, where `to` is a type of C++ itself."""
+    return np.dtype("<u8", metadata={_POINTS_TO: to})
 
 
 @dataclass(frozen=True)
@@ -46,7 +58,7 @@ class KernelSource:
         file: path below the kernels' folder, or an absolute one.
         function: the `extern "C"` kernel.
         constants: compile-time constants by name: the template's arguments.
-        structs: what comes by value, as NumPy has it; what one holds comes before it.
+        structs: what comes by value or in arrays, as NumPy has it; what one holds comes before it.
         elements: what lies in arrays in device memory and is read 16 bytes at a time, likewise.
     """
 
@@ -122,9 +134,14 @@ def _struct(name: str, dtype: np.dtype[Any], names: Mapping[np.dtype[Any], str])
     fields = []
     for key, field in dtype.fields.items():
         counts = "".join(f"[{count}]" for count in field[0].shape)
-        fields.append(f"  {names[field[0].base]} {key}{counts};\n")
+        fields.append(f"  {_type(field[0].base, names)} {key}{counts};\n")
     plain = name.rpartition(" ")[2]
     return f"struct {name} {{\n{''.join(fields)}}};\nstatic_assert(sizeof({plain}) == {dtype.itemsize});\n"
+
+
+def _type(dtype: np.dtype[Any], names: Mapping[np.dtype[Any], str]) -> str:
+    metadata: Mapping[str, Any] = dtype.metadata or {}
+    return f"{metadata[_POINTS_TO]}*" if _POINTS_TO in metadata else names[dtype]
 
 
 @cache
