@@ -35,6 +35,7 @@ import psutil
 from int4core.cores import usable_cores
 from int4core.random_model import random_model
 from pipeline.defaults import DEMO_IMAGES, default_model
+from pipeline.machine.cpu import CPU_BACKENDS
 from pipeline.machine.hardware import default_loaders
 from pipeline.samples.library import IMAGE_SUFFIXES
 
@@ -42,7 +43,7 @@ SECTIONS = ("compared", "busy", "memory", "first")
 WATCH_S = 0.25
 # Keys of one folder in the section `first`; more are that many folders of links to it.
 FOLDER_KEYS = 1000
-TINY = ["-b", "64"]
+TINY_BATCH = 64
 
 
 @dataclass(frozen=True)
@@ -154,6 +155,7 @@ def compared(site: Site, options: argparse.Namespace) -> dict[str, Any]:
     """Prints the command and the loop; returns the command's summary."""
     source, summary = site.names(options.count), site.folder / "summary.json"
     given = ["--model", options.model, "--gpu", options.gpu, "--loaders", options.loaders, "--summary", summary]
+    given += ["--cpu-backend", options.cpu_backend]
     given += [] if options.batch is None else ["-b", options.batch]
     print(f"{'':28}{'images/s':>10}{'with start':>12}{'CPU ms/image':>14}{'peak MiB':>10}")
     ours = cost_of(classify(source, "--out", site.folder / "ours.csv", *given))
@@ -193,8 +195,7 @@ def busy(told: dict[str, Any]) -> None:
 def memory(site: Site, options: argparse.Namespace) -> None:
     print(f"\n{'images':>12}{'peak MiB':>10}{'images/s':>10}")
     for count in (options.few, 10 * options.few):
-        cost = cost_of(classify(site.names(count), "--out", site.folder / f"{count}.csv", "--gpu", "cpu", "--loaders",
-                                options.loaders, "--model", site.tiny, *TINY))  # fmt: skip
+        cost = cost_of(classify(site.names(count), "--out", site.folder / f"{count}.csv", *_tiny(site, options)))
         print(f"{count:12,}{cost.peak_bytes / 2**20:10,.0f}{count / cost.wall_s:10,.0f}")
 
 
@@ -209,7 +210,7 @@ def first(site: Site, options: argparse.Namespace) -> None:
 def _first_s(site: Site, source: object, options: argparse.Namespace) -> float:
     """Seconds to the first row, after which the run is ended."""
     began = time.perf_counter()
-    run = classify(source, "--out", "-", "--gpu", "cpu", "--loaders", options.loaders, "--model", site.tiny, *TINY)
+    run = classify(source, "--out", "-", *_tiny(site, options))
     process = subprocess.Popen(list(map(str, run)), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     with process:
         assert process.stdout is not None
@@ -219,6 +220,12 @@ def _first_s(site: Site, source: object, options: argparse.Namespace) -> float:
         process.send_signal(signal.SIGTERM)
         process.stdout.close()
     return seconds
+
+
+def _tiny(site: Site, options: argparse.Namespace) -> list[object]:
+    """The tiny model, on the CPU."""
+    given: list[object] = ["--model", site.tiny, "-b", TINY_BATCH, "--gpu", "cpu", "--cpu-backend", options.cpu_backend]
+    return [*given, "--loaders", options.loaders]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -231,6 +238,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--model", type=Path, default=None, help="model folder (default: the one provided)")
     parser.add_argument("--gpu", default="auto", help="as of the command (default: %(default)s)")
+    parser.add_argument(
+        "--cpu-backend", choices=CPU_BACKENDS, default="auto", help="as of the command (default: %(default)s)"
+    )
     parser.add_argument("--batch", type=int, help="of both (default: of each its own)")
     parser.add_argument("--loaders", type=int, default=default_loaders(), help="of both (default: by cores)")
     parser.add_argument("--few", type=int, default=2000, help="images of `memory`, and ten times as many")

@@ -27,6 +27,7 @@ from int4core.errors import Int4CoreError, printed
 from pipeline.defaults import DEMO_IMAGES, default_model
 from pipeline.errors import PipelineError
 from pipeline.extras import require
+from pipeline.machine.cpu import CPU_BACKENDS
 from pipeline.machine.hardware import default_loaders
 from pipeline.samples.library import IMAGE_SUFFIXES
 
@@ -107,6 +108,7 @@ def measure(options: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         common = ["--model", (options.model or default_model()).resolve(), "--gpu", options.gpu]
+        common += ["--cpu-backend", options.cpu_backend]
 
         def run(source: object, name: str, *given: object) -> tuple[dict[str, Any], HostLoad]:
             summary = folder / f"{name}.json"
@@ -161,6 +163,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--decode", default="auto", help="as of the command (default: %(default)s)")
     parser.add_argument("--gpu", default="auto", help="as of the command (default: %(default)s)")
+    parser.add_argument(
+        "--cpu-backend", choices=CPU_BACKENDS, default="auto", help="as of the command (default: %(default)s)"
+    )
     parser.add_argument("--model", type=Path, default=None, help="model folder (default: the one provided)")
     parser.add_argument("--loaders", type=int, default=default_loaders(), help="(default: by cores)")
     options = parser.parse_args(argv)

@@ -44,6 +44,7 @@ from pipeline.defaults import DEMO_IMAGES, default_model
 from pipeline.errors import PipelineError
 from pipeline.jpeg.parse import HEADER
 from pipeline.loadgen.scenarios import SERVER_LATENCY_NS
+from pipeline.machine.cpu import CPU_BACKENDS
 from pipeline.machine.gpus import GPU_CHOICES, choose_target, list_gpus
 from pipeline.machine.hardware import default_loaders
 from pipeline.samples.library import IMAGE_SUFFIXES
@@ -142,6 +143,7 @@ class Host:
     def _common(self, gpus: int) -> list[object]:
         options = self._options
         given: list[object] = ["--model", options.model, "--gpu", options.gpu, "--loaders", options.loaders]
+        given += ["--cpu-backend", options.cpu_backend]
         given += ["--gpus", ",".join(map(str, self.chosen(gpus)))] if self.on_gpus else ["--engines", gpus]
         given += [] if options.batch is None else ["-b", options.batch]
         return [*given, "--inflight", options.inflight]
@@ -346,6 +348,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         help=f"how many, each a measurement (default: those of {','.join(map(str, COUNTS))} that are here)",
     )  # fmt: skip
     parser.add_argument("--gpu", choices=GPU_CHOICES, default="auto", help="as the commands'; cpu: engines of the CPU")
+    parser.add_argument(
+        "--cpu-backend", choices=CPU_BACKENDS, default="auto", help="as the commands' (default: %(default)s)"
+    )
     parser.add_argument("--model", type=Path, default=default_model(), help="model folder (default: %(default)s)")
     parser.add_argument("--images", type=Path, default=DEMO_IMAGES, help="JPEGs to copy (default: %(default)s)")
     parser.add_argument("--sections", default=",".join(SECTIONS), help="which (default: %(default)s)")

@@ -12,6 +12,7 @@ from PIL import Image
 from benchmarks.files import Rows, listed, main
 from int4core.random_model import random_model
 from pipeline.errors import PipelineError
+from tests.pipeline.application import CPU
 
 
 @pytest.fixture(autouse=True)
@@ -26,7 +27,7 @@ def test_every_image_of_a_run_is_compared(tmp_path: Path, capsys: pytest.Capture
     rng = np.random.default_rng(3)
     for number in range(3):
         Image.fromarray(rng.integers(0, 256, (40, 50, 3), dtype=np.uint8)).save(images / f"{number}.jpg")
-    given = ["--images", images, "--model", model, "--gpu", "cpu", "--loaders", 1, "--batches", "2x2"]
+    given = ["--images", images, "--model", model, *CPU, "--loaders", 1, "--batches", "2x2"]
     assert main([*map(str, given), "--sources", "tar", "--files", "7", "--members", "5"]) == 0
     rows = [line.split() for line in capsys.readouterr().out.splitlines()[1:]]
     assert [row[:4] for row in rows] == [["tar", "2", "2", "10"]]

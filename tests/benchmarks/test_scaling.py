@@ -17,6 +17,7 @@ from benchmarks.scaling import Measured, Moved, Sizes, bound_of, line_of, moved_
 from pipeline.errors import PipelineError
 from pipeline.jpeg.parse import HEADER
 from pipeline.machine.gpus import Gpu, Target
+from tests.pipeline.application import CPU
 from tests.pipeline.conftest import SIZE, images, model_dir
 
 __all__ = ["images", "model_dir"]
@@ -28,7 +29,7 @@ QUICK = ["--seconds", "0.3", "--server-steps", "1", "--server-seconds", "0.3", "
 
 def test_engines_of_the_cpu(model_dir: Path, images: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Whole runs of the commands: one engine for LoadGen, one and two for files."""
-    given = ["--gpu", "cpu", "--model", str(model_dir), "--images", str(images), "--loaders", "1", *QUICK]
+    given = [*CPU, "--model", str(model_dir), "--images", str(images), "--loaders", "1", *QUICK]
     assert scaling.main([*given, "--gpus", "1", "--sections", "offline,server"]) == 0
     assert scaling.main([*given, "--gpus", "1,2", "--sections", "files"]) == 0
     lines = [line for line in capsys.readouterr().out.splitlines() if re.match(r"(offline|server|files)\b", line)]
