@@ -1,5 +1,5 @@
-// The end of a convolution on mma.sync: a warp's sums, with the residual tensor if there is one, requantised and
-// written.
+// The end of a convolution on mma.sync: the residual tensor's part if there is one, and a warp's sums, requantised and
+// written. A thread holds two rows, eight apart, of every 16, and of each a quarter of the channels, consecutive.
 #pragma once
 #include "epilogue/requantize.cuh"
 #include "words.cuh"
@@ -13,30 +13,39 @@ struct TileOf {
   static constexpr int SUBS = WARP_M / 16;  // 16-row tiles per warp
 };
 
-// Writes the outputs of the pixels from `warp_pixel` on and of the channels from `first_channel` on; `pairs` are those
-// of these channels. A thread holds two rows, eight apart, of every 16, and of each a quarter of the channels,
-// consecutive.
-template <class Tile, int OUTPUT, int RESIDUAL, class Channels, class Shape>
-__device__ __forceinline__ void store_tile(const int (&sums)[Tile::SUBS][Tile::WARP_N / 2], const Channels* pairs,
-                                           const unsigned char* __restrict__ residual,
-                                           unsigned char* __restrict__ output, const Shape& shape, int warp_pixel,
-                                           int first_channel, int lane) {
-  constexpr int OUT_WORDS = Tile::WARP_N / (OUTPUT ? 16 : 32);  // 32-bit words a thread writes of a row
-  constexpr int STORE_WORDS = OUT_WORDS < 4 ? OUT_WORDS : 4;    // at a time
-  constexpr int KEPT_WORDS = RESIDUAL == 1 ? Tile::WARP_N / 32 : 1;
-  constexpr int PER_BYTE = OUTPUT ? 1 : 2;
-  const int thread_pixel = warp_pixel + lane / 4, quad = lane % 4;
-  unsigned kept[Tile::SUBS][2][KEPT_WORDS];
+// Words of the residual tensor that a thread takes of a row.
+template <class Tile, int RESIDUAL>
+constexpr int KEPT_WORDS = RESIDUAL == 1 ? Tile::WARP_N / 32 : 1;
+
+// Reads the residual tensor's pixels from `warp_pixel` on, of the channels from `first_channel` on; nothing if there is
+// none.
+template <class Tile, int RESIDUAL, class Shape>
+__device__ __forceinline__ void read_kept(unsigned (&kept)[Tile::SUBS][2][KEPT_WORDS<Tile, RESIDUAL>],
+                                          const unsigned char* residual, const Shape& shape, int warp_pixel,
+                                          int first_channel, int lane) {
   if constexpr (RESIDUAL == 1) {
 #pragma unroll
     for (int sub = 0; sub < Tile::SUBS; ++sub)
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        const int pixel = min(thread_pixel + sub * 16 + half * 8, shape.pixels - 1);
+        const int pixel = min(warp_pixel + lane / 4 + sub * 16 + half * 8, shape.pixels - 1);
         read_words(kept[sub][half], residual + (static_cast<size_t>(pixel) * shape.out_channels + first_channel) / 2 +
-                                        quad * (KEPT_WORDS * 4));
+                                        lane % 4 * (KEPT_WORDS<Tile, RESIDUAL> * 4));
       }
   }
+}
+
+// Writes the outputs of the pixels from `warp_pixel` on and of the channels from `first_channel` on; `pairs` are those
+// of these channels.
+template <class Tile, int OUTPUT, int RESIDUAL, class Channels, class Shape>
+__device__ __forceinline__ void store_tile(const int (&sums)[Tile::SUBS][Tile::WARP_N / 2], const Channels* pairs,
+                                           const unsigned (&kept)[Tile::SUBS][2][KEPT_WORDS<Tile, RESIDUAL>],
+                                           unsigned char* __restrict__ output, const Shape& shape, int warp_pixel,
+                                           int first_channel, int lane) {
+  constexpr int OUT_WORDS = Tile::WARP_N / (OUTPUT ? 16 : 32);  // 32-bit words a thread writes of a row
+  constexpr int STORE_WORDS = OUT_WORDS < 4 ? OUT_WORDS : 4;    // at a time
+  constexpr int PER_BYTE = OUTPUT ? 1 : 2;
+  const int thread_pixel = warp_pixel + lane / 4, quad = lane % 4;
 #pragma unroll
   for (int first = 0; first < OUT_WORDS; first += STORE_WORDS) {
     unsigned packed[Tile::SUBS][2][STORE_WORDS];

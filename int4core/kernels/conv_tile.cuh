@@ -187,6 +187,9 @@ __device__ __forceinline__ void convolve_tile(const unsigned char* __restrict__ 
     }
   }
 
-  store_tile<Tile, OUTPUT, RESIDUAL>(sums, pairs + warp_n * (WARP_N / 2), residual, output, shape,
-                                     first_pixel + warp_m * Tile::WARP_M, tile_n * TILE_N + warp_n * WARP_N, lane);
+  const int warp_pixel = first_pixel + warp_m * Tile::WARP_M, first_channel = tile_n * TILE_N + warp_n * WARP_N;
+  unsigned kept[Tile::SUBS][2][KEPT_WORDS<Tile, RESIDUAL>];
+  read_kept<Tile, RESIDUAL>(kept, residual, shape, warp_pixel, first_channel, lane);
+  store_tile<Tile, OUTPUT, RESIDUAL>(sums, pairs + warp_n * (WARP_N / 2), kept, output, shape, warp_pixel,
+                                     first_channel, lane);
 }

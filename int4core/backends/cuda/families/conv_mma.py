@@ -57,7 +57,7 @@ class MmaConv(TileConv):
             raise EngineError("compute capability {}.{}: mma.m16n8k32 needs 8.0".format(*self.chip.capability))
 
     @property
-    def config(self) -> MmaConfig:
+    def config(self) -> TileConfig:
         return CONFIGS[self.number]
 
     @property

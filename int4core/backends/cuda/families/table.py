@@ -11,6 +11,7 @@ from int4core.backends.cuda.chips import Chip
 from int4core.backends.cuda.families import (
     conv_mma,
     conv_mma4,
+    conv_slices,
     conv_wgmma,
     pair_wgmma,
     rows_wgmma,
@@ -80,8 +81,9 @@ WGMMA_STEM = _family("stem, wgmma", stem_wgmma, stem_wgmma.WgmmaStem)
 LINES_STEM = _family("stem, weights as A", stem_lines_wgmma, stem_lines_wgmma.LinesStem)
 PAIR = _family("wgmma u8.s8, pairs", pair_wgmma, pair_wgmma.WgmmaPair)
 WINOGRAD = _family("wgmma, F(2, 3)", winograd_wgmma, winograd_wgmma.WgmmaWinograd)
+SLICES = _family("mma.sync, slices", conv_slices, conv_slices.SlicedConv)
 
-CONVOLUTIONS: tuple[Family, ...] = (ROWS, WGMMA, MMA4, MMA, WINOGRAD)
+CONVOLUTIONS: tuple[Family, ...] = (ROWS, WGMMA, MMA4, MMA, WINOGRAD, SLICES)
 """Families that compute a ConvOp, the ones to prefer first."""
 
 STEMS: tuple[Family, ...] = (WGMMA_STEM, STRIPS, STEM, LINES_STEM)
