@@ -17,6 +17,7 @@ from int4core.backends.cuda.families.rows_wgmma import FIRST_NUMBER as FIRST_ROW
 from int4core.backends.cuda.families.rows_wgmma import WgmmaRows
 from int4core.backends.cuda.families.stem_wgmma import FIRST_NUMBER as FIRST_WGMMA_STEM
 from int4core.backends.cuda.families.table import candidates
+from int4core.backends.cuda.families.winograd_deep_wgmma import WgmmaDeepWinograd
 from int4core.backends.cuda.families.winograd_wgmma import WgmmaWinograd
 from int4core.backends.cuda.jit.compiler import compile_all
 from int4core.backends.cuda.plan.convolution import Convolution, Output, Residual, Source
@@ -168,11 +169,15 @@ def test_tiles_of_rows_equal_to_integers(cupy_hopper: Any, size: int, channels: 
 @pytest.mark.gpu
 @pytest.mark.parametrize("conv", [
     Convolution(3, 56, 56, 64, 64, 3, 1, 1), Convolution(2, 31, 45, 64, 128, 3, 1, 1),
+    Convolution(3, 28, 28, 128, 128, 3, 1, 1), Convolution(5, 14, 14, 256, 256, 3, 1, 1),
+    Convolution(131, 7, 7, 512, 512, 3, 1, 1), Convolution(2, 9, 13, 128, 256, 3, 1, 1),
 ], ids=str)  # fmt: skip
 def test_winograd_equal_to_integers(cupy_hopper: Any, conv: Convolution) -> None:
     problem, chip = Problem(conv, np.random.default_rng()), chip_at(cupy_hopper, 0)
     expected = problem.expected()
-    kernels = [kernel for kernel in candidates(problem.op, chip) if isinstance(kernel, WgmmaWinograd)]
+    kernels = [
+        kernel for kernel in candidates(problem.op, chip) if isinstance(kernel, (WgmmaWinograd, WgmmaDeepWinograd))
+    ]
     assert len(kernels) > 1
     for kernel in kernels:
         found = run(cupy_hopper, kernel, {"input": problem.input}, problem.output)

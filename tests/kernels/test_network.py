@@ -111,18 +111,29 @@ def test_every_layer_equal_to_numpy(
 
 
 @needs_compiler
+@pytest.mark.parametrize(
+    ("blocks", "numbers"),
+    [
+        (
+            (2, 1, 1, 1),
+            {"conv1": 243, "layer1_1_conv2": 170, "layer1_1_conv3": 161, "layer2_0_conv1": 161},
+        ),
+        pytest.param((1, 2, 2, 2), {"layer2_1_conv2": 183, "layer3_1_conv2": 181, "layer4_1_conv2": 180}, marks=LONG),
+    ],
+    ids=["a pair", "deep layers"],
+)
 def test_a_hopper_network_in_its_arena(
-    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    blocks: tuple[int, ...], numbers: dict[str, int], tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
     """With what only a tuning file chooses: a pair, whose tensors live on beside it, Winograd's products, the stem."""
     folder = tmp_path_factory.getbasetemp()
     driver = emulated_driver(folder)
     monkeypatch.setattr(tensor_map, "load_driver", lambda: driver)
-    model = random_model(blocks=(2, 1, 1, 1), width=64, classes=37, pool=3, seed=3)
+    model = random_model(blocks=blocks, width=64, classes=37, pool=3, seed=3)
     x = np.random.default_rng(5).integers(-128, 128, (1, 3, 96, 96), dtype=np.int8)
     with Engine(model, options=NumpyOptions(input_size=(96, 96))) as cpu:
         expected, sums, top1 = cpu.trace(x), cpu.accumulators(x), cpu.top1(x)
-    numbers = {"conv1": 243, "layer1_1_conv2": 170, "layer1_1_conv3": 161, "layer2_0_conv1": 161}
     plan = make_plan(model.network, CHIPS["h200"], len(x), size=(96, 96), numbers=numbers)
     assert plan.misfits == ()
     memory = np.full(plan.arena.bytes + ALIGNMENT, 0x5A, np.uint8)

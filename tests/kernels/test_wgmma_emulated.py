@@ -7,6 +7,7 @@ that a block gets several tiles, and goes around its rings of buffers.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,6 +23,7 @@ from int4core.backends.cuda.families.pair_wgmma import WgmmaPair
 from int4core.backends.cuda.families.rows_wgmma import WgmmaRows
 from int4core.backends.cuda.families.stem_lines_wgmma import LinesStem
 from int4core.backends.cuda.families.stem_wgmma import WgmmaStem
+from int4core.backends.cuda.families.winograd_deep_wgmma import WgmmaDeepWinograd
 from int4core.backends.cuda.families.winograd_wgmma import WgmmaWinograd
 from int4core.backends.cuda.jit import tensor_map
 from int4core.backends.cuda.jit.source import KernelSource, flatten
@@ -30,6 +32,8 @@ from int4core.errors import EngineError
 from tests.kernels.emulator.driver import EAGER, PROMPT, REVERSE, Emulated, emulated_driver, needs_compiler
 from tests.kernels.problems import PairProblem, Problem
 from tests.kernels.stems import StemProblem
+
+LONG = pytest.mark.skipif(os.environ.get("INT4CORE_TEST_ALL") != "1", reason="like others: make check-all")
 
 ORDERS = (0, EAGER, EAGER | REVERSE, PROMPT | REVERSE)
 
@@ -175,6 +179,32 @@ def test_winograd(number: int, conv: Convolution, folder: Any) -> None:
     kernel = tight(lambda chip: WgmmaWinograd(problem.op, number, chip), conv.k // 64)
     assert kernel.buffers == 2
     check(kernel, Emulated(kernel.source, folder, 900), {"input": problem.input}, {"output": problem.expected()})
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    ("number", "conv", "multiprocessors"),
+    [
+        (181, Convolution(6, 7, 13, 256, 128, 3, 1, 1), 1),
+        (183, Convolution(2, 7, 28, 128, 128, 3, 1, 1), 1),
+        pytest.param(180, Convolution(1, 28, 28, 128, 128, 3, 1, 1), 1, marks=LONG),
+        pytest.param(180, Convolution(3, 14, 14, 256, 256, 3, 1, 1), 2, marks=LONG),
+        pytest.param(181, Convolution(11, 7, 7, 512, 128, 3, 1, 1), 1, marks=LONG),
+        pytest.param(182, Convolution(3, 5, 15, 128, 256, 3, 1, 1), 2, marks=LONG),
+    ],
+    ids=["an odd width, staggered", "weights resident, staggered", "layer2's", "layer3's", "layer4's", "in two parts"],
+)
+def test_winograd_of_deep_layers(number: int, conv: Convolution, multiprocessors: int, folder: Any) -> None:
+    rng = np.random.default_rng()
+    problem = Problem(conv, rng)
+    kernel = tight(lambda chip: WgmmaDeepWinograd(problem.op, number, chip), multiprocessors)
+    assert kernel.room.slots == kernel.k_blocks
+    emulated = Emulated(kernel.source, folder, 900)
+    check(kernel, emulated, {"input": problem.input}, {"output": problem.expected()})
+    # The least and the most that V and U can be.
+    problem.weight = rng.choice([-8, 7], problem.weight.shape).astype(np.int8)
+    problem.input = rng.choice([0, 15, 240, 255], problem.input.shape).astype(np.uint8)
+    check(replace(kernel, op=problem.op), emulated, {"input": problem.input}, {"output": problem.expected()})
 
 
 FAULTS = {

@@ -10,6 +10,7 @@ import pytest
 
 from int4core.backends.cuda.chips import CHIPS
 from int4core.backends.cuda.families.epilogue import accumulator_offset
+from int4core.backends.cuda.families.winograd_deep_wgmma import WgmmaDeepWinograd, default
 from int4core.backends.cuda.families.winograd_wgmma import WgmmaWinograd, doubled_constants, transform_weights
 from int4core.backends.cuda.plan.convolution import Convolution, Output, Residual
 from int4core.errors import EngineError
@@ -73,3 +74,24 @@ def test_what_the_transformation_does_not_take_is_refused() -> None:
     op = Problem(replace(CONV, w=56), rng).op
     with pytest.raises(EngineError, match="takes 8 bits"):
         WgmmaWinograd(replace(op, weight=np.full_like(op.weight, 64)), 170, chip)
+
+
+def test_what_the_transformation_of_deep_layers_does_not_take_is_refused() -> None:
+    rng, chip = np.random.default_rng(0), CHIPS["h200"]
+    deep = replace(CONV, c=128, k=128)
+    for conv, number, why in (
+        (replace(deep, stride=2), 180, "stride 1"),
+        (replace(deep, c=192), 180, "multiples of 128"),
+        (replace(deep, k=64), 180, "multiples of 128"),
+        (replace(deep, residual=Residual.U4), 180, "no residual"),
+        (replace(deep, w=250), 180, "at most 256"),
+        (replace(deep, c=1024), 180, "shared memory"),
+        (replace(deep, c=256), 182, "shared memory"),
+    ):
+        with pytest.raises(EngineError, match=why):
+            WgmmaDeepWinograd(Problem(conv, rng).op, number, chip)
+    op = Problem(deep, rng).op
+    with pytest.raises(EngineError, match="takes 8 bits"):
+        WgmmaDeepWinograd(replace(op, weight=np.full_like(op.weight, 64)), 180, chip)
+    with pytest.raises(EngineError, match=f"{op.name}: .* takes 8 bits"):
+        default(replace(op, weight=np.full_like(op.weight, 64)), chip)

@@ -99,7 +99,7 @@ void for_each_row(const EncodedMap& map, unsigned address, const int (&start)[4]
         bool inside = true;
         uint64_t offset = 0;
         for (int i = 1; i < map.rank; ++i) {
-          const int64_t index = static_cast<int64_t>(start[i]) + place[i];
+          const int64_t index = static_cast<int64_t>(start[i]) + place[i] * map.steps[i];
           inside &= index >= 0 && index < static_cast<int64_t>(map.dims[i]);
           offset += index * map.strides[i - 1];
         }

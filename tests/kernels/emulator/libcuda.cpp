@@ -40,8 +40,9 @@ extern "C" int cuTensorMapEncodeTiled(void* target, int type, uint32_t rank, voi
   EncodedMap map;
   if (!encode_tensor(map, type, rank, address, dims, strides, interleave, swizzle) || fill) return INVALID_VALUE;
   for (uint32_t i = 0; i < rank; ++i) {
-    if (box[i] == 0 || box[i] > 256 || steps[i] != 1) return INVALID_VALUE;
-    map.box[i] = box[i];
+    if (box[i] == 0 || box[i] > 256 || steps[i] == 0 || steps[i] > 8 || (i == 0 && steps[i] != 1)) return INVALID_VALUE;
+    map.steps[i] = steps[i];
+    map.box[i] = (box[i] + steps[i] - 1) / steps[i];
   }
   if (!fits_row(map, box[0])) return INVALID_VALUE;
   memcpy(target, &map, sizeof map);

@@ -12,8 +12,8 @@ struct EncodedMap {
   uint64_t address;
   uint64_t dims[4];            // elements are bytes; the innermost first
   uint64_t strides[3];         // in bytes, of dims[1] and on
-  uint16_t box[4];             // of a copy; im2col: channels, pixels
-  uint16_t steps[4];           // im2col: elements from one window to the next
+  uint16_t box[4];             // elements that a copy takes; im2col: channels, pixels
+  uint16_t steps[4];           // from one of a copy's elements to the next; im2col: from one window to the next
   int16_t lower[2], upper[2];  // im2col: where windows begin: lower ... dim - 1 + upper
 };
 static_assert(sizeof(EncodedMap) <= 128, "a tensor map has 128 bytes");

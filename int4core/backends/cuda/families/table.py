@@ -19,6 +19,7 @@ from int4core.backends.cuda.families import (
     stem_mma,
     stem_strips,
     stem_wgmma,
+    winograd_deep_wgmma,
     winograd_wgmma,
 )
 from int4core.backends.cuda.families.head import Linear, Mean, Top1, TopK
@@ -81,9 +82,10 @@ WGMMA_STEM = _family("stem, wgmma", stem_wgmma, stem_wgmma.WgmmaStem)
 LINES_STEM = _family("stem, weights as A", stem_lines_wgmma, stem_lines_wgmma.LinesStem)
 PAIR = _family("wgmma u8.s8, pairs", pair_wgmma, pair_wgmma.WgmmaPair)
 WINOGRAD = _family("wgmma, F(2, 3)", winograd_wgmma, winograd_wgmma.WgmmaWinograd)
+DEEP_WINOGRAD = _family("wgmma, F(2, 3)", winograd_deep_wgmma, winograd_deep_wgmma.WgmmaDeepWinograd)
 SLICES = _family("mma.sync, slices", conv_slices, conv_slices.SlicedConv)
 
-CONVOLUTIONS: tuple[Family, ...] = (ROWS, WGMMA, MMA4, MMA, WINOGRAD, SLICES)
+CONVOLUTIONS: tuple[Family, ...] = (ROWS, WGMMA, MMA4, MMA, WINOGRAD, DEEP_WINOGRAD, SLICES)
 """Families that compute a ConvOp, the ones to prefer first."""
 
 STEMS: tuple[Family, ...] = (WGMMA_STEM, STRIPS, STEM, LINES_STEM)

@@ -86,13 +86,10 @@ class WgmmaWinograd:
 
     def __post_init__(self) -> None:
         check_chip(self.chip)
+        check_winograd(self.conv)
         conv = self.conv
-        if (conv.taps, conv.stride, conv.pad) != (3, 1, 1):
-            raise EngineError("Winograd's transformation is for 3x3 windows with stride 1 and padding 1")
         if conv.c != CHANNELS or conv.k % CHANNELS:
-            raise EngineError(f"{conv.c} to {conv.k} channels: Winograd's transformation takes 64 to multiples of 64")
-        if conv.residual != Residual.NONE or conv.output != Output.U4:
-            raise EngineError("Winograd's transformation has no residual, and u4 outputs")
+            raise EngineError(f"{conv.c} to {conv.k} channels: it takes 64 to multiples of 64")
         if self.columns > 256:
             raise EngineError(f"{conv.w} columns: a copy takes at most 256 with the border")
         if self.units < self.config.teams:
@@ -183,6 +180,14 @@ class WgmmaWinograd:
 
     def __str__(self) -> str:
         return f"wgmma Winograd, {self.config}"
+
+
+def check_winograd(conv: Convolution) -> None:
+    """Whether it is one that can be transformed along the width. Raises EngineError."""
+    if (conv.taps, conv.stride, conv.pad) != (3, 1, 1):
+        raise EngineError("Winograd's transformation is for 3x3 windows with stride 1 and padding 1")
+    if conv.residual != Residual.NONE or conv.output != Output.U4:
+        raise EngineError("Winograd's transformation has no residual, and u4 outputs")
 
 
 def transform_weights(weight: Int8Array) -> Int8Array:

@@ -51,20 +51,23 @@ def im2col_map(
     return _encode("cuTensorMapEncodeIm2col", pointer, (c, w, h, n), arguments, what)
 
 
-def box_map(pointer: int, shape: tuple[int, int, int, int], box: tuple[int, int, int]) -> npt.NDArray[Any]:
+def box_map(
+    pointer: int, shape: tuple[int, int, int, int], box: tuple[int, int, int], step: int = 1
+) -> npt.NDArray[Any]:
     """Encode the map of a byte tensor (n, h, w, bytes per pixel) read in boxes of one image.
 
     Args:
         pointer: device address of the tensor, a multiple of 16.
         shape: (n, h, w, bytes per pixel).
-        box: (rows, columns, bytes per pixel) of a copy, each at most 256.
+        box: (rows, columns, bytes per pixel) of a copy, each at most 256, columns times `step` too.
+        step: from one of a copy's columns to the next, at most 8.
 
     Raises:
         EngineError: the driver refuses the map, or there is no driver.
     """
     n, h, w, c = shape
     rows, columns, row_bytes = box
-    arguments = ((ctypes.c_uint32 * 4)(row_bytes, columns, rows, 1), (ctypes.c_uint32 * 4)(1, 1, 1, 1))
+    arguments = ((ctypes.c_uint32 * 4)(row_bytes, columns * step, rows, 1), (ctypes.c_uint32 * 4)(1, step, 1, 1))
     return _encode("cuTensorMapEncodeTiled", pointer, (c, w, h, n), arguments, f"{shape} in boxes of {box}")
 
 
