@@ -54,6 +54,8 @@ from pipeline.telemetry.trace import Untraced
 
 SECTIONS = ("list", "folder", "tar", "loader")
 TOP = 5
+# What sources say of their classes is looked for, as the command does unasked.
+CLASSES = 1000
 BATCH = 1024
 IN_FLIGHT = 4
 FILES_PER_FOLDER = 5000
@@ -182,7 +184,7 @@ def main_process(source: str, folder: Path, options: argparse.Namespace) -> None
     ):
         session.start()
         with Threads() as threads, open_sink(f"{folder}/answers.parquet", identity={"model": "none"}) as sink:
-            intake = Intake((source,), column=None, part=(0, 1), done=sink.done)
+            intake = Intake((source,), column=None, part=(0, 1), done=sink.done, labels_below=CLASSES)
 
             def write(answers: Answers) -> None:
                 sink.write(rows_of(answers)) if len(answers) else sink.tick()

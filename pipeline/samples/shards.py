@@ -7,28 +7,20 @@ image's ending is a source, so that a tar of plain files loses none; `.cls` besi
 from __future__ import annotations
 
 import os
+import re
 import tarfile
-import time
-import zlib
-from collections.abc import Callable, Iterator
+from bisect import bisect_left
+from collections.abc import Container, Iterable, Iterator
 from typing import BinaryIO, NamedTuple, TypeAlias
 
 import numpy as np
 
 from pipeline.errors import ImageError
+from pipeline.samples.headers import Headers, Plain, plain_member
 from pipeline.samples.left_out import LeftOut
 from pipeline.samples.library import IMAGE_SUFFIXES
 from pipeline.samples.remote import open_binary
-from pipeline.samples.sources import (
-    SOME,
-    SOME_S,
-    FailedLocator,
-    RangeLocator,
-    Ranges,
-    Source,
-    Sources,
-    some_at_a_time,
-)
+from pipeline.samples.sources import FailedLocator, RangeLocator, Ranges, Source, Sources
 
 IMAGE_ENDINGS = tuple(IMAGE_SUFFIXES)
 SHARD_SUFFIX = ".tar"
@@ -40,6 +32,9 @@ WHY_COMPRESSED = "the shard is compressed, so no image in it can be read alone; 
 MOST_HEADER_BYTES = 1 << 20
 MOST_LABEL_BYTES = 16
 EMPTY_BLOCK = bytes(tarfile.BLOCKSIZE)
+
+# Of names, each with a NUL before it: a part that begins with a dot and is neither `.` nor `..`.
+HIDDEN = re.compile(r"[\0/]\.(?!\.?(?:[\0/]|\Z))")
 
 
 def shard_sources(path: str, left_out: LeftOut, *, labels: bool = False) -> Iterator[Sources]:
@@ -55,12 +50,13 @@ def shard_sources(path: str, left_out: LeftOut, *, labels: bool = False) -> Iter
         return
     with file:
         members = _Members(path, file)
-        yield from some_at_a_time(_labelled(members, left_out)) if labels else _images(members, left_out)
+        looked = _look(members, left_out, labels)
+        yield from _labelled(looked) if labels else (some.sources for some in looked if len(some.sources))
         if members.why:
             yield Sources([path], [FailedLocator(path, members.why)])
 
 
-class _Headers:
+class _Budget:
     """What tarfile sees of a shard: as much as a header may have, `budget` bytes at a time."""
 
     def __init__(self, file: BinaryIO) -> None:
@@ -76,47 +72,26 @@ class _Headers:
         return self._file.read(size)
 
 
-class PlainMember(NamedTuple):
-    """A regular file in a tar, with a name and a size and nothing else of interest; the rest is as of a TarInfo."""
-
-    name: str
-    size: int
-    offset_data: int
-
-    def isreg(self) -> bool:
-        return True
-
-    def isdir(self) -> bool:
-        return False
-
-    def issparse(self) -> bool:
-        return False
-
-    def issym(self) -> bool:
-        return False
-
-    def islnk(self) -> bool:
-        return False
-
-    @property
-    def type(self) -> bytes:
-        return tarfile.REGTYPE
-
-
-Member: TypeAlias = tarfile.TarInfo | PlainMember
+Listed: TypeAlias = Plain | tarfile.TarInfo
 
 
 class _Members:
-    """The members of a tar in its order. `why`, once they are at an end: what was wrong, empty if nothing was."""
+    """The members of a tar in its order, plain ones together.
+
+    Attributes:
+        headers: how they are read.
+        why: once they are at an end: what was wrong, empty if nothing was.
+    """
 
     def __init__(self, path: str, file: BinaryIO) -> None:
         self.path = path
-        self.file = file
+        self.headers = Headers(file)
         self.why = ""
+        self._file = file
         self._found = 0
         self._whole = 0
 
-    def __iter__(self) -> Iterator[Member]:
+    def __iter__(self) -> Iterator[Listed]:
         try:
             yield from self._read()
         except Exception as error:  # on damaged data tarfile raises nearly anything, and so do files behind a URL
@@ -127,29 +102,26 @@ class _Members:
                 lost = f"after {self._whole:,} members ({reason}); the rest is lost, copy the shard again"
                 self.why = f"damaged or cut short {lost}"
 
-    def _blocks(self) -> Callable[[int], bytes]:
-        """What reads the block at an offset, fewer bytes at the end of the file."""
-        file, block = self.file, tarfile.BLOCKSIZE
-        try:
-            descriptor = file.fileno()
-        except Exception:  # behind a URL there is none, and each protocol has errors of its own
-            return lambda offset: file.read(block) if file.seek(offset) == offset else b""
-        # A buffer would be filled for each header, and hold nothing of the next one.
-        return lambda offset: os.pread(descriptor, block, offset)
-
-    def _read(self) -> Iterator[Member]:
+    def _read(self) -> Iterator[Listed]:
         """What tarfile's own iteration takes for the end (a damaged header, no end mark) is an error here."""
-        file, headers = self.file, _Headers(self.file)
+        file, budget, headers = self._file, _Budget(self._file), self.headers
         size = file.seek(0, os.SEEK_END)
         if size == 0:
             raise tarfile.ReadError("it is empty")
         file.seek(0)
         # Opened for writing, it reads nothing by itself: it only carries what `fromtarfile` needs.
-        tar = tarfile.TarFile(fileobj=headers, mode="w", encoding="utf-8", errors="surrogateescape")  # type: ignore[arg-type]
+        tar = tarfile.TarFile(fileobj=budget, mode="w", encoding="utf-8", errors="surrogateescape")  # type: ignore[arg-type]
         offset, ended = 0, False
-        read = self._blocks()
         while True:
-            block = read(offset)
+            # Attributes of the whole shard are tarfile's to apply.
+            if not tar.pax_headers and (some := headers.plain(offset, size)):
+                offset, ended = some.after, False
+                self._found += len(some.names)
+                self._whole += len(some.names)
+                yield some
+                if some.more:
+                    continue
+            block = headers.at(offset, tarfile.BLOCKSIZE)
             if not block and ended:
                 return
             if not block:
@@ -158,109 +130,100 @@ class _Members:
                 # The end, or the seam of tars that were put one behind the other.
                 offset, ended = offset + tarfile.BLOCKSIZE, True
                 continue
+            member: Listed
             plain = None if tar.pax_headers else plain_member(block, offset)
-            member: Member
             if plain is not None:
-                member = plain
-                offset = member.offset_data + -(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+                name, begin, length, regular = plain.name, plain.offset_data, plain.size, True
+                offset = begin + -(-length // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+                member = Plain([name], np.array([(begin, length)], np.int64), offset, more=True)
             else:
                 file.seek(offset)
-                headers.budget = MOST_HEADER_BYTES
+                budget.budget = MOST_HEADER_BYTES
                 member = tarfile.TarInfo.fromtarfile(tar)
                 if member.size < 0 or tar.offset <= offset:
                     raise tarfile.ReadError(f"a header says {member.size} bytes")
                 offset = tar.offset
+                name, begin, length, regular = member.name, member.offset_data, member.size, member.isreg()
             ended = False
             self._found += 1
             # A member that the shard ends within is the loader's to report, under its own name.
-            whole = not member.isreg() or member.offset_data + member.size <= size
+            whole = not regular or begin + length <= size
             yield member
             if not whole:
-                raise tarfile.ReadError(f"it ends within {member.name}")
+                raise tarfile.ReadError(f"it ends within {name}")
             self._whole += 1
 
 
-def plain_member(block: bytes, offset: int) -> PlainMember | None:
-    """What tarfile makes of the header `block` at `offset`, several times as fast, where it is as most are.
+class _Looked(NamedTuple):
+    """Members that follow each other.
 
-    None for all other headers, damaged ones among them, which are tarfile's.
+    Attributes:
+        names: of n of them.
+        images: the places of those that are images.
+        sources: as many: what is to become of these.
+        labels: what those that are labels say, by place.
     """
-    if len(block) < tarfile.BLOCKSIZE or block[156:157] != tarfile.REGTYPE or block[345]:  # a prefix of the name
-        return None
-    try:
-        size = int(block[124:136].partition(b"\0")[0], 8)
-        checksum = int(block[148:156].partition(b"\0")[0], 8)
-    except ValueError:
-        return None
-    # The checksum is of the block with spaces in its own place. Of up to 256 bytes, Adler's has the sum plus 1 in its
-    # lower half, at a tenth of the time of adding them one by one.
-    a, b, c = zlib.adler32(block[:148]), zlib.adler32(block[156:334]), zlib.adler32(block[334:])
-    if size < 0 or checksum != (a & 0xFFFF) + (b & 0xFFFF) + (c & 0xFFFF) - 3 + 8 * ord(" "):
-        return None
-    name = block[:100].partition(b"\0")[0].decode("utf-8", "surrogateescape")
-    return PlainMember(name, size, offset + tarfile.BLOCKSIZE)
+
+    names: list[str]
+    images: list[int]
+    sources: Sources
+    labels: dict[int, int | None]
 
 
-def _images(members: _Members, left_out: LeftOut) -> Iterator[Sources]:
-    path, keys, places = members.path, list[str](), list[tuple[int, int]]()
-    due_s = 0.0
-    for member in members:
-        # Most are what `_image` would take, and looking at them closely is most of the work.
-        taken = isinstance(member, PlainMember) and _is_plain_name(member.name)
-        if taken:
-            if not keys:
-                due_s = time.monotonic() + SOME_S
-            keys.append(f"{path}/{member.name}")
-            places.append((member.offset_data, member.size))
-        if keys and (not taken or len(keys) >= SOME or time.monotonic() >= due_s):
-            yield Sources(keys, Ranges(path, np.array(places, np.int64)))
-            keys, places = [], []
-        if not taken and (source := _image(path, member, left_out)):
-            yield Sources.of([source])
-    if keys:
-        yield Sources(keys, Ranges(path, np.array(places, np.int64)))
+def _look(members: _Members, left_out: LeftOut, labels: bool) -> Iterator[_Looked]:
+    """The images among the members, and the labels if they are asked for; the rest is left out."""
+    path, headers = members.path, members.headers
+    for some in members:
+        said: dict[int, int | None] = {}
+        if isinstance(some, Plain):
+            names, places = some.names, some.places
+            if labels:
+                told = [place for place, name in enumerate(names) if _is_label(name)]
+                said = {place: _label(headers, *places[place].tolist()) for place in told}
+            images = _images(names, left_out, said)
+            keys = [f"{path}/{names[place]}" for place in images]
+            found = Sources(keys, Ranges(path, places if len(images) == len(names) else places[images]))
+        else:
+            names = [some.name]
+            if labels and some.isreg() and _is_label(some.name):
+                said[0] = _label(headers, some.offset_data, some.size)
+            source = None if said else _image(path, some, left_out)
+            found, images = (Sources([], []), []) if source is None else (Sources.of([source]), [0])
+        yield _Looked(names, images, found, said)
 
 
-def _is_plain_name(name: str) -> bool:
-    """Whether a file of that name is an image's, and not hidden."""
-    return name.lower().endswith(IMAGE_ENDINGS) and name[0] != "." and "/." not in name
+def _images(names: list[str], left_out: LeftOut, besides: Container[int]) -> list[int]:
+    """The places of the images among regular files; others are left out, but those at the places `besides`."""
+    # Looked at together: nearly always, all are images and none is hidden.
+    if HIDDEN.search("\0" + "\0".join(names)) is None and all(map(_is_image, names)):
+        return list(range(len(names)))
+    images = []
+    for place, name in enumerate(names):
+        if place in besides:
+            continue
+        if HIDDEN.search(f"\0{name}"):
+            left_out.hidden(folder=False)
+        elif _is_image(name):
+            images.append(place)
+        else:
+            left_out.file(name)
+    return images
 
 
-def _labelled(members: _Members, left_out: LeftOut) -> Iterator[Source]:
-    """Sources with the label of their sample: a sample's members follow each other, the label before or after."""
-    sample = ""
-    images: list[Source] = []
-    label: int | None = None
-    for member in members:
-        name, ending = _sample(member.name)
-        if name != sample:
-            yield from (Source(s.key, s.locator, label) for s in images)
-            sample, images, label = name, [], None
-        if ending == "cls" and member.isreg():
-            label = _label(members.file, member)
-        elif source := _image(members.path, member, left_out):
-            images.append(source)
-    yield from (Source(s.key, s.locator, label) for s in images)
+def _is_image(name: str) -> bool:
+    """Whether a file that is not hidden is an image's by its name."""
+    return name.lower().endswith(IMAGE_ENDINGS)
 
 
-def _sample(name: str) -> tuple[str, str]:
-    """What names the sample of a member, and the rest of the member's name: split at the first dot of its file name."""
-    folder, slash, file = name.rpartition("/")
-    stem, _, ending = file.partition(".")
-    return f"{folder}{slash}{stem}", ending.lower()
-
-
-def _image(path: str, member: Member, left_out: LeftOut) -> Source | None:
+def _image(path: str, member: tarfile.TarInfo, left_out: LeftOut) -> Source | None:
     if member.isdir():
         return None
     name = member.name
-    if (name.startswith(".") or "/." in name) and any(
-        part.startswith(".") and part not in (".", "..") for part in name.split("/")
-    ):
+    if HIDDEN.search(f"\0{name}"):
         left_out.hidden(folder=False)
     elif not member.isreg():
         left_out.other("link" if member.issym() or member.islnk() else "special file")
-    elif os.path.splitext(name)[1].lower() not in IMAGE_SUFFIXES:
+    elif not _is_image(name):
         left_out.file(name)
     elif member.issparse():
         return Source(f"{path}/{name}", FailedLocator(path, "the member is sparse; pack the shard without --sparse"))
@@ -269,7 +232,53 @@ def _image(path: str, member: Member, left_out: LeftOut) -> Source | None:
     return None
 
 
-def _label(file: BinaryIO, member: Member) -> int | None:
-    file.seek(member.offset_data)
-    text = file.read(min(member.size, MOST_LABEL_BYTES)).strip()
+def _labelled(members: Iterable[_Looked]) -> Iterator[Sources]:
+    """Sources with the label of their sample: a sample's members follow each other, the label before or after."""
+    sample = ""
+    label: int | None = None
+    waiting = Sources([], [])  # those of the sample that goes on
+    for some in members:
+        labels: list[int | None] = [None] * len(waiting)
+        over = 0  # how many of them have their label
+        images, said = some.images, some.labels
+        if label is None and not said:
+            # None has a label: only those of the last sample, which may go on, can still get one.
+            names = some.names
+            begin, last = len(names) - 1, _sample(names[-1])
+            while begin and _sample(names[begin - 1]) == last:
+                begin -= 1
+            labels += [None] * len(images)
+            if begin or last != sample:
+                over = len(labels) - (len(images) - bisect_left(images, begin))
+            sample = last
+        else:
+            taken = frozenset(images)
+            for place, name in enumerate(map(_sample, some.names)):
+                if name != sample:
+                    labels[over:] = [label] * (len(labels) - over)
+                    sample, label, over = name, None, len(labels)
+                if place in taken:
+                    labels.append(None)
+                elif place in said:
+                    label = said[place]
+        found = Sources.joined([part for part in (waiting, some.sources) if len(part)] or [waiting])
+        if over:
+            yield found[:over].labelled(labels[:over])
+        waiting = found[over:]
+    if len(waiting):
+        yield waiting.labelled([label] * len(waiting))
+
+
+def _sample(name: str) -> str:
+    """What names the sample of a member: all before the first dot of its file name."""
+    folder, slash, file = name.rpartition("/")
+    return f"{folder}{slash}{file.partition('.')[0]}"
+
+
+def _is_label(name: str) -> bool:
+    return name[-4:].lower() == ".cls" and name.rpartition("/")[2].partition(".")[2].lower() == "cls"
+
+
+def _label(headers: Headers, offset: int, size: int) -> int | None:
+    text = headers.at(offset, min(size, MOST_LABEL_BYTES)).strip()
     return int(text) if text.isdigit() and len(text) < 10 else None

