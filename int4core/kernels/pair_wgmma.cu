@@ -11,34 +11,30 @@
 //   a box, swizzled, and of the input.
 // - A team is one warpgroup on a tile of SUBTILES * 64 pixels. It takes the wide channels CHUNK at a time; with AHEAD
 //   the first product of the next chunk runs under the requantisation of this one.
-// - A chunk's results replace the residual where that lies; the slot then leaves as whole boxes. Rows are dealt to
-//   lanes so that a quarter of a warp meets all eight places that a piece can be swizzled to.
+// - A chunk's results replace the residual where that lies; the slot then leaves as whole boxes: residual_boxes.cuh.
 //
 // Compile-time constants: C_IN, K_MID, K_OUT, SUBTILES, TEAMS, SLOTS, CHUNK, AHEAD.
-#include "epilogue/narrow.cuh"
 #include "ptx/bulk_copy.cuh"
 #include "ptx/bulk_store.cuh"
 #include "ptx/dependency.cuh"
 #include "ptx/mbarrier.cuh"
 #include "ptx/named_barrier.cuh"
-#include "ptx/wgmma.cuh"
-#include "stages.cuh"
+#include "residual_boxes.cuh"
 
 template <int C_IN, int K_MID, int K_OUT, int SUBTILES, int TEAMS, int SLOTS, int CHUNK, bool AHEAD>
 struct PairWgmma {
-  static constexpr int TILE_M = SUBTILES * 64;    // pixels of a team's tile
-  static constexpr int IN_WORDS = C_IN / 32;      // 32-bit words a thread reads of a row of the input
-  static constexpr int CHUNK_WORDS = CHUNK / 32;  // and holds of a row of a chunk
-  static constexpr int CHUNKS = K_MID / CHUNK;
-  static constexpr int BOX_ROW = 128, BOX = TILE_M * BOX_ROW, BOXES = K_MID / (2 * BOX_ROW);
+  using Boxes = ResidualBoxes<C_IN, SUBTILES, CHUNK>;
+  static constexpr int TILE_M = Boxes::TILE_M;  // pixels of a team's tile
+  static constexpr int CHUNK_WORDS = Boxes::CHUNK_WORDS, CHUNKS = K_MID / CHUNK;
+  static constexpr int BOX_ROW = Boxes::BOX_ROW, BOX = Boxes::BOX, BOXES = K_MID / (2 * BOX_ROW);
   static constexpr int IN_BYTES = TILE_M * C_IN / 2, OUT_BYTES = TILE_M * K_OUT / 2;
   static constexpr int SLOT = BOXES * BOX + (IN_BYTES > OUT_BYTES ? IN_BYTES : OUT_BYTES);
   static constexpr int FIRST_BYTES = C_IN * K_MID, SECOND_BYTES = K_MID * K_OUT;  // of weights
   static constexpr int CONSUMERS = TEAMS * 128;
   static constexpr int THREADS = CONSUMERS + 128;
   static constexpr int CONSUMER_REGISTERS = TEAMS == 2 ? 240 : 160;
-  static constexpr int BLOCKS = 1;        // a multiprocessor
-  static constexpr int ALIGNMENT = 1024;  // of a swizzled box
+  static constexpr int BLOCKS = 1;  // a multiprocessor
+  static constexpr int ALIGNMENT = Boxes::ALIGNMENT;
   static_assert(TEAMS == 2 || TEAMS == 3);
   static_assert(K_MID % (2 * BOX_ROW) == 0 && CHUNKS >= 2 && SLOTS >= 2 && SLOT % ALIGNMENT == 0);
 
@@ -95,12 +91,7 @@ struct PairWgmma {
 
     claim_registers<CONSUMER_REGISTERS>();
     wait_for_previous();
-    const int group = lane / 4, quad = lane % 4;
-    // Groups 0 to 3 take rows 0, 3, 5, 6 of each eight, groups 4 to 7 rows 1, 2, 4, 7.
-    const int row8 = 2 * (group & 3) + ((group ^ (group >> 1) ^ (group >> 2)) & 1);
-    // The first of the rows (pixels) this thread holds in each 64-row subtile; the second is 8 further.
-    const int thread_row = (warp % 4) * 16 + row8;
-    const unsigned thread_piece = thread_row * BOX_ROW + ((quad * (CHUNK_WORDS * 4)) ^ (row8 << 4));
+    const Boxes boxes(warp, lane);
     const unsigned long long first_descriptor = wgmma_descriptor(first_base, CHUNK * 16, 128);
     const unsigned long long second_descriptor = wgmma_descriptor(second_base, K_OUT * 16, 128);
     const bool leader = threadIdx.x % 128 == 0;
@@ -110,62 +101,32 @@ struct PairWgmma {
     for (int tile = first_tile; tile < tiles; tile += tile_step) {
       const unsigned slot = slots + ring.slot * SLOT, rows = slot + BOXES * BOX;
       mbarrier_wait(full + 8 * ring.slot, ring.parity);
-      unsigned a[SUBTILES][IN_WORDS][4];
-#pragma unroll
-      for (int sub = 0; sub < SUBTILES; ++sub) {
-        unsigned upper[IN_WORDS], lower[IN_WORDS];
-        const unsigned address = rows + (thread_row + sub * 64) * (C_IN / 2) + quad * (C_IN / 8);
-        load_words(upper, address);
-        load_words(lower, address + 8 * (C_IN / 2));
-        unpack_rows(a[sub], upper, lower);
-      }
+      typename Boxes::Input a;
+      boxes.load_input(a, rows);
       int narrow_sums[SUBTILES][K_OUT / 2];
-      int wide_sums[AHEAD ? 2 : 1][SUBTILES][CHUNK / 2];
+      typename Boxes::Sums wide_sums[AHEAD ? 2 : 1];
 
-      auto begin = [&](int (&sums)[SUBTILES][CHUNK / 2], int chunk) {
-#pragma unroll
-        for (int sub = 0; sub < SUBTILES; ++sub)
-#pragma unroll
-          for (int i = 0; i < IN_WORDS; ++i) pin_registers(a[sub][i]);
-        wgmma_fence();
-#pragma unroll
-        for (int sub = 0; sub < SUBTILES; ++sub)
-#pragma unroll
-          for (int i = 0; i < IN_WORDS; ++i)
-            Wgmma<CHUNK>::mma(sums[sub], a[sub][i], first_descriptor + (chunk * IN_WORDS + i) * (CHUNK * 2), i);
-        wgmma_commit();
-      };
-
-      if (AHEAD) begin(wide_sums[0], 0);
+      if (AHEAD) Boxes::begin(wide_sums[0], a, first_descriptor, 0);
 #pragma unroll
       for (int chunk = 0; chunk < CHUNKS; ++chunk) {
         auto& sums = wide_sums[AHEAD ? chunk % 2 : 0];
         const bool more = AHEAD && chunk + 1 < CHUNKS;
-        if (!AHEAD) begin(sums, chunk);
-        if (more) begin(wide_sums[AHEAD ? (chunk + 1) % 2 : 0], chunk + 1);
-        unsigned kept[SUBTILES][2][CHUNK_WORDS];
-        const int byte = chunk * CHUNK / 2;
-        const unsigned piece = slot + byte / BOX_ROW * BOX + (thread_piece ^ (byte % BOX_ROW));
-#pragma unroll
-        for (int sub = 0; sub < SUBTILES; ++sub)
-#pragma unroll
-          for (int half = 0; half < 2; ++half) load_words(kept[sub][half], piece + (sub * 64 + half * 8) * BOX_ROW);
+        if (!AHEAD) Boxes::begin(sums, a, first_descriptor, chunk);
+        if (more) Boxes::begin(wide_sums[AHEAD ? (chunk + 1) % 2 : 0], a, first_descriptor, chunk + 1);
+        typename Boxes::Words kept, packed;
+        const unsigned place = boxes.place(slot, chunk);
+        Boxes::load(kept, place);
         // The second product of the chunk before is done with its fragments, too.
         if (more) {
           wgmma_wait<1>();
         } else {
           wgmma_wait<0>();
         }
-#pragma unroll
-        for (int sub = 0; sub < SUBTILES; ++sub) pin_registers(sums[sub]);
-        unsigned packed[SUBTILES][2][CHUNK_WORDS], b[SUBTILES][CHUNK_WORDS][4];
-#pragma unroll
-        for (int word = 0; word < CHUNK_WORDS; ++word)
-          requantize_words<0, 1>(sums, wide_pairs + chunk * (CHUNK / 2), quad, word, kept, packed);
+        boxes.requantize(sums, wide_pairs, chunk, kept, packed);
+        Boxes::share(place, packed);
+        unsigned b[SUBTILES][CHUNK_WORDS][4];
 #pragma unroll
         for (int sub = 0; sub < SUBTILES; ++sub) {
-#pragma unroll
-          for (int half = 0; half < 2; ++half) share_words(piece + (sub * 64 + half * 8) * BOX_ROW, packed[sub][half]);
           unpack_rows(b[sub], packed[sub][0], packed[sub][1]);
 #pragma unroll
           for (int i = 0; i < CHUNK_WORDS; ++i) pin_registers(b[sub][i]);
@@ -190,13 +151,14 @@ struct PairWgmma {
       const unsigned unused[SUBTILES][2][1] = {};
 #pragma unroll
       for (int word = 0; word < K_OUT / 32; ++word)
-        requantize_words<0, 0>(narrow_sums, narrow_pairs, quad, word, unused, packed);
+        requantize_words<0, 0>(narrow_sums, narrow_pairs, boxes.quad, word, unused, packed);
       named_barrier(1 + team, 128);  // everyone has read the input, whose place the narrow rows take
 #pragma unroll
       for (int sub = 0; sub < SUBTILES; ++sub)
 #pragma unroll
         for (int half = 0; half < 2; ++half)
-          share_words(rows + (thread_row + sub * 64 + half * 8) * (K_OUT / 2) + quad * (K_OUT / 8), packed[sub][half]);
+          share_words(rows + (boxes.row + sub * 64 + half * 8) * (K_OUT / 2) + boxes.quad * (K_OUT / 8),
+                      packed[sub][half]);
       fence_async_proxy();
       named_barrier(1 + team, 128);
       if (leader) {

@@ -1,0 +1,93 @@
+// A tile of 1x1 convolutions whose residual is a packed u4 tensor as wide as the outputs, on sm_90a: the outputs take
+// the residual's place in shared memory and leave as whole boxes.
+//
+// The copy engine brings a tile's rows of the residual in boxes of 128 bytes a row, swizzled: piece i (16 bytes) of row
+// r lies at place i xor (r mod 8). A team, one warpgroup, takes CHUNK channels at a time; of every row a thread reads
+// and writes a quarter of a chunk. Rows are dealt to lanes so that a quarter of a warp meets all eight places that a
+// piece can be swizzled to.
+#pragma once
+#include "epilogue/narrow.cuh"
+#include "ptx/wgmma.cuh"
+#include "stages.cuh"
+
+template <int C_IN, int SUBTILES, int CHUNK>
+struct ResidualBoxes {
+  static constexpr int TILE_M = SUBTILES * 64;    // pixels of a team's tile
+  static constexpr int IN_WORDS = C_IN / 32;      // 32-bit words a thread reads of a row of the input
+  static constexpr int CHUNK_WORDS = CHUNK / 32;  // and holds of a row of a chunk
+  static constexpr int BOX_ROW = 128, BOX = TILE_M * BOX_ROW;
+  static constexpr int ALIGNMENT = 1024;  // of a swizzled box
+
+  using Input = unsigned[SUBTILES][IN_WORDS][4];
+  using Sums = int[SUBTILES][CHUNK / 2];
+  using Words = unsigned[SUBTILES][2][CHUNK_WORDS];
+
+  int quad, row;   // a thread's quarter, and the first of the rows it holds of each 64; the second is 8 further
+  unsigned piece;  // where the quarter of the first chunk lies
+
+  __device__ __forceinline__ ResidualBoxes(int warp, int lane) {
+    const int group = lane / 4;
+    // Groups 0 to 3 take rows 0, 3, 5, 6 of each eight, groups 4 to 7 rows 1, 2, 4, 7.
+    const int row8 = 2 * (group & 3) + ((group ^ (group >> 1) ^ (group >> 2)) & 1);
+    quad = lane % 4;
+    row = warp % 4 * 16 + row8;
+    piece = row * BOX_ROW + ((quad * (CHUNK_WORDS * 4)) ^ (row8 << 4));
+  }
+
+  // The thread's part of a tile's input rows, unpacked.
+  __device__ __forceinline__ void load_input(Input& a, unsigned rows) const {
+#pragma unroll
+    for (int sub = 0; sub < SUBTILES; ++sub) {
+      unsigned upper[IN_WORDS], lower[IN_WORDS];
+      const unsigned address = rows + (row + sub * 64) * (C_IN / 2) + quad * (C_IN / 8);
+      load_words(upper, address);
+      load_words(lower, address + 8 * (C_IN / 2));
+      unpack_rows(a[sub], upper, lower);
+    }
+  }
+
+  // Begins the products of a chunk: `weights` describes those of chunk 0.
+  static __device__ __forceinline__ void begin(Sums& sums, Input& a, unsigned long long weights, int chunk) {
+#pragma unroll
+    for (int sub = 0; sub < SUBTILES; ++sub)
+#pragma unroll
+      for (int i = 0; i < IN_WORDS; ++i) pin_registers(a[sub][i]);
+    wgmma_fence();
+#pragma unroll
+    for (int sub = 0; sub < SUBTILES; ++sub)
+#pragma unroll
+      for (int i = 0; i < IN_WORDS; ++i)
+        Wgmma<CHUNK>::mma(sums[sub], a[sub][i], weights + (chunk * IN_WORDS + i) * (CHUNK * 2), i);
+    wgmma_commit();
+  }
+
+  // Where a chunk of the boxes at `slot` lies: residual, then outputs.
+  __device__ __forceinline__ unsigned place(unsigned slot, int chunk) const {
+    const int byte = chunk * CHUNK / 2;
+    return slot + byte / BOX_ROW * BOX + (piece ^ (byte % BOX_ROW));
+  }
+
+  static __device__ __forceinline__ void load(Words& words, unsigned place) {
+#pragma unroll
+    for (int sub = 0; sub < SUBTILES; ++sub)
+#pragma unroll
+      for (int half = 0; half < 2; ++half) load_words(words[sub][half], place + (sub * 64 + half * 8) * BOX_ROW);
+  }
+
+  static __device__ __forceinline__ void share(unsigned place, const Words& words) {
+#pragma unroll
+    for (int sub = 0; sub < SUBTILES; ++sub)
+#pragma unroll
+      for (int half = 0; half < 2; ++half) share_words(place + (sub * 64 + half * 8) * BOX_ROW, words[sub][half]);
+  }
+
+  // A chunk's outputs from its sums, which are there, and its residual.
+  __device__ __forceinline__ void requantize(Sums& sums, const ChannelPair* pairs, int chunk, const Words& kept,
+                                             Words& packed) const {
+#pragma unroll
+    for (int sub = 0; sub < SUBTILES; ++sub) pin_registers(sums[sub]);
+#pragma unroll
+    for (int word = 0; word < CHUNK_WORDS; ++word)
+      requantize_words<0, 1>(sums, pairs + chunk * (CHUNK / 2), quad, word, kept, packed);
+  }
+};
