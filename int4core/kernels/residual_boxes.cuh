@@ -16,7 +16,8 @@ struct ResidualBoxes {
   static constexpr int IN_WORDS = C_IN / 32;      // 32-bit words a thread reads of a row of the input
   static constexpr int CHUNK_WORDS = CHUNK / 32;  // and holds of a row of a chunk
   static constexpr int BOX_ROW = 128, BOX = TILE_M * BOX_ROW;
-  static constexpr int ALIGNMENT = 1024;  // of a swizzled box
+  static constexpr int ALIGNMENT = 1024;                       // of a swizzled box
+  static constexpr bool SWIZZLED_INPUT = C_IN == 2 * BOX_ROW;  // its rows are as long as a box's
 
   using Input = unsigned[SUBTILES][IN_WORDS][4];
   using Sums = int[SUBTILES][CHUNK / 2];
@@ -39,10 +40,20 @@ struct ResidualBoxes {
 #pragma unroll
     for (int sub = 0; sub < SUBTILES; ++sub) {
       unsigned upper[IN_WORDS], lower[IN_WORDS];
-      const unsigned address = rows + (row + sub * 64) * (C_IN / 2) + quad * (C_IN / 8);
-      load_words(upper, address);
-      load_words(lower, address + 8 * (C_IN / 2));
+      load_row(upper, rows, row + sub * 64);
+      load_row(lower, rows, row + sub * 64 + 8);
       unpack_rows(a[sub], upper, lower);
+    }
+  }
+
+  __device__ __forceinline__ void load_row(unsigned (&words)[IN_WORDS], unsigned rows, int of) const {
+    if constexpr (SWIZZLED_INPUT) {
+#pragma unroll
+      for (int i = 0; i < IN_WORDS; i += 4)
+        load_words(reinterpret_cast<unsigned (&)[4]>(words[i]),
+                   rows + of * BOX_ROW + ((quad * (BOX_ROW / 4) + i * 4) ^ (of % 8 << 4)));
+    } else {
+      load_words(words, rows + of * (C_IN / 2) + quad * (C_IN / 8));
     }
   }
 

@@ -68,7 +68,7 @@ def chosen(chip: Chip) -> dict[KernelSource, Kernel]:
                 if source.file.startswith(ELSEWHERE):
                     continue
                 constants = dict(source.constants)
-                kind = tuple(constants.get(name) for name in ("RESIDUAL", "OUTPUT", "K_BYTES", "WIDE", "K_OUT"))
+                kind = tuple(constants.get(name) for name in ("RESIDUAL", "OUTPUT", "K_BYTES", "WIDE", "C_IN", "K_OUT"))
                 # A number with one kind of epilogue, and a kind with one number.
                 keys = {(source.file, kernel.number), (source.file, kind)}
                 if EVERYTHING or not keys <= seen:

@@ -12,6 +12,7 @@ from int4core.backends.cuda.chips import CHIPS
 from int4core.backends.cuda.device import chip_at
 from int4core.backends.cuda.families.conv_wgmma import CONFIGS, FIRST_NUMBER, STATIC_BYTES, WgmmaConv, default
 from int4core.backends.cuda.families.kernel import Kernel
+from int4core.backends.cuda.families.residual_wgmma import WgmmaResidual
 from int4core.backends.cuda.families.rows_wgmma import CONFIGS as ROWS
 from int4core.backends.cuda.families.rows_wgmma import FIRST_NUMBER as FIRST_ROWS
 from int4core.backends.cuda.families.rows_wgmma import WgmmaRows
@@ -182,6 +183,34 @@ def test_winograd_equal_to_integers(cupy_hopper: Any, conv: Convolution) -> None
     for kernel in kernels:
         found = run(cupy_hopper, kernel, {"input": problem.input}, problem.output)
         np.testing.assert_array_equal(found, expected, f"{kernel.number}: {kernel}")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("size", "c"), [(56, 64), (27, 128), (13, 256)])
+def test_whole_lines_equal_to_integers(cupy_hopper: Any, size: int, c: int) -> None:
+    conv = Convolution(3, size, size, c, 4 * c, 1, 1, 0, residual=Residual.U4)
+    problem, chip = Problem(conv, np.random.default_rng()), chip_at(cupy_hopper, 0)
+    expected, inputs = problem.expected(), {"input": problem.input, "residual": problem.residual}
+    kernels = [kernel for kernel in candidates(problem.op, chip) if isinstance(kernel, WgmmaResidual)]
+    assert len(kernels) > 2
+    for kernel in kernels:
+        found = run(cupy_hopper, kernel, inputs, problem.output)
+        np.testing.assert_array_equal(found, expected, f"{kernel.number}: {kernel}")
+
+
+def test_whole_lines_refuse_what_they_cannot_do() -> None:
+    taken = Convolution(2, 14, 14, 256, 1024, 1, 1, 0, residual=Residual.U4)
+    assert WgmmaResidual(op_of(taken), 191, H200).grid == (2, 4, 1)
+    for conv, number, why in (
+        (replace(taken, output=Output.U7), 191, "u4 outputs"),
+        (replace(taken, residual=Residual.NONE), 191, "there is none"),
+        (replace(taken, taps=3, pad=1), 191, "1x1 windows"),
+        (replace(taken, c=512), 191, "64, 128, 256 to multiples of 256"),
+        (replace(taken, k=768), 195, "to multiples of 512"),
+        (taken, 195, "shared memory"),
+    ):
+        with pytest.raises(EngineError, match=why):
+            WgmmaResidual(op_of(conv), number, H200)
 
 
 @pytest.mark.gpu

@@ -20,6 +20,7 @@ from int4core.backends.cuda.chips import CHIPS, Chip
 from int4core.backends.cuda.families.conv_wgmma import WgmmaConv
 from int4core.backends.cuda.families.kernel import Kernel
 from int4core.backends.cuda.families.pair_wgmma import WgmmaPair
+from int4core.backends.cuda.families.residual_wgmma import WgmmaResidual
 from int4core.backends.cuda.families.rows_wgmma import WgmmaRows
 from int4core.backends.cuda.families.stem_lines_wgmma import LinesStem
 from int4core.backends.cuda.families.stem_wgmma import WgmmaStem
@@ -162,6 +163,24 @@ def test_pairs(name: str, folder: Any) -> None:
     assert kernel.slots == 2 < kernel.tiles / kernel.config.teams
     inputs = {"input": problem.first.input, "residual": problem.first.residual}
     check(kernel, Emulated(kernel.source, folder, 900), inputs, problem.expected())
+
+
+LINES = {
+    "layer2's, a tile's remainder": (191, Convolution(1, 23, 29, 128, 256, 1, 1, 0, residual=Residual.U4)),
+    "layer3's, two parts, three teams": (193, Convolution(3, 11, 15, 256, 512, 1, 1, 0, residual=Residual.U4)),
+    "two boxes": (195, Convolution(7, 7, 7, 64, 512, 1, 1, 0, residual=Residual.U4)),
+}
+
+
+@needs_compiler
+@pytest.mark.parametrize("name", list(LINES))
+def test_whole_lines(name: str, folder: Any) -> None:
+    number, conv = LINES[name]
+    problem = Problem(conv, np.random.default_rng())
+    kernel = tight(lambda chip: WgmmaResidual(problem.op, number, chip))
+    assert kernel.slots == 2 < kernel.tiles / kernel.config.teams
+    inputs = {"input": problem.input, "residual": problem.residual}
+    check(kernel, Emulated(kernel.source, folder, 900), inputs, {"output": problem.expected()})
 
 
 @needs_compiler

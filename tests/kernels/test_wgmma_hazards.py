@@ -46,7 +46,7 @@ def sources() -> list[KernelSource]:
                 key = (
                     source.function,
                     constants.get("RESIDUAL", constants.get("K_OUT")),
-                    (constants.get("K_BYTES"), kernel.number),
+                    (constants.get("K_BYTES", constants.get("C_IN")), kernel.number),
                 )
                 chosen.setdefault(key, source)
     # Of each function and residual, every fourth: all of them take minutes (`make check-all`).

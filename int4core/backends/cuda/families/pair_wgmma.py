@@ -31,6 +31,9 @@ BOX_ROW = 128
 ALIGNMENT = 1024
 """Of a swizzled box in shared memory; what lies before the dynamic part need not keep it."""
 
+BARRIER_BYTES = 256
+"""At least what the barriers of MOST_SLOTS slots take."""
+
 MOST_SLOTS = 4
 """Slots of a ring: more have nothing left to hide."""
 
@@ -132,7 +135,7 @@ class WgmmaPair:
     @property
     def slots(self) -> int:
         pairs = (self.first.k + self.second.k) // 2 * CHANNEL_PAIR.itemsize
-        room: int = self.chip.shared_bytes - pairs - 256 - ALIGNMENT - self.weight_bytes  # 256: barriers
+        room: int = self.chip.shared_bytes - pairs - BARRIER_BYTES - ALIGNMENT - self.weight_bytes
         return min(MOST_SLOTS, room // (self.config.teams * self.slot_bytes))
 
     @property

@@ -14,6 +14,7 @@ from int4core.backends.cuda.families import (
     conv_slices,
     conv_wgmma,
     pair_wgmma,
+    residual_wgmma,
     rows_wgmma,
     stem_lines_wgmma,
     stem_mma,
@@ -84,8 +85,9 @@ PAIR = _family("wgmma u8.s8, pairs", pair_wgmma, pair_wgmma.WgmmaPair)
 WINOGRAD = _family("wgmma, F(2, 3)", winograd_wgmma, winograd_wgmma.WgmmaWinograd)
 DEEP_WINOGRAD = _family("wgmma, F(2, 3)", winograd_deep_wgmma, winograd_deep_wgmma.WgmmaDeepWinograd)
 SLICES = _family("mma.sync, slices", conv_slices, conv_slices.SlicedConv)
+LINES = _family("wgmma, whole lines", residual_wgmma, residual_wgmma.WgmmaResidual)
 
-CONVOLUTIONS: tuple[Family, ...] = (ROWS, WGMMA, MMA4, MMA, WINOGRAD, DEEP_WINOGRAD, SLICES)
+CONVOLUTIONS: tuple[Family, ...] = (ROWS, WGMMA, MMA4, MMA, WINOGRAD, DEEP_WINOGRAD, SLICES, LINES)
 """Families that compute a ConvOp, the ones to prefer first."""
 
 STEMS: tuple[Family, ...] = (WGMMA_STEM, STRIPS, STEM, LINES_STEM)
