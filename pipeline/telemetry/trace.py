@@ -37,24 +37,16 @@ CAPACITY = 100_000
 class Tracer:
     """Collects the spans of one process; its threads may share it."""
 
-    def __init__(
-        self, process: str, *, capacity: int = CAPACITY, ranges: Ranges | None = None, pid: int | None = None
-    ) -> None:
+    def __init__(self, process: str, *, capacity: int = CAPACITY, ranges: Ranges | None = None) -> None:
         """`process` names the lane group; `ranges` also shows host spans to NVIDIA's profilers."""
         if capacity < 1:
             raise ValueError(f"a tracer of {capacity} spans")
         self.process = process
-        self.pid = os.getpid() if pid is None else pid
+        self.pid = os.getpid()
         self._ranges = Ranges.silent() if ranges is None else ranges
         self._spans: deque[Record] = deque(maxlen=capacity)
         self._seen = 0
         self._lock = threading.Lock()
-
-    @property
-    def dropped(self) -> int:
-        """Spans that gave way to later ones."""
-        with self._lock:
-            return self._seen - len(self._spans)
 
     @contextmanager
     def span(self, name: str, lane: str | None = None, **arguments: Scalar) -> Iterator[None]:
@@ -79,14 +71,6 @@ class Tracer:
         """What another process needs to put these spans into its trace."""
         with self._lock:
             return self.pid, self.process, self._seen - len(self._spans), tuple(self._spans)
-
-    @classmethod
-    def from_records(cls, records: Records) -> Tracer:
-        pid, process, dropped, spans = records
-        tracer = cls(process, capacity=max(1, len(spans)), pid=pid)
-        tracer._spans.extend(spans)
-        tracer._seen = len(spans) + dropped
-        return tracer
 
 
 _NOTHING = nullcontext()

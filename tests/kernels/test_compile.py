@@ -87,7 +87,7 @@ def test_compiles_within_the_limits_of_the_chip(name: str) -> None:
         reports = pool.map(lambda source: compile_source(NVRTC, source, chip.arch, fresh=True), found)
         for (source, kernel), report in zip(found.items(), reports, strict=True):
             assert report.spilled == 0, source
-            assert not report.serialised, source
+            assert "serialized" not in report.log, source  # no wgmma waits for another
             assert report.registers <= min(255, REGISTERS // kernel.threads), source
             assert kernel.shared_bytes <= chip.shared_bytes, source
             assert report.cubin.startswith(b"\x7fELF")

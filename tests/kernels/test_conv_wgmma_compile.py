@@ -53,7 +53,7 @@ def test_configurations_compile_without_spills(epilogue: str) -> None:
         reports = pool.map(lambda source: compile_source(NVRTC, source, "sm_90a", fresh=True), chosen)
         for source, report in zip(chosen, reports, strict=True):
             assert report.spilled == 0, source
-            assert not report.serialised, source
+            assert "serialized" not in report.log, source  # no wgmma waits for another
             assert report.cubin.startswith(b"\x7fELF")
 
 
@@ -64,4 +64,4 @@ def test_tiles_of_rows_compile_without_spills(size: int, channels: int, number: 
     problem = Problem(Convolution(8, size, size, channels, channels, 3, 1, 1), np.random.default_rng(0))
     report = compile_source(NVRTC, WgmmaRows(problem.op, number, CHIPS["h200"]).source, "sm_90a", fresh=True)
     assert report.spilled == 0
-    assert not report.serialised
+    assert "serialized" not in report.log  # no wgmma waits for another

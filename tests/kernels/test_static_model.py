@@ -11,7 +11,7 @@ from int4core.backends.cuda.families.conv_mma4 import FIRST_NUMBER, Mma4Conv, is
 from int4core.backends.cuda.families.table import digest
 from int4core.backends.cuda.jit.nvrtc import find_nvrtc
 from int4core.backends.cuda.plan.fuse import fuse
-from int4core.backends.cuda.plan.ops import ConvOp, with_batch
+from int4core.backends.cuda.plan.ops import ConvOp
 from int4core.model import Model
 from int4core.tuning import autoconfig
 from int4core.tuning.files import FOLDER
@@ -151,7 +151,7 @@ def test_files_of_the_package_fit_their_chips(name: str, convolutions: dict[str,
     batch = int(config.metadata["batch"])
     for op in convolutions.values():
         assert is_native(numbers[op.name], CHIPS[name])
-        Mma4Conv(with_batch(op, batch), numbers[op.name], CHIPS[name])
+        Mma4Conv(replace(op, shape=replace(op.shape, n=batch)), numbers[op.name], CHIPS[name])
     branches = {op.branch.name: op.name for op in convolutions.values() if op.branch}
     assert len(branches) == 4
     assert all(numbers[branch] == numbers[main] for branch, main in branches.items())

@@ -16,9 +16,7 @@ from torch.nn import functional as F
 from tools.finetune.data import Batch, Source
 from tools.finetune.errors import FinetuneError
 from tools.finetune.qresnet import QuantResNet, run_block
-from tools.finetune.resnet import ResNet
 
-Network: TypeAlias = ResNet | QuantResNet
 Forward: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
 
 

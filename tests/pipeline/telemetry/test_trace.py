@@ -48,7 +48,7 @@ def test_the_last_spans_are_kept_and_the_dropped_counted() -> None:
     tracer = Tracer("main", capacity=3)
     for i in range(10):
         tracer.complete(f"span {i}", "lane", i, i + 1)
-    assert tracer.dropped == 7
+    assert tracer.to_records()[2] == 7
     trace = trace_events([tracer.to_records()])
     assert [event["name"] for event in spans(trace)] == ["span 7", "span 8", "span 9"]
     assert trace["otherData"] == {"dropped": 7}
@@ -67,16 +67,7 @@ def test_threads_share_a_tracer_and_none_is_miscounted() -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    assert tracer.dropped == 4 * 2_000 - 100
-
-
-def test_records_survive_the_way_between_tracers() -> None:
-    tracer = Tracer("loader", capacity=2, pid=41)
-    for i in range(5):
-        tracer.complete("decode", "loader 1", i, i + 0.5, index=i)
-    assert Tracer.from_records(tracer.to_records()).to_records() == tracer.to_records()
-    empty = Tracer("loader", pid=42).to_records()
-    assert Tracer.from_records(empty).to_records() == empty
+    assert tracer.to_records()[2] == 4 * 2_000 - 100
 
 
 def _child(queue: Any) -> None:
@@ -103,11 +94,11 @@ def test_a_spawned_process_is_on_the_same_clock() -> None:
 
 
 def test_lanes_are_named_per_process() -> None:
-    a, b = Tracer("gpu 0", pid=1), Tracer("gpu 1", pid=2)
+    a, b = Tracer("gpu 0"), Tracer("gpu 1")
     a.complete("batch", "compute 0", 10.0, 10.001)
     a.complete("batch", "copy 0", 10.0005, 10.002, samples=1024)
     b.complete("batch", "compute 0", 10.003, 10.004)
-    trace = trace_events([a.to_records(), b.to_records()])
+    trace = trace_events([(pid, *tracer.to_records()[1:]) for pid, tracer in ((1, a), (2, b))])
     named = {
         (event["pid"], event.get("tid")): event["args"]["name"] for event in trace["traceEvents"] if event["ph"] == "M"
     }

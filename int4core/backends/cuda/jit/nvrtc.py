@@ -66,11 +66,6 @@ class Report:
         """Bytes a thread stores to and loads from memory for want of registers."""
         return sum(int(count) for count in self._found(r"(\d+) bytes spill"))
 
-    @property
-    def serialised(self) -> bool:
-        """Whether wgmma instructions had to wait for one another."""
-        return bool(self._found("Used")) and "serialized" in self.log
-
     def _found(self, pattern: str) -> list[str]:
         found = re.findall(pattern, self.log)
         if not found:

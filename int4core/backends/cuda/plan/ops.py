@@ -9,7 +9,7 @@ kernel wants them arranged is that kernel's business.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, TypeAlias
 
@@ -378,10 +378,3 @@ def pair(first: SingleOp, second: SingleOp) -> PairOp | None:
 def pairs(ops: Sequence[SingleOp]) -> tuple[PairOp, ...]:
     """What two operations that follow one another could be, each."""
     return tuple(both for first, second in pairwise(ops) if (both := pair(first, second)))
-
-
-def with_batch(op: SingleOp, n: int) -> SingleOp:
-    """The same operation on batches of `n` images."""
-    if isinstance(op, ConvOp):
-        return replace(op, shape=replace(op.shape, n=n))
-    return replace(op, n=n)
