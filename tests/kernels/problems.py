@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from typing import Any
 
@@ -17,6 +18,11 @@ POISON = 0xA5
 
 MOST_UP = 28_000
 """Factors back from s8 are below it: with a 3x3 convolution of 512 channels, 32 bits still requantise the sums."""
+
+
+def draws() -> np.random.Generator:
+    """Random numbers: the same each time, unless all there is to test is to be tested."""
+    return np.random.default_rng(None if os.environ.get("INT4CORE_TEST_ALL") else 0)
 
 
 class Problem:

@@ -9,7 +9,7 @@ from int4core.backends.cuda.chips import CHIPS
 from int4core.backends.cuda.families.conv_mma import CONFIGS, MmaConv, default
 from int4core.errors import EngineError
 from tests.kernels.emulator.driver import EAGER, REVERSE, Emulated, needs_compiler
-from tests.kernels.problems import Problem
+from tests.kernels.problems import Problem, draws
 from tests.kernels.test_conv_mma4 import CASES
 
 CHIP = CHIPS["a100"]
@@ -20,7 +20,7 @@ CHIP = CHIPS["a100"]
 def test_emulated_equal_to_integers(case: str, tmp_path_factory: pytest.TempPathFactory) -> None:
     """The default one, and another whose turn it is."""
     chosen = CASES[case]
-    problem = Problem(chosen.conv, np.random.default_rng(), wide=chosen.wide)
+    problem = Problem(chosen.conv, draws(), wide=chosen.wide)
     fitting = []
     for number in range(len(CONFIGS)):
         try:

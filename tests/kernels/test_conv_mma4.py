@@ -16,7 +16,7 @@ from int4core.backends.cuda.jit.compiler import compile_all
 from int4core.backends.cuda.plan.convolution import Convolution, Output, Residual, Source
 from int4core.errors import EngineError
 from tests.kernels.emulator.driver import EAGER, REVERSE, Emulated, needs_compiler
-from tests.kernels.problems import Problem, resnet34_convolutions, resnet50_convolutions
+from tests.kernels.problems import Problem, draws, resnet34_convolutions, resnet50_convolutions
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def chip_of(number: int) -> Chip:
 @pytest.mark.parametrize("generation", [0, 1], ids=["turing", "ampere"])
 def test_emulated_equal_to_integers(case: str, generation: int, tmp_path_factory: pytest.TempPathFactory) -> None:
     chosen = CASES[case]
-    problem = Problem(chosen.conv, np.random.default_rng(), wide=chosen.wide)
+    problem = Problem(chosen.conv, draws(), wide=chosen.wide)
     number = chosen.numbers[generation]
     kernel = Mma4Conv(problem.op, number, chip_of(number))
     assert kernel.wide == chosen.wide
@@ -79,13 +79,13 @@ def test_emulated_equal_to_integers(case: str, generation: int, tmp_path_factory
 
 def test_weights_lie_where_the_instruction_reads_them() -> None:
     """Place by place, after mma_u4s4.cuh: the operands of lane 4 * group + quad."""
-    weight = np.random.default_rng().integers(-8, 8, (128, 256, 1, 1)).astype(np.int8)
+    weight = draws().integers(-8, 8, (128, 256, 1, 1)).astype(np.int8)
     for warps_n, warp_n, k_bytes in ((2, 64, 64), (4, 32, 32), (1, 64, 16)):
         packed = arrange_mma4(weight, warps_n, warp_n, k_bytes)
         words = k_bytes // 16
         step_words = min(words, 2)
         assert packed.shape == (128 // (warps_n * warp_n), 256 // (2 * k_bytes), warps_n * warp_n * k_bytes)
-        rng = np.random.default_rng()
+        rng = draws()
         for _ in range(200):
             tile, block = (int(rng.integers(size)) for size in packed.shape[:2])
             step, warp = int(rng.integers(words // step_words)), int(rng.integers(warps_n))
@@ -106,7 +106,7 @@ def test_packing_is_twos_complement() -> None:
 
 
 def test_weights_of_8_bits_are_refused_with_the_reason() -> None:
-    problem = Problem(CASES["1x1"].conv, np.random.default_rng())
+    problem = Problem(CASES["1x1"].conv, draws())
     problem.weight[3, 5] = -9
     with pytest.raises(EngineError, match=r"-9 to 7: 4-bit tensor cores take -8 to 7"):
         Mma4Conv(problem.op, FIRST_NUMBER + 9, CHIPS["t4"])
@@ -115,7 +115,7 @@ def test_weights_of_8_bits_are_refused_with_the_reason() -> None:
 
 
 def test_chips_take_what_they_have() -> None:
-    op = Problem(CASES["1x1"].conv, np.random.default_rng()).op
+    op = Problem(CASES["1x1"].conv, draws()).op
     for name in ("t4", "titan_rtx", "a100", "a10", "l4", "l40s"):
         chip = CHIPS[name]
         chosen = default(op, chip)
@@ -136,7 +136,7 @@ def test_every_configuration_equal_to_integers(cupy: Any, conv: Convolution) -> 
     Where the chip has no such tensor cores, by emulation.
     """
     chip = chip_at(cupy, 0)
-    problem = Problem(replace(conv, n=16), np.random.default_rng())
+    problem = Problem(replace(conv, n=16), draws())
     expected, op = problem.expected(), problem.op
     kernels = []
     for n in (1, 3, 16):

@@ -24,7 +24,7 @@ from int4core.backends.cuda.jit.compiler import compile_all
 from int4core.backends.cuda.plan.convolution import Convolution, Output, Residual, Source
 from int4core.backends.cuda.plan.ops import ConvOp, outputs
 from int4core.errors import EngineError
-from tests.kernels.problems import POISON, PairProblem, Problem, resnet34_convolutions
+from tests.kernels.problems import POISON, PairProblem, Problem, draws, resnet34_convolutions
 from tests.kernels.stems import StemProblem
 
 H200 = CHIPS["h200"]
@@ -143,7 +143,7 @@ def cupy_hopper(cupy: Any) -> Any:
 @pytest.mark.parametrize("n", [1, 3])
 @pytest.mark.parametrize("shape", list(SHAPES))
 def test_equal_to_integers(cupy_hopper: Any, shape: str, n: int) -> None:
-    problem, chip = Problem(replace(SHAPES[shape], n=n), np.random.default_rng()), chip_at(cupy_hopper, 0)
+    problem, chip = Problem(replace(SHAPES[shape], n=n), draws()), chip_at(cupy_hopper, 0)
     expected, op = problem.expected(), problem.op
     tried = 0
     for number in sorted({default(op, chip).number, *(FIRST_NUMBER + i for i in TRIED)}):
@@ -161,7 +161,7 @@ def test_equal_to_integers(cupy_hopper: Any, shape: str, n: int) -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize(("size", "channels", "number"), [(56, 64, 151), (30, 64, 150), (28, 128, 152)])
 def test_tiles_of_rows_equal_to_integers(cupy_hopper: Any, size: int, channels: int, number: int) -> None:
-    problem = Problem(Convolution(3, size, size, channels, channels, 3, 1, 1), np.random.default_rng())
+    problem = Problem(Convolution(3, size, size, channels, channels, 3, 1, 1), draws())
     kernel = WgmmaRows(problem.op, number, chip_at(cupy_hopper, 0))
     found = run(cupy_hopper, kernel, {"input": problem.input}, problem.output)
     np.testing.assert_array_equal(found, problem.expected())
@@ -174,7 +174,7 @@ def test_tiles_of_rows_equal_to_integers(cupy_hopper: Any, size: int, channels: 
     Convolution(131, 7, 7, 512, 512, 3, 1, 1), Convolution(2, 9, 13, 128, 256, 3, 1, 1),
 ], ids=str)  # fmt: skip
 def test_winograd_equal_to_integers(cupy_hopper: Any, conv: Convolution) -> None:
-    problem, chip = Problem(conv, np.random.default_rng()), chip_at(cupy_hopper, 0)
+    problem, chip = Problem(conv, draws()), chip_at(cupy_hopper, 0)
     expected = problem.expected()
     kernels = [
         kernel for kernel in candidates(problem.op, chip) if isinstance(kernel, (WgmmaWinograd, WgmmaDeepWinograd))
@@ -216,7 +216,7 @@ def test_whole_lines_refuse_what_they_cannot_do() -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize("size", [(224, 224), (45, 93), (37, 251)])
 def test_stems_equal_to_integers(cupy_hopper: Any, size: tuple[int, int]) -> None:
-    problem, chip = StemProblem(np.random.default_rng(), 3, size), chip_at(cupy_hopper, 0)
+    problem, chip = StemProblem(draws(), 3, size), chip_at(cupy_hopper, 0)
     expected = problem.expected()
     kernels = [kernel for kernel in candidates(problem.op, chip) if kernel.number >= FIRST_WGMMA_STEM]
     assert len({type(kernel) for kernel in kernels}) == 2
@@ -229,7 +229,7 @@ def test_stems_equal_to_integers(cupy_hopper: Any, size: tuple[int, int]) -> Non
 @pytest.mark.parametrize(("size", "c", "middle", "k"), [(56, 64, 256, 64), (55, 64, 256, 128), (27, 128, 512, 128)])
 def test_pairs_equal_to_integers(cupy_hopper: Any, size: int, c: int, middle: int, k: int) -> None:
     conv = Convolution(3, size, size, c, middle, 1, 1, 0, residual=Residual.U4)
-    problem, chip = PairProblem(conv, k, np.random.default_rng()), chip_at(cupy_hopper, 0)
+    problem, chip = PairProblem(conv, k, draws()), chip_at(cupy_hopper, 0)
     expected = problem.expected()
     inputs = {"input": problem.first.input, "residual": problem.first.residual}
     kernels = list(candidates(problem.op, chip))

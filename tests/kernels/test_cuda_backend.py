@@ -22,6 +22,7 @@ from int4core.random_model import random_model
 from int4core.tune import groups, to_autoconfig, tune
 from int4core.tuning.autoconfig import Autoconfig
 from tests.int4core.networks import as_model, random_input, random_network
+from tests.kernels.problems import draws
 from tests.paths import SHARED, needs_shared
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("cupy")]
@@ -41,7 +42,7 @@ def engine(model: Model) -> Iterator[Engine]:
 
 
 def images(n: int, shape: tuple[int, ...] = (3, 224, 224)) -> np.ndarray[Any, Any]:
-    return np.random.default_rng().integers(-128, 128, (n, *shape), dtype=np.int8)
+    return draws().integers(-128, 128, (n, *shape), dtype=np.int8)
 
 
 def assert_same_trace(gpu: Engine, cpu: Engine, x: np.ndarray[Any, Any]) -> None:

@@ -31,7 +31,7 @@ from int4core.backends.cuda.jit.source import KernelSource, flatten
 from int4core.backends.cuda.plan.convolution import Convolution, Output, Residual, Source
 from int4core.errors import EngineError
 from tests.kernels.emulator.driver import EAGER, PROMPT, REVERSE, Emulated, emulated_driver, needs_compiler
-from tests.kernels.problems import PairProblem, Problem
+from tests.kernels.problems import PairProblem, Problem, draws
 from tests.kernels.stems import StemProblem
 
 LONG = pytest.mark.skipif(os.environ.get("INT4CORE_TEST_ALL") != "1", reason="like others: make check-all")
@@ -106,7 +106,7 @@ def check(kernel: Kernel, emulated: Emulated, inputs: dict[str, Any], outputs: d
 @pytest.mark.parametrize("case", list(CASES))
 def test_convolutions(case: str, folder: Any) -> None:
     chosen = CASES[case]
-    problem = Problem(chosen.conv, np.random.default_rng())
+    problem = Problem(chosen.conv, draws())
     kernel = tight(lambda chip: WgmmaConv(problem.op, chosen.number, chip), chosen.multiprocessors)
     assert kernel.stages == 2
     inputs = {"input": problem.input, "residual": problem.residual}
@@ -119,14 +119,14 @@ def test_convolutions(case: str, folder: Any) -> None:
     (154, Convolution(2, 7, 9, 128, 128, 3, 1, 1)),
 ])  # fmt: skip
 def test_tiles_of_rows(number: int, conv: Convolution, folder: Any) -> None:
-    problem = Problem(conv, np.random.default_rng())
+    problem = Problem(conv, draws())
     kernel = tight(lambda chip: WgmmaRows(problem.op, number, chip))
     check(kernel, Emulated(kernel.source, folder, 900), {"input": problem.input}, {"output": problem.expected()})
 
 
 @needs_compiler
 def test_stem(folder: Any) -> None:
-    problem = StemProblem(np.random.default_rng(), 2, (22, 61))
+    problem = StemProblem(draws(), 2, (22, 61))
     kernel = WgmmaStem(problem.op, 233, CHIPS["h200"])
     check(kernel, Emulated(kernel.source, folder, 900), {"input": problem.input}, {"maxpool": problem.expected()})
 
@@ -142,7 +142,7 @@ def test_stem(folder: Any) -> None:
     ids=["224 columns", "an odd number of columns", "rows of 128"],
 )
 def test_stem_with_weights_as_a(number: int, size: tuple[int, int], window: tuple[int, int, int], folder: Any) -> None:
-    problem = StemProblem(np.random.default_rng(), 2, size, window=window[:2], padding=(window[2], window[2]))
+    problem = StemProblem(draws(), 2, size, window=window[:2], padding=(window[2], window[2]))
     kernel = LinesStem(problem.op, number, CHIPS["h200"])
     check(kernel, Emulated(kernel.source, folder, 900), {"input": problem.input}, {"maxpool": problem.expected()})
 
@@ -158,7 +158,7 @@ PAIRS = {
 @pytest.mark.parametrize("name", list(PAIRS))
 def test_pairs(name: str, folder: Any) -> None:
     number, conv, k = PAIRS[name]
-    problem = PairProblem(conv, k, np.random.default_rng())
+    problem = PairProblem(conv, k, draws())
     kernel = tight(lambda chip: WgmmaPair(problem.op, number, chip))
     assert kernel.slots == 2 < kernel.tiles / kernel.config.teams
     inputs = {"input": problem.first.input, "residual": problem.first.residual}
@@ -194,7 +194,7 @@ def test_whole_lines(name: str, folder: Any) -> None:
     ids=["56 columns", "an odd width, two parts", "three teams"],
 )
 def test_winograd(number: int, conv: Convolution, folder: Any) -> None:
-    problem = Problem(conv, np.random.default_rng())
+    problem = Problem(conv, draws())
     kernel = tight(lambda chip: WgmmaWinograd(problem.op, number, chip), conv.k // 64)
     assert kernel.buffers == 2
     check(kernel, Emulated(kernel.source, folder, 900), {"input": problem.input}, {"output": problem.expected()})
@@ -244,7 +244,7 @@ def faulty(source: KernelSource, right: str, wrong: str, folder: Path) -> Emulat
 @needs_compiler
 @pytest.mark.parametrize("fault", list(FAULTS))
 def test_the_emulator_sees_what_goes_wrong_on_a_gpu(fault: str, folder: Any, tmp_path: Path) -> None:
-    problem = Problem(Convolution(2, 9, 11, 128, 64, 3, 1, 1), np.random.default_rng())
+    problem = Problem(Convolution(2, 9, 11, 128, 64, 3, 1, 1), draws())
     kernel = tight(lambda chip: WgmmaConv(problem.op, 108, chip))
     emulated = faulty(kernel.source, *FAULTS[fault], tmp_path)
     with pytest.raises(AssertionError):
@@ -253,7 +253,7 @@ def test_the_emulator_sees_what_goes_wrong_on_a_gpu(fault: str, folder: Any, tmp
 
 @needs_compiler
 def test_the_emulator_sees_a_missing_fence(folder: Any, tmp_path: Path) -> None:
-    problem = StemProblem(np.random.default_rng(), 1, (16, 40))
+    problem = StemProblem(draws(), 1, (16, 40))
     kernel = WgmmaStem(problem.op, 234, CHIPS["h200"])
     fence = 'asm volatile("fence.proxy.async.shared::cta;" ::: "memory");  // wgmma'
     emulated = faulty(kernel.source, fence, "//", tmp_path)

@@ -14,7 +14,7 @@ from int4core.backends.cuda.families.winograd_deep_wgmma import WgmmaDeepWinogra
 from int4core.backends.cuda.families.winograd_wgmma import WgmmaWinograd, doubled_constants, transform_weights
 from int4core.backends.cuda.plan.convolution import Convolution, Output, Residual
 from int4core.errors import EngineError
-from tests.kernels.problems import Problem, convolve, unpack
+from tests.kernels.problems import Problem, convolve, draws, unpack
 
 CONV = Convolution(2, 5, 8, 64, 64, 3, 1, 1)
 
@@ -29,7 +29,7 @@ WEIGHTS = {
 @pytest.mark.parametrize("kind", list(WEIGHTS))
 @pytest.mark.parametrize("full", [False, True], ids=["any activations", "0 and 15"])
 def test_doubled_sums_are_those_of_the_direct_convolution(kind: str, full: bool) -> None:
-    rng = np.random.default_rng()
+    rng = draws()
     problem = Problem(CONV, rng)
     problem.weight = WEIGHTS[kind](rng, problem.weight.shape).astype(np.int8)
     if full:
