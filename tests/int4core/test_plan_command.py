@@ -81,7 +81,7 @@ def test_another_size(capsys: pytest.CaptureFixture[str]) -> None:
 def test_as_a_command() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "int4core.plan", "--model", "model", "--batch", "8", "--size", "208", "224"],
-        cwd=ROOT, capture_output=True, text=True, timeout=120,
+        cwd=ROOT, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert len(rows(done.stdout)) == OPERATIONS

@@ -83,7 +83,7 @@ def test_help_to_a_full_device(module: str) -> None:
     with open("/dev/full", "w") as full:
         done = subprocess.run(
             [sys.executable, "-m", module, "--help"], cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True,
-            timeout=60, check=False,
+            timeout=300, check=False,
         )  # fmt: skip
     assert done.returncode == 1
     assert done.stderr == "error: standard output cannot be written: No space left on device\n"
@@ -97,7 +97,7 @@ def test_a_closed_standard_output_is_nobody_else_s_file(tmp_path: Path) -> None:
     )
     done = subprocess.run(
         ["/bin/sh", "-c", 'exec "$0" -c "$1" >&-', sys.executable, code],
-        cwd=ROOT, stderr=subprocess.PIPE, text=True, timeout=60, check=False,
+        cwd=ROOT, stderr=subprocess.PIPE, text=True, timeout=300, check=False,
     )  # fmt: skip
     assert (tmp_path / "file").read_text() == ""
     assert (done.returncode, done.stderr) == (1, "error: standard output cannot be written: it is closed\n")

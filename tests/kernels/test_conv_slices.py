@@ -10,7 +10,7 @@ from int4core.backends.cuda.families.conv_slices import FIRST_NUMBER, SlicedConv
 from int4core.backends.cuda.plan.convolution import Convolution
 from int4core.errors import EngineError
 from tests.kernels.emulator.driver import EAGER, REVERSE, Emulated, needs_compiler
-from tests.kernels.problems import Problem
+from tests.kernels.problems import Problem, draws
 from tests.kernels.test_conv_mma4 import CASES
 
 CHIP = CHIPS["h100"]
@@ -34,7 +34,7 @@ NUMBERS = {
 @pytest.mark.parametrize("case", list(NUMBERS))
 def test_emulated_equal_to_integers(case: str, tmp_path_factory: pytest.TempPathFactory) -> None:
     chosen = CASES[case]
-    problem = Problem(chosen.conv, np.random.default_rng(), wide=chosen.wide)
+    problem = Problem(chosen.conv, draws(), wide=chosen.wide)
     kernel = SlicedConv(problem.op, NUMBERS[case], CHIP)
     assert kernel.wide == chosen.wide
     emulated = Emulated(kernel.source, tmp_path_factory.getbasetemp(), arch=900)
@@ -48,7 +48,7 @@ def test_emulated_equal_to_integers(case: str, tmp_path_factory: pytest.TempPath
 
 
 def test_a_slice_has_something_to_do() -> None:
-    op = Problem(Convolution(1, 4, 4, 64, 64, 1, 1, 0), np.random.default_rng()).op
+    op = Problem(Convolution(1, 4, 4, 64, 64, 1, 1, 0), draws()).op
     assert default(op, CHIP).config.slices == 1
     with pytest.raises(EngineError, match="8 slices of K, m16 n32: 64 places of K are 1 blocks"):
         SlicedConv(op, FIRST_NUMBER, CHIP)

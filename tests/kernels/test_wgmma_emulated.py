@@ -214,7 +214,7 @@ def test_winograd(number: int, conv: Convolution, folder: Any) -> None:
     ids=["an odd width, staggered", "weights resident, staggered", "layer2's", "layer3's", "layer4's", "in two parts"],
 )
 def test_winograd_of_deep_layers(number: int, conv: Convolution, multiprocessors: int, folder: Any) -> None:
-    rng = np.random.default_rng()
+    rng = draws()
     problem = Problem(conv, rng)
     kernel = tight(lambda chip: WgmmaDeepWinograd(problem.op, number, chip), multiprocessors)
     assert kernel.room.slots == kernel.k_blocks

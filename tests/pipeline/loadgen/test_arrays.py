@@ -17,6 +17,7 @@ from pipeline.loadgen.hand_over import hand_over
 from pipeline.loadgen.results import read_accuracy_log, read_result
 from pipeline.telemetry.answering import Answering
 from tests.paths import ROOT
+from tests.pipeline.conftest import PATIENCE_S
 from tests.pipeline.loadgen.test_loadgen import NULL_SUT
 from tests.pipeline.loadgen.test_results import detail
 
@@ -129,7 +130,7 @@ def test_the_real_one(tmp_path: Path) -> None:
         out.mkdir()
         done = subprocess.run(
             [sys.executable, "-c", program, str(out), mode, "none", *settings],
-            cwd=ROOT, capture_output=True, text=True, timeout=60, check=False,
+            cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_S, check=False,
         )  # fmt: skip
         seen = json.loads(done.stdout)
         assert not seen["failure"]

@@ -7,13 +7,13 @@ import resource
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from tests.paths import ROOT
 from tests.pipeline.application import CPU, offline
+from tests.pipeline.conftest import PATIENCE_S, wait_for
 
 FAULTY = """
 import os, sys, time
@@ -49,7 +49,7 @@ def test_whatever_happens_in_a_callback_the_run_ends_with_its_message_and_1(
     place: str, fault: str, said: str, model_dir: Path, images: Path, tmp_path: Path
 ) -> None:
     options = ("--model", model_dir, "--images", images, "--output-dir", tmp_path / "out", "--loaders", 1, "-b", 4)
-    done = subprocess.run(faulty(place, fault, *options), cwd=ROOT, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(faulty(place, fault, *options), cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_S)
     assert done.returncode == 1, done.stderr
     assert said in done.stderr
     assert ("Traceback" in done.stderr) == ("memory" not in said), "where a fault of ours was raised is of use"
@@ -80,19 +80,17 @@ def test_too_little_memory(model_dir: Path, images: Path, tmp_path: Path) -> Non
 
 @pytest.mark.usefixtures("clean")
 def test_a_signal_acts_while_preparing_waits_for_what_never_comes(images: Path, tmp_path: Path) -> None:
-    waits = "open(os.environ['FIFO'])"  # as a network mount that is dead does
+    waits = "os.mkdir(os.environ['BEGUN']); open(os.environ['FIFO'])"  # as a network mount that is dead does
     os.mkfifo(tmp_path / "fifo")
+    environment = os.environ | {"FIFO": str(tmp_path / "fifo"), "BEGUN": str(tmp_path / "begun")}
     process = subprocess.Popen(
         faulty("command.SampleLibrary.from_images", waits, "--images", images, "--output-dir", tmp_path / "out"),
-        cwd=ROOT, env={**os.environ, "FIFO": str(tmp_path / "fifo")}, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        text=True,
+        cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     try:
-        assert process.stdout is not None
-        assert "running on" in process.stdout.readline()
-        time.sleep(0.5)
+        wait_for((tmp_path / "begun").exists)
         process.send_signal(signal.SIGINT)
-        _, said = process.communicate(timeout=60)
+        _, said = process.communicate(timeout=PATIENCE_S)
     finally:
         process.kill()
     assert process.returncode == 130

@@ -15,6 +15,7 @@ from pipeline.loadgen.binding import fields
 from pipeline.loadgen.options import Options, build_parser, parse
 from pipeline.samples.images import ImageRules
 from tests.paths import ROOT
+from tests.pipeline.conftest import PATIENCE_S
 
 
 def parse_line(line: str) -> Options:
@@ -250,7 +251,7 @@ CHILD = "import sys; from pipeline.loadgen.options import parse; print(parse(sys
 def child(code: str, *arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-c", code, *map(str, arguments)],
-        cwd=ROOT, capture_output=True, text=True, timeout=60, check=False,
+        cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_S, check=False,
     )  # fmt: skip
 
 

@@ -55,8 +55,9 @@ def test_a_short_run(inputs: list[object], tmp_path: Path, scenario: str, option
     assert found["throughput"]["completed"] >= 20
     assert re.search(r"p50 [\d.]+ m?s", done.stderr)
     if scenario == "Server":
-        # So many are asked for; a machine that stands still for a second has them all answered late.
-        assert 6 < found["loadgen"]["samples_per_second"] < 100
+        # A machine that stands still for a moment answers them late.
+        assert 0 < found["loadgen"]["samples_per_second"] < 100
+        assert found["loadgen"]["settings"]["target_qps"] == 60
         assert found["settings"]["batch_size"] == 8
 
 
@@ -74,7 +75,7 @@ def test_a_server_that_answers_too_late_is_told_what_to_change(inputs: list[obje
 
 def test_two_engines_share_the_work(inputs: list[object], tmp_path: Path) -> None:
     done = offline(
-        *inputs, "--engines", 2, "-b", 2, "--lgts_min_duration_ms", 1500, "--lgts_offline_expected_qps", 1500,
+        *inputs, "--engines", 2, "-b", 2, "--lgts_min_duration_ms", 300, "--lgts_offline_expected_qps", 1500,
         "--output-dir", tmp_path,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
