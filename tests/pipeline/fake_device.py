@@ -25,6 +25,21 @@ def best_of(classes: np.ndarray, top: int) -> tuple[np.ndarray, np.ndarray]:
     return ids, 1 / (1 + np.abs(ids)).astype(np.float32)
 
 
+class PassingTime:
+    """Seconds that pass in what a fake device does and nowhere else, in place of a module's `time`."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._now_s = 0.0
+
+    def sleep(self, seconds: float) -> None:
+        with self._lock:
+            self._now_s += seconds
+
+    def perf_counter(self) -> float:
+        return self._now_s
+
+
 class FakeStream:
     def __init__(self) -> None:
         self._work: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
