@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import signal
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from multiprocessing import resource_tracker
 from pathlib import Path
 
@@ -69,6 +70,17 @@ def _segments() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(autouse=True)
+def _signals_are_heeded() -> Iterator[None]:
+    """As a shell starts a command in the foreground: what nohup or a background job ignores, runs would ignore too."""
+    ignored = [n for n in (signal.SIGINT, signal.SIGHUP) if signal.getsignal(n) is signal.SIG_IGN]
+    for number in ignored:
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+    yield
+    for number in ignored:
+        signal.signal(number, signal.SIG_IGN)
+
+
 @pytest.fixture
 def clean() -> Iterator[None]:
     """No segment and no child process of ours may be left behind."""
@@ -88,6 +100,18 @@ def wait_for(condition: Callable[[], object]) -> None:
     while not condition():
         assert time.monotonic() < deadline, "it never came"
         time.sleep(0.01)
+
+
+def all_ended(pids: Iterable[int]) -> bool:
+    """Whether none of these processes runs; one that has ended may still wait for its parent to ask how."""
+
+    def ended(pid: int) -> bool:
+        try:
+            return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:
+            return True
+
+    return all(map(ended, pids))
 
 
 def segments_now() -> set[Path]:

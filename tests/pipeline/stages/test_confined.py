@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from tests.paths import ROOT
+from tests.pipeline.conftest import PATIENCE_S
 
 PRINTING = r"""
 import ctypes, os, sys
@@ -51,7 +52,7 @@ except ImportError:
 
 def run(code: str, closed: str = "") -> subprocess.CompletedProcess[str]:
     line = ["sh", "-c", f'exec "$0" -c "$1" {closed}', sys.executable, code]
-    return subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
 
 
 def test_what_c_code_prints_is_taken_and_what_python_prints_is_not() -> None:

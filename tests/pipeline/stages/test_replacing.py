@@ -6,64 +6,24 @@ import multiprocessing
 import os
 import signal
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
-import psutil
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.stages.base import StageFailure
-from pipeline.stages.channels import Rates, Task
+from pipeline.stages.channels import Task
 from pipeline.stages.lost import Lost, triage
-from pipeline.stages.place import Place
+from pipeline.stages.place import At, Place
 from pipeline.stages.process import FRUITLESS_LOSSES, ProcessStage
 from pipeline.stages.worker import serve_items
-from pipeline.telemetry.trace import Untraced
-
-Body: TypeAlias = tuple[str, ...]
-
-
-class Shouter:
-    """Makes words upper case. `kill` kills it, `hang` hangs; `/path` kills it, or `~/path` hangs it, the first time."""
-
-    def __init__(self, number: int = 0) -> None:
-        self.tracer = Untraced()
-
-    def note(self) -> str:
-        return "shouter"
-
-    def rates(self) -> Rates:
-        return Rates()
-
-    def work(self, task: Task[Body], begin: Callable[[int], None]) -> list[str]:
-        if task.body[0].startswith("~"):
-            self._once(task.body[0][1:], lambda: time.sleep(60))
-        done = []
-        for number, word in enumerate(task.body):
-            begin(number)
-            if word == "raise":
-                raise ValueError("no such word")
-            if word == "kill":
-                os.kill(os.getpid(), signal.SIGKILL)
-            if word == "hang":
-                time.sleep(60)
-            if word.startswith("/"):
-                self._once(word, lambda: os.kill(os.getpid(), signal.SIGKILL))
-            done.append(word.upper())
-        return done
-
-    def _once(self, path: str, what: Callable[[], object]) -> None:
-        if not Path(path).exists():
-            Path(path).touch()
-            what()
-
-    def close(self) -> None:
-        pass
+from tests.pipeline.conftest import PATIENCE_S, all_ended, wait_for
+from tests.pipeline.judged import judged_clock
+from tests.pipeline.stages.workers import Body, Shouter
 
 
 class Owner:
@@ -101,7 +61,7 @@ class Owner:
 @contextmanager
 def shouters(**changed: Any) -> Iterator[tuple[ProcessStage[Body, list[str]], Owner]]:
     owner = Owner()
-    options: dict[str, Any] = {"workers": 1, "capacity": 16, "timeout_s": 30.0, "on_lost": owner.back} | changed
+    options: dict[str, Any] = {"workers": 1, "capacity": 16, "timeout_s": PATIENCE_S, "on_lost": owner.back} | changed
     owner.stage = ProcessStage(
         "shout", Shouter, on_result=owner.result, on_failure=owner.failure, serve=serve_items, **options
     )
@@ -113,17 +73,14 @@ def shouters(**changed: Any) -> Iterator[tuple[ProcessStage[Body, list[str]], Ow
     finally:
         seen |= set(owner.stage.pids)
         owner.stage.stop()
-        assert not any(psutil.pid_exists(pid) for pid in seen), "a worker outlived its stage"
+        wait_for(lambda: all_ended(seen))
 
 
-def patient_once_lost(stage: ProcessStage[Body, list[str]], owner: Owner) -> None:
-    """Give the worker after the first that is lost a minute to set up: a busy machine may need seconds."""
-
-    def back(task: Task[Body], lost: Lost) -> None:
-        stage._timeout_s = 60.0
-        owner.back(task, lost)
-
-    stage._on_lost = back
+def place_of(stage: ProcessStage[Body, list[str]]) -> At | None:
+    """Where the stage's only worker is."""
+    place = stage._children[0].place
+    assert place is not None
+    return place.read()
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -143,11 +100,13 @@ def test_an_item_that_kills_its_worker_is_the_only_one_that_is_bad(workers: int)
         assert not owner.failures
 
 
-def test_an_item_that_overstays_is_bad_at_once_and_its_time_is_not_the_tasks() -> None:
+def test_an_item_that_overstays_is_bad_at_once_and_its_time_is_not_the_tasks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    judged = judged_clock(monkeypatch)
     with shouters(item_timeout_s=3.0) as (stage, owner):
-        # Shorter than the item's, while there is one: it is about workers that are silent.
-        patient_once_lost(stage, owner)
-        stage._timeout_s = 2.0
+        stage._timeout_s = 2.0  # shorter than the item's: it is about workers that are silent
+        judged.let_pass(5.0, lambda: (place_of(stage) or (0, 0))[1] == 1)
         stage.submit(owner.task("a", "hang", "b"))
         stage.submit(owner.task("c"))
         stage.drain()
@@ -167,11 +126,14 @@ def test_an_item_that_was_there_when_its_worker_died_gets_another_chance(tmp_pat
         assert stage.replaced == 1
 
 
-def test_a_worker_that_hangs_between_items_is_replaced_and_nothing_is_to_blame(tmp_path: Path) -> None:
+def test_a_worker_that_hangs_between_items_is_replaced_and_nothing_is_to_blame(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     word = f"~{tmp_path / 'once'}"
-    with shouters(timeout_s=60.0, item_timeout_s=60.0) as (stage, owner):
-        patient_once_lost(stage, owner)
+    judged = judged_clock(monkeypatch)
+    with shouters(item_timeout_s=60.0) as (stage, owner):
         stage._timeout_s = 3.0
+        judged.let_pass(5.0, (tmp_path / "once").exists)
         stage.submit(owner.task(word, "b"))
         stage.drain()
         assert sorted(owner.done) == sorted([word.upper(), "B"])
@@ -183,10 +145,8 @@ def test_workers_that_die_with_nothing_to_do_end_the_stage() -> None:
         for _ in range(FRUITLESS_LOSSES):
             pid = stage.pids[0]
             os.kill(pid, signal.SIGKILL)
-            deadline = time.monotonic() + 60
-            while not owner.failures and (stage.pids[0] == pid or not stage.ready) and time.monotonic() < deadline:
-                time.sleep(0.01)
-        assert owner.failed.wait(60)
+            wait_for(lambda pid=pid: owner.failures or (stage.pids[0] != pid and stage.ready))
+        assert owner.failed.wait(PATIENCE_S)
         assert f"{FRUITLESS_LOSSES} workers were lost" in str(owner.failures[0])
         assert "SIGKILL" in str(owner.failures[0])
         assert stage.replaced == FRUITLESS_LOSSES - 1

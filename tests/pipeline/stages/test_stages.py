@@ -3,14 +3,11 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from multiprocessing.synchronize import Event
 from types import SimpleNamespace
 from typing import Any
 
@@ -22,52 +19,15 @@ from pipeline.stages import base
 from pipeline.stages import clock as clock_module
 from pipeline.stages import process as process_module
 from pipeline.stages.base import Stage, StageFailure
-from pipeline.stages.channels import FROM_WORKER, TO_WORKER, Channel, ChannelClosed, Done, Rates, Ready, Stop, Task
+from pipeline.stages.channels import FROM_WORKER, TO_WORKER, Channel, ChannelClosed, Done, Ready, Stop, Task
 from pipeline.stages.clock import LONGEST_STEP_S, AwakeClock
 from pipeline.stages.process import ProcessStage
 from pipeline.stages.thread import ThreadStage
 from pipeline.stages.worker import GROUP_SIGNALS, serve
 from pipeline.telemetry.metrics import Snapshot
-from pipeline.telemetry.trace import Untraced
-
-
-class Doubler:
-    """Doubles numbers; a negative one makes it raise, a huge one makes it hang."""
-
-    def __init__(self, number: int = 0, *, fail_at_start: bool = False) -> None:
-        self.tracer = Untraced()
-        if fail_at_start:
-            raise RuntimeError("cannot set up")
-
-    def note(self) -> str:
-        return f"pid {os.getpid()}"
-
-    def rates(self) -> Rates:
-        return Rates(expected=50.0)
-
-    def work(self, task: Task[int]) -> int:
-        body = task.body
-        if body < 0:
-            raise ValueError(f"{body} is negative")
-        if body > 10**6:
-            time.sleep(60)
-        time.sleep(0.01)
-        return 2 * body
-
-    def close(self) -> None:
-        pass
-
-
-class Gated(Doubler):
-    """Begins no task before `gate` is open."""
-
-    def __init__(self, gate: Event, number: int) -> None:
-        super().__init__(number)
-        self._gate = gate
-
-    def work(self, task: Task[int]) -> int:
-        self._gate.wait()
-        return super().work(task)
+from tests.pipeline.conftest import PATIENCE_S, all_ended, wait_for
+from tests.pipeline.judged import judged_clock
+from tests.pipeline.stages.workers import Doubler, Gated, Starter, tell_mask
 
 
 class Outcome:
@@ -86,7 +46,7 @@ class Outcome:
 
 @contextmanager
 def processes(outcome: Outcome, **changed: Any) -> Iterator[ProcessStage[int, int]]:
-    options: dict[str, Any] = {"workers": 2, "capacity": 8, "timeout_s": 30.0} | changed
+    options: dict[str, Any] = {"workers": 2, "capacity": 8, "timeout_s": PATIENCE_S} | changed
     maker = options.pop("make_worker", Doubler)
     stage: ProcessStage[int, int] = ProcessStage(
         "double", maker, on_result=outcome.result, on_failure=outcome.failure, **options
@@ -97,7 +57,7 @@ def processes(outcome: Outcome, **changed: Any) -> Iterator[ProcessStage[int, in
     finally:
         pids = stage.pids
         stage.stop()
-        assert not any(psutil.pid_exists(pid) for pid in pids), "a worker outlived its stage"
+        wait_for(lambda: all_ended(pids))
 
 
 def submit_all(stage: Stage[int, int], numbers: range) -> None:
@@ -176,22 +136,24 @@ def test_a_killed_worker_is_noticed_by_its_end_and_named() -> None:
         stage.submit(Task(0, 1, 10**7))
         pid = stage.pids[0]
         os.kill(pid, signal.SIGKILL)
-        assert outcome.failed.wait(60), "not by its silence, which is allowed for longer"
+        assert outcome.failed.wait(PATIENCE_S), "not by its silence, which is allowed for longer"
         assert f"pid {pid}" in str(outcome.failures[0])
         assert "SIGKILL" in str(outcome.failures[0])
 
 
-def test_a_hung_worker_is_taken_as_failed_after_the_timeout() -> None:
-    outcome = Outcome()
-    with processes(outcome, workers=1, timeout_s=60.0) as stage:
-        stage._timeout_s = 3.0  # not for setting up, which takes a busy machine seconds
-        time.sleep(3.5)
-        assert not outcome.failures, "an idle worker is not a hung one"
-        began = time.monotonic()
+def test_a_hung_worker_is_taken_as_failed_after_the_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
+    outcome, judged = Outcome(), judged_clock(monkeypatch)
+    with processes(outcome, workers=1) as stage:
+        stage._timeout_s = 3.0
+        judged.let_pass(10.0)
+        wait_for(lambda: judged.is_over)
         stage.submit(Task(0, 1, 10**7))
+        judged.let_pass(2.0)
+        wait_for(lambda: judged.is_over)
+        assert not outcome.failures, "an idle worker is not a hung one, nor is one that has had less time"
+        judged.let_pass(3.0)
         with pytest.raises(StageFailure, match="silent on a task for 3 s"):
             stage.drain()
-        assert time.monotonic() - began > 2.5
 
 
 def test_stop_kills_a_worker_that_hangs() -> None:
@@ -200,17 +162,10 @@ def test_stop_kills_a_worker_that_hangs() -> None:
         stage.submit(Task(0, 1, 10**7))
         pid = stage.pids[0]
         stage.stop()
-        assert not psutil.pid_exists(pid)
+        assert all_ended([pid])
         with pytest.raises(StageFailure, match="stopped"):
             stage.drain()
     assert not outcome.failures
-
-
-class Starter(Doubler):
-    """Has a program run for every task, and waits for it."""
-
-    def work(self, task: Task[int]) -> int:
-        return subprocess.run([sys.executable, "-c", "import time; time.sleep(60)"], check=False).returncode
 
 
 def test_what_a_worker_has_started_ends_with_it() -> None:
@@ -218,13 +173,10 @@ def test_what_a_worker_has_started_ends_with_it() -> None:
     with processes(outcome, workers=1, make_worker=Starter) as stage:
         stage.submit(Task(0, 1, 1))
         worker = psutil.Process(stage.pids[0])
-        deadline = time.monotonic() + 60
-        while not (started := worker.children()) and time.monotonic() < deadline:
-            time.sleep(0.01)
-        assert len(started) == 1
+        wait_for(worker.children)
+        (started,) = worker.children()
         stage.stop()
-        psutil.wait_procs(started, 60)
-        assert not any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in started)
+        wait_for(lambda: all_ended([started.pid]))
 
 
 def test_a_wait_ends_when_the_stage_is_stopped_by_another_thread() -> None:
@@ -291,14 +243,6 @@ def test_time_that_passes_while_the_process_is_stopped_does_not_count(monkeypatc
     assert not outcome.failures
 
 
-def tell_mask(pipe: Any, _make_worker: object) -> None:
-    """The main function of a worker that says which signals it was born with blocked, and does nothing about any."""
-    channel = Channel(pipe, sends=FROM_WORKER, receives=TO_WORKER)
-    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ())
-    channel.send(Ready(" ".join(sorted(signal.Signals(number).name for number in blocked))))
-    channel.receive()
-
-
 def test_workers_are_born_with_the_groups_signals_blocked() -> None:
     with processes(Outcome(), workers=1, serve=tell_mask) as stage:
         assert stage.notes == ("SIGHUP SIGINT SIGTERM",)
@@ -334,9 +278,7 @@ def test_a_wake_up_follows_every_finished_task() -> None:
 
     with processes(outcome, workers=1, capacity=2, on_room=pump) as stage:
         pump()
-        deadline = time.monotonic() + 60
-        while len(outcome.results) < 20 and time.monotonic() < deadline:
-            time.sleep(0.01)
+        wait_for(lambda: len(outcome.results) == 20)
     assert outcome.results == {n: 2 * n for n in range(20)}
 
 
