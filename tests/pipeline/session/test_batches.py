@@ -19,6 +19,7 @@ from pipeline.session.waiting import Batching
 from pipeline.stages.base import StageFailure
 from pipeline.stages.channels import Task
 from pipeline.stages.infer import EngineSpec
+from tests.pipeline.conftest import PATIENCE_S
 
 SIZE = 100
 
@@ -63,7 +64,7 @@ class SlowClient:
         return False
 
     def deliver(self, answered: Answered) -> None:
-        self.released.wait(20)
+        self.released.wait(PATIENCE_S)
         self.answers.append(answered)
 
 
@@ -74,7 +75,7 @@ def test_answers_that_wait_are_not_those_of_the_batch_that_has_their_record(
     client, failures = SlowClient(), list[StageFailure]()
     with Exchange.create(1, SIZE, tmp_path) as exchange:
         engine = EngineSpec(ArenaSpec("", 1, (3, 8, 8)), exchange.spec, Path("none"), "numpy", Sizes.full(SIZE))
-        batches = Batches(exchange, engine, timeout_s=20.0, on_failure=failures.append)
+        batches = Batches(exchange, engine, timeout_s=PATIENCE_S, on_failure=failures.append)
         infer: Any = batches.infer
         batches.start()
         try:

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import pytest
 
 from pipeline.device.scheduler import Scheduler, Sizes
@@ -30,6 +29,7 @@ from pipeline.stages.process import ProcessStage
 from pipeline.stages.spec import EngineSpec, records_for
 from pipeline.stages.worker import serve_overlapped
 from pipeline.telemetry.trace import Tracer
+from tests.pipeline.conftest import PATIENCE_S, all_ended, wait_for
 from tests.pipeline.fake_device import FakeBatch, FakeDevice
 
 SLOTS = 50
@@ -104,9 +104,7 @@ class Answers:
         self.failed.set()
 
     def wait(self, count: int) -> None:
-        deadline = time.monotonic() + 60
-        while len(self.classes) < count and not self.failures and time.monotonic() < deadline:
-            time.sleep(0.005)
+        wait_for(lambda: len(self.classes) >= count or self.failures)
 
 
 class Serving(Batches):
@@ -147,7 +145,7 @@ def serving(
         for slot in range(SLOTS):
             arena.sample(slot).reshape(-1)[:4].view(np.int32)[0] = slot
         engine = EngineSpec(arena.spec, exchange.spec, Path("none"), "cuda", sizes, engines=engines, inflight=3, **spec)
-        under_test = Serving(exchange, engine, timeout_s=60.0, on_failure=answers.fail, tracer=tracer)
+        under_test = Serving(exchange, engine, timeout_s=PATIENCE_S, on_failure=answers.fail, tracer=tracer)
         under_test.queue = under_test.open(answers, Batching(sizes.largest, hold_s))
         try:
             under_test.start()
@@ -156,7 +154,7 @@ def serving(
             pids = under_test.infer.pids
             under_test.infer.stop()
             under_test.stop()
-            assert not any(psutil.pid_exists(pid) for pid in pids)
+            wait_for(lambda: all_ended(pids))
 
 
 def classes_of(indices: np.ndarray) -> dict[int, int]:
@@ -218,21 +216,22 @@ def test_a_step_of_the_systems_clock_is_measured(monkeypatch: pytest.MonkeyPatch
         seen = under_test.queue.answering
         assert seen is not None
         assert seen.samples == 8
-        assert 0 < seen.last_s - seen.first_s < 60
-        assert seen.clock_step_s == pytest.approx(-3600, abs=1)
+        assert 0 < seen.last_s - seen.first_s < 600
+        assert seen.clock_step_s == pytest.approx(-3600, abs=300), "the moments at which both clocks are read are apart"
 
 
 def test_queries_of_one_sample_go_together_while_the_engine_is_busy(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     with serving(monkeypatch, tmp_path, Sizes.graded(16), hold_s=0.005) as (under_test, answers):
-        under_test.infer.start()
         sizes: list[int] = []
         submit = under_test.infer.try_submit
         monkeypatch.setattr(under_test.infer, "try_submit", lambda task: (sizes.append(task.samples), submit(task))[1])
         rng = np.random.default_rng(1)
         indices = rng.integers(0, 200, 400)
         for i, index in enumerate(indices.tolist()):
+            if i == 50:  # while it sets itself up, more samples come than it has records for
+                under_test.infer.start()
             under_test.issue(np.array([i], np.uint64), np.array([index], np.int64))
             time.sleep(rng.exponential(0.001))
         answers.wait(400)
@@ -285,10 +284,10 @@ def test_each_engine_killed_ends_the_run(monkeypatch: pytest.MonkeyPatch, tmp_pa
     with serving(monkeypatch, tmp_path, Sizes.full(4), engines=2) as (under_test, answers):
         under_test.infer.start()
         under_test.issue(np.arange(100_000, dtype=np.uint64), np.zeros(100_000, np.int64))
-        time.sleep(0.2)
+        wait_for(lambda: answers.classes)
         pid = under_test.infer.pids[victim]
         os.kill(pid, signal.SIGKILL)
-        assert answers.failed.wait(60)
+        assert answers.failed.wait(PATIENCE_S)
         assert f"worker {victim} (pid {pid}) was killed by SIGKILL" in str(answers.failures[0])
         assert len(answers.failures) == 1
     assert not list(tmp_path.iterdir())

@@ -28,8 +28,8 @@ from pipeline.session.spec import SessionSpec
 from pipeline.session.waiting import Batching
 from pipeline.stages.base import StageFailure
 from pipeline.stages.load import Preparation
-from tests.pipeline.conftest import IMAGES, SIZE, wait_for
-from tests.pipeline.slow_image import slow_jpeg
+from tests.pipeline.conftest import IMAGES, PATIENCE_S, SIZE, wait_for
+from tests.pipeline.slow_image import Hour, slow_jpeg
 
 RESIZE = round(SIZE * 256 / 224)
 TOP = 3
@@ -159,8 +159,8 @@ def test_callers_side_by_side(session: Session, paths: list[str], best: list) ->
         thread.start()
     future = session.submit(paths[7])
     for thread in threads:
-        thread.join(60)
-    assert (future.result(60).classes, future.result().scores) == best[7]
+        thread.join(PATIENCE_S)
+    assert (future.result(PATIENCE_S).classes, future.result().scores) == best[7]
     by_key = dict(zip(paths, best, strict=True))
     for number, answers in kept.items():
         keys = [a.source.key for a in answers]
@@ -169,7 +169,7 @@ def test_callers_side_by_side(session: Session, paths: list[str], best: list) ->
 
 
 def test_a_future_has_the_error_of_its_source(session: Session) -> None:
-    assert "no such file" in str(session.submit("nowhere.jpg").result(60).error)
+    assert "no such file" in str(session.submit("nowhere.jpg").result(PATIENCE_S).error)
 
 
 def test_pinned_samples_are_asked_for_by_their_slots(session: Session, paths: list[str], best: list) -> None:
@@ -212,7 +212,8 @@ def test_a_loader_that_is_killed_costs_nothing(session: Session, paths: list[str
     os.kill(session.loading.stage.pids[0], signal.SIGKILL)
     got += answers
     assert [(a.classes, a.scores) for a in got] == best * 8
-    assert session.loading.stage.replaced >= 1
+    # All may have been answered before it is noticed; and it is to be there before the next test counts processes.
+    wait_for(lambda: session.loading.stage.replaced and session.loading.stage.ready)
 
 
 def test_a_source_that_takes_too_long_is_an_error_and_no_other_is(
@@ -220,10 +221,10 @@ def test_a_source_that_takes_too_long_is_an_error_and_no_other_is(
 ) -> None:
     slow = tmp_path / "slow.jpg"
     slow.write_bytes(slow_jpeg())
-    with running(replace(spec, image_timeout_s=3.0)) as session:
+    with running(replace(spec, image_timeout_s=1800.0)) as session, Hour(slow, session.loading.stage):
         answers = list(session.classify([*paths[:3], str(slow), *paths[3:]]))
         assert session.leases == 0
-    assert "3 s" in str(answers.pop(3).error)
+    assert "1800 s" in str(answers.pop(3).error)
     assert [(a.classes, a.scores) for a in answers] == best
 
 
@@ -239,7 +240,7 @@ def test_a_dead_engine_ends_the_session_and_everyone_is_told(spec: SessionSpec, 
         with pytest.raises(StageFailure, match="SIGKILL"):
             list(answers)
         with pytest.raises(StageFailure, match="SIGKILL"):
-            future.result(60)
+            future.result(PATIENCE_S)
         with pytest.raises(StageFailure, match="SIGKILL"):
             session.submit(paths[0])
     assert len(failures) == 1
@@ -284,7 +285,7 @@ def test_a_source_is_not_kept_waiting_for_those_after_it(session: Session, paths
     def slowly() -> Iterator[str]:
         for event in came:
             yield paths[3]
-            assert event.wait(60), "no answer to a source before the next one is read"
+            assert event.wait(PATIENCE_S), "no answer to a source before the next one is read"
 
     for event, answer in zip(came, session.classify(slowly()), strict=True):
         assert (answer.classes, answer.scores) == best[3]

@@ -8,11 +8,11 @@ import threading
 import time
 from pathlib import Path
 
-import psutil
 import pytest
 
 from pipeline.session.supervisor import Interrupted, Supervisor
 from tests.paths import ROOT
+from tests.pipeline.conftest import PATIENCE_S, all_ended, wait_for
 
 
 def test_a_job_that_ends_well() -> None:
@@ -38,7 +38,7 @@ def test_a_job_that_has_raised_is_not_stuck_though_its_thread_still_ends() -> No
     class Slow(Supervisor):
         def fail(self, error: BaseException) -> None:
             super().fail(error)
-            release.wait(60)
+            release.wait(PATIENCE_S)
 
     def job() -> None:
         raise ValueError("boom")
@@ -57,7 +57,7 @@ def test_a_failure_from_another_thread_ends_the_wait_and_the_first_counts() -> N
     def job() -> None:
         supervisor.fail(ValueError("first"))
         supervisor.fail(ValueError("second"))
-        release.wait(60)
+        release.wait(PATIENCE_S)
 
     with pytest.raises(ValueError, match="first"):
         supervisor.watch(job)
@@ -73,7 +73,7 @@ def test_a_signal_ends_the_wait(number: signal.Signals) -> None:
 
     def job() -> None:
         os.kill(os.getpid(), number)
-        release.wait(60)
+        release.wait(PATIENCE_S)
 
     with supervisor.signals(), pytest.raises(Interrupted, match=number.name):
         supervisor.watch(job)
@@ -111,7 +111,7 @@ supervisor = Supervisor()
 with supervisor.signals():
     supervisor.abandon = abandon
     arena = Arena.create(1, (3, 8, 8))
-    child = subprocess.Popen(["sleep", "60"])
+    child = subprocess.Popen(["sleep", "600"])
     print(child.pid, arena.spec.path, flush=True)
     open(sys.argv[1])
 """
@@ -131,13 +131,10 @@ def test_a_second_signal_ends_a_process_that_waits_and_leaves_nothing(tmp_path: 
         with pytest.raises(subprocess.TimeoutExpired):
             process.wait(0.5)
         process.send_signal(signal.SIGTERM)
-        _, said = process.communicate(timeout=60)
+        _, said = process.communicate(timeout=PATIENCE_S)
     finally:
         process.kill()
     assert process.returncode == 143
     assert said == "stopped at once by a second signal\n"
     assert not Path(segment).exists()
-    deadline = time.monotonic() + 60
-    while psutil.pid_exists(int(pid)) and psutil.Process(int(pid)).status() != psutil.STATUS_ZOMBIE:
-        assert time.monotonic() < deadline, "its child lives on"
-        time.sleep(0.05)
+    wait_for(lambda: all_ended([int(pid)]))

@@ -5,6 +5,7 @@ import time
 
 from pipeline.session.timer import Timer
 from pipeline.stages.base import StageFailure
+from tests.pipeline.conftest import PATIENCE_S
 
 
 def test_it_wakes_at_the_earliest_time_asked_for() -> None:
@@ -12,10 +13,10 @@ def test_it_wakes_at_the_earliest_time_asked_for() -> None:
     timer = Timer(woken.set, failures.append)
     timer.start()
     began = time.monotonic()
-    timer.wake_in(60.0)
+    timer.wake_in(600.0)
     timer.wake_in(0.1)
-    timer.wake_in(60.0)
-    assert woken.wait(20)
+    timer.wake_in(600.0)
+    assert woken.wait(PATIENCE_S)
     assert time.monotonic() - began > 0.09
     timer.stop()
     timer.stop()
@@ -36,7 +37,7 @@ def test_what_it_wakes_can_fail_and_that_is_told() -> None:
     timer = Timer(fail, note)
     timer.start()
     timer.wake_in(0.0)
-    assert told.wait(20)
+    assert told.wait(PATIENCE_S)
     timer.stop()
     assert "batch-timer" in str(failures[0])
     assert "nothing to send" in str(failures[0])
