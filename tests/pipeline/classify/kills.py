@@ -117,11 +117,13 @@ class Run:
     """The command in a process and a session of its own, small parts cut often."""
 
     def __init__(self, arguments: Sequence[str]) -> None:
-        self._said = tempfile.TemporaryFile("w+")  # noqa: SIM115  # closed with this object
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.pipeline.classify.kills", "--run", *arguments],
-            cwd=ROOT, stdout=self._said, stderr=subprocess.STDOUT, start_new_session=True,
-        )  # fmt: skip
+        # Written and read through descriptors of their own: one that both had would be moved by reading.
+        self._said = tempfile.NamedTemporaryFile("r")  # noqa: SIM115  # closed with this object
+        with open(self._said.name, "ab") as said:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "tests.pipeline.classify.kills", "--run", *arguments],
+                cwd=ROOT, stdout=said, stderr=subprocess.STDOUT, start_new_session=True,
+            )  # fmt: skip
         self.pid = self._process.pid
 
     def output(self) -> str:
@@ -139,7 +141,7 @@ class Run:
         if kind == "main":
             return self.pid
         stage = {"loader": "decode", "engine": "infer"}[kind]
-        said = re.search(rf"stage {stage} is up: .*pids ([\d, ]+)", self.output())
+        said = re.search(rf"stage {stage} is up: .*pids ([\d, ]+)\n", self.output())
         return None if said is None else int(rng.choice(said[1].split(",")))
 
     def kill(self, pid: int, number: int = signal.SIGKILL) -> None:

@@ -26,7 +26,7 @@ from pipeline.session.session import Session
 from pipeline.sinks.answers import rows_of
 from tests.paths import SHARED, needs_shared
 from tests.pipeline.application import CPU
-from tests.pipeline.conftest import IMAGES
+from tests.pipeline.conftest import IMAGES, PATIENCE_S
 from tests.pipeline.report.parsed import Page
 
 TOP = 5
@@ -261,7 +261,7 @@ def test_the_first_answer_comes_before_the_sources_end(
         with pipe.open("w") as end:
             end.write("".join(f"{images / f'{number}.jpg'}\n" for number in range(4)))
             end.flush()
-            came.wait(60)
+            came.wait(PATIENCE_S)
             end.write(f"{images / '4.jpg'}\n")
 
     def rows_of_(answers: Answers) -> object:
@@ -273,7 +273,7 @@ def test_the_first_answer_comes_before_the_sources_end(
     writer.start()
     assert classify(model_dir, f"@{pipe}", "--out", out) == 0
     assert came.is_set()
-    writer.join(60)
+    writer.join(PATIENCE_S)
     assert len(read(out)) == 5
 
 

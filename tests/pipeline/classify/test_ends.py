@@ -28,10 +28,8 @@ from pipeline.sinks.opening import open_sink
 from tests.paths import ROOT
 from tests.pipeline.application import CPU
 from tests.pipeline.classify.conftest import Classify, rows_in
-from tests.pipeline.conftest import IMAGES
+from tests.pipeline.conftest import IMAGES, PATIENCE_S
 from tests.pipeline.slow_image import Killer, slow_jpeg
-
-PATIENCE_S = 60.0
 
 
 @pytest.fixture(autouse=True)
