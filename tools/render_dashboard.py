@@ -26,7 +26,7 @@ from pipeline.machine.hardware import GpuLoad, Load
 from pipeline.report.frame import MAX_WIDTH, Frame
 from pipeline.report.history import History
 from pipeline.report.view import View
-from pipeline.telemetry.metrics import Snapshot, StageSnapshot
+from pipeline.telemetry.metrics import Decoded, Snapshot, StageSnapshot
 
 ROWS = 50
 """More than any frame has."""
@@ -78,9 +78,10 @@ def _lines(recording: Path) -> list[str]:
 
 
 def _snapshot(record: dict[str, Any]) -> Snapshot:
-    known = {field.name: record[field.name] for field in fields(Snapshot)}
+    known = {field.name: record[field.name] for field in fields(Snapshot) if field.name != "decoded"}
     stages = (stage | {"worker_rates": tuple(stage["worker_rates"])} for stage in record["stages"])
-    return Snapshot(**known | {"stages": tuple(StageSnapshot(**stage) for stage in stages)})
+    decoded = Decoded(**record["decoded"]) if "decoded" in record else None
+    return Snapshot(**known | {"stages": tuple(StageSnapshot(**stage) for stage in stages), "decoded": decoded})
 
 
 def _load(record: dict[str, Any] | None) -> Load | None:

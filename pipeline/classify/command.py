@@ -12,7 +12,7 @@ from pipeline.classify.evaluation import Evaluation
 from pipeline.classify.intake import Intake
 from pipeline.classify.on_ray import RayCommand
 from pipeline.classify.options import Options, parse
-from pipeline.classify.summary import decoded_line, summarise, summary_path
+from pipeline.classify.summary import summarise, summary_path
 from pipeline.classify.writing import ROWS_WAIT_S, Writing
 from pipeline.commands.files import check_file
 from pipeline.commands.report import write_report
@@ -22,6 +22,7 @@ from pipeline.commands.shell import Shell, run
 from pipeline.errors import PipelineError
 from pipeline.memory.segment import sweep_stale
 from pipeline.report.dashboard import Dashboard, choose_mode
+from pipeline.report.decoded import decoded_line
 from pipeline.report.json_file import write_json
 from pipeline.report.page import Ending, Reporter
 from pipeline.report.verdict import judge
@@ -241,10 +242,9 @@ class ClassifyCommand:
         self._say_left_out(intake)
         if intake.skipped:
             self._say(f"{intake.skipped:,} sources were answered before or named twice")
-        ways = session.loading.ways
-        bytes_per_s = session.loading.left_bytes * progress.rate / max(1, progress.answered)
-        if ways:
-            self._say(decoded_line(ways, bytes_per_s))
+        decoded = progress.decoded()
+        if decoded:
+            self._say(decoded_line(decoded))
         if session.loading.stage.replaced:
             self._say(f"{session.loading.stage.replaced} loaders were lost, and replaced")
         if sink.errors:
@@ -272,8 +272,6 @@ class ClassifyCommand:
             errors=sink.errors,
             skipped=intake.skipped,
             left_out=intake.left_out,
-            ways=ways,
-            bytes_per_s=bytes_per_s,
             scores=scores,
             verdict=verdict,
             energy=energy,

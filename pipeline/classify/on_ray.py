@@ -157,8 +157,6 @@ class RayCommand:
                 errors=sink.errors,
                 skipped=listed.skipped,
                 left_out=left_out,
-                ways={},
-                bytes_per_s=0.0,
                 scores=scores,
                 verdict=None,
                 energy=None,  # the GPUs are other machines'

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,9 @@ from pipeline.report.verdict import Verdict
 from pipeline.report.versions import versions
 from pipeline.samples.left_out import LeftOut
 from pipeline.sinks.opening import NOWHERE, STDOUT
-from pipeline.stages.load import BY_GPU
 from pipeline.telemetry.metrics import Snapshot
 
 FILE_NAME = "_summary.json"
-NAMED_REASONS = 5
 
 
 def summary_path(options: Options) -> Path | None:
@@ -39,26 +38,6 @@ def summary_path(options: Options) -> Path | None:
     return out.with_name(f"{out.name}.summary.json")
 
 
-def decoded_line(ways: Mapping[str, int], bytes_per_s: float) -> str:
-    """`decoded 198 files on the GPU, 1.25 GB/s; 2 by loaders (progressive 1, CMYK 1)`.
-
-    `bytes_per_s` are those of the files that went to the GPU.
-    """
-    others = _by_loaders(ways)
-    line = f"decoded {ways.get(BY_GPU, 0):,} files on the GPU, {bytes_per_s / 1e9:.3g} GB/s"
-    if not others:
-        return line
-    named = sorted(others.items(), key=lambda item: (-item[1], item[0]))
-    more = ", ..." if len(named) > NAMED_REASONS else ""
-    said = ", ".join(f"{reason} {count:,}" for reason, count in named[:NAMED_REASONS])
-    return f"{line}; {sum(others.values()):,} by loaders ({said}{more})"
-
-
-def _by_loaders(ways: Mapping[str, int]) -> dict[str, int]:
-    """Reasons why loaders decoded files, and how many each."""
-    return {reason: count for reason, count in ways.items() if reason != BY_GPU and count}
-
-
 def summarise(
     options: Options,
     *,
@@ -70,14 +49,11 @@ def summarise(
     errors: int,
     skipped: int,
     left_out: LeftOut,
-    ways: Mapping[str, int],
-    bytes_per_s: float,
     scores: Scores | None,
     verdict: Verdict | None,
     energy: Energy | None,
 ) -> dict[str, Any]:
-    """The summary as plain values, ready for JSON; `snapshot` is the run's last, `bytes_per_s` as of `decoded_line`."""
-    decoded = {"gpu": ways.get(BY_GPU, 0), "gpu_bytes_per_s": bytes_per_s, "loaders": _by_loaders(ways)}
+    """The summary as plain values, ready for JSON; `snapshot` is the run's last."""
     return {
         "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "settings": {
@@ -92,7 +68,7 @@ def summarise(
         "errors": errors,
         "skipped": skipped,
         "left_out": {"files": dict(left_out.files), "folders": left_out.folders},
-        "decoded": decoded if ways else None,
+        "decoded": asdict(snapshot.decoded) if snapshot.decoded else None,
         "stages": [stage.as_dict() for stage in stages],
         "engines": list(engines),
         "accuracy": None if scores is None else scores.as_dict(),

@@ -6,6 +6,7 @@ from rich.cells import cell_len, set_cell_size
 from rich.segment import Segment
 
 from pipeline.machine.hardware import GpuLoad, Load
+from pipeline.report.decoded import decoded_line
 from pipeline.report.drawing import (
     ACCENT,
     BAD,
@@ -32,7 +33,7 @@ from pipeline.report.drawing import (
     wrap,
 )
 from pipeline.report.view import View
-from pipeline.telemetry.metrics import Snapshot, StageSnapshot
+from pipeline.telemetry.metrics import Decoded, Snapshot, StageSnapshot
 
 _NAME = 11
 
@@ -48,6 +49,7 @@ def draw_compact(view: View, width: int, height: int) -> list[Line]:
         *((9, line) for line in _chart(view, width)),
         (7, _heading(width)),
         *_stages(view.snapshot, width),
+        (8, _decoded(view.snapshot.decoded, width)),
         *((6, line) for line in _machine(view.load, width)),
     ]
     kept = [(rank, line) for rank, line in ranked if line]
@@ -143,6 +145,10 @@ def _stage(stage: StageSnapshot, slowest: bool, width: int) -> Line:
         f"{queued:>13}",
     ]
     return fit([[Segment(field, SLOW if slowest else PLAIN)] for field in fields], width, gap=0)
+
+
+def _decoded(decoded: Decoded | None, width: int) -> Line:
+    return [Segment(decoded_line(decoded, width))] if decoded else []
 
 
 def _machine(load: Load | None, width: int) -> list[Line]:

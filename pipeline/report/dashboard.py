@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.live import Live
 
 from pipeline.machine.hardware import Load, Monitor
+from pipeline.report.decoded import decoded_line
 from pipeline.report.drawing import clock, duration, percent, rate
 from pipeline.report.energy import EnergyMeter
 from pipeline.report.frame import Frame
@@ -206,6 +207,8 @@ def plain_line(view: View) -> str:
     for stage in snapshot.stages:
         if stage.name == "infer" and len(stage.worker_rates) > 1:
             parts.append(f"{stage.name} " + " + ".join(rate(value) for value in stage.worker_rates))
+    if snapshot.decoded:
+        parts.append(decoded_line(snapshot.decoded))
     stages = ", ".join(f"{s.name} {s.busy * 100:.0f} %" for s in snapshot.stages)
     parts.append(f"busy: {stages}")
     if snapshot.slowest is not None:

@@ -12,6 +12,7 @@ from rich.segment import Segment
 
 from pipeline.machine.hardware import GpuLoad, Load
 from pipeline.report.compact import draw_compact
+from pipeline.report.decoded import decoded_line
 from pipeline.report.drawing import (
     ACCENT,
     BAD,
@@ -38,7 +39,7 @@ from pipeline.report.drawing import (
     wrap,
 )
 from pipeline.report.view import View
-from pipeline.telemetry.metrics import Snapshot, StageSnapshot
+from pipeline.telemetry.metrics import Decoded, Snapshot, StageSnapshot
 
 MIN_WIDTH, MAX_WIDTH = 76, 100
 ROOMY = 84
@@ -83,6 +84,7 @@ def _body(view: View, inner: int) -> list[Line]:
         [],
         *_stages(view.snapshot, inner),
         [],
+        *_decoded(view.snapshot.decoded, inner),
         *_machine(view.load, inner),
         [],
     ]
@@ -157,6 +159,10 @@ def _stage(stage: StageSnapshot, slowest: bool, name: int, busy: int, queue: int
 
 def _queue(stage: StageSnapshot) -> str:
     return f"{stage.queued:,}/{stage.capacity:,}" if stage.capacity else f"{stage.queued:,}"
+
+
+def _decoded(decoded: Decoded | None, inner: int) -> list[Line]:
+    return [[Segment(decoded_line(decoded, inner))], []] if decoded else []
 
 
 def _machine(load: Load | None, inner: int) -> list[Line]:

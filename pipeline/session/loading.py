@@ -34,6 +34,7 @@ from pipeline.stages.load import (
     load_stage,
 )
 from pipeline.stages.lost import Lost
+from pipeline.telemetry.metrics import Decoded
 
 # Jobs that a loader may have: one that it does, and one ready to follow.
 JOBS_PER_LOADER = 2
@@ -61,8 +62,6 @@ class Loading:
     Attributes:
         stage: the loaders.
         core: the state machine; to be looked at, not to be changed, from outside.
-        ways: how many files went which way: BY_GPU, or why a loader decoded them; empty where loaders decode all.
-        left_bytes: of the files that loaders have left for the GPU, in all.
     """
 
     def __init__(
@@ -86,8 +85,9 @@ class Loading:
         self._over: BaseException | None = None
         self._courier = Courier(arena)
         self._inboxes: list[tuple[Stream[Any], Inbox]] = []
-        self.ways: Counter[str] = Counter()
-        self.left_bytes = 0
+        self._by_gpu = preparation.decode == "gpu"
+        self._ways: Counter[str] = Counter()
+        self._left_bytes = 0
         self._most_jobs = JOBS_PER_LOADER * loaders
         self._on_prepared = on_prepared
         self._on_answers = on_answers
@@ -190,9 +190,21 @@ class Loading:
         """Samples that `on_prepared` was called with could not be decoded by an engine: loaders are to do it."""
         with self._changed:
             self.core.again(numbers)
-            self.ways.update(reasons)
-            self.ways[BY_GPU] -= len(reasons)
+            self._ways.update(reasons)
+            self._ways[BY_GPU] -= len(reasons)
         self._dispatch()
+
+    def decoded(self, per_s: float) -> Decoded | None:
+        """Who has decoded the files so far; None where loaders decode all.
+
+        `per_s` is the part of what has been done that a second took: bytes are counted, and their rate is asked for.
+        """
+        if not self._by_gpu:
+            return None
+        with self._changed:
+            ways, left_bytes = self._ways.copy(), self._left_bytes
+        by_gpu = ways.pop(BY_GPU, 0)
+        return Decoded(by_gpu, left_bytes * per_s, {reason: files for reason, files in ways.items() if files})
 
     def wake(self) -> None:
         """Have everyone who waits look again."""
@@ -245,8 +257,8 @@ class Loading:
         self.stage.count_failed(len(result.bad))
         with self._changed:
             self._courier.done(task.ticket)
-            self.ways.update(dict(result.ways))
-            self.left_bytes += result.left_bytes
+            self._ways.update(dict(result.ways))
+            self._left_bytes += result.left_bytes
             ready = self.core.prepared(task.ticket, dict(result.bad))
             self._settle()
         self._dispatch()

@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass
 
 from pipeline.session.session import Session
-from pipeline.telemetry.metrics import Snapshot
+from pipeline.telemetry.metrics import Decoded, Snapshot
 
 
 @dataclass
@@ -48,6 +48,10 @@ class Progress:
         """Answers/s from the first source to the last answer; 0 before any."""
         return 0.0 if self.began_s is None or not self.answered else self.answered / (self.last_s - self.began_s)
 
+    def decoded(self) -> Decoded | None:
+        """Who has decoded the files; None where loaders decode all."""
+        return self.session.loading.decoded(self.rate / max(1, self.answered))
+
     def snapshot(self) -> Snapshot:
         stages = self.session.snapshots()
         infer = stages[1]
@@ -61,5 +65,5 @@ class Progress:
             stages=stages,
             counted=infer.counted,
             counted_s=infer.counted_s,
-            latency_ms={},
+            decoded=self.decoded(),
         )

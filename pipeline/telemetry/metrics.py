@@ -40,6 +40,25 @@ class StageSnapshot:
 
 
 @dataclass(frozen=True)
+class Decoded:
+    """Who has decoded the files of a session whose GPU does, as far as they have been read.
+
+    Attributes:
+        gpu: files that the GPU decodes.
+        gpu_bytes_per_s: of the files that were left for it, the bytes that a second of the run took.
+        loaders: files that loaders decoded, by the reason why; none of them 0.
+    """
+
+    gpu: int
+    gpu_bytes_per_s: float
+    loaders: dict[str, int]
+
+    def __bool__(self) -> bool:
+        """Whether any has been decoded."""
+        return bool(self.gpu or self.loaders)
+
+
+@dataclass(frozen=True)
 class Snapshot:
     """The whole run at one moment.
 
@@ -54,6 +73,7 @@ class Snapshot:
         stages: in the order data flows.
         counted, counted_s: of the engines (see `StageSnapshot`).
         latency_ms: p50, p90 and p99 of the answers so far, from issue to answer; empty before the first.
+        decoded: who has decoded the files; None where loaders decode all.
     """
 
     phase: str
@@ -68,6 +88,7 @@ class Snapshot:
     loaded: int = 0
     to_load: int = 0
     latency_ms: dict[str, float] = field(default_factory=dict)
+    decoded: Decoded | None = None
 
     @property
     def slowest(self) -> str | None:
@@ -76,4 +97,8 @@ class Snapshot:
         return max(working, key=lambda s: s.busy).name if working else None
 
     def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """As plain values; without `decoded` where there is none."""
+        values = asdict(self)
+        if self.decoded is None:
+            del values["decoded"]
+        return values

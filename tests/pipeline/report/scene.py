@@ -18,11 +18,12 @@ from pipeline.report import dashboard as dashboard_module
 from pipeline.report.dashboard import Dashboard
 from pipeline.report.history import History
 from pipeline.report.view import View
-from pipeline.telemetry.metrics import Snapshot, StageSnapshot
+from pipeline.telemetry.metrics import Decoded, Snapshot, StageSnapshot
 
 TITLE = "model on GPU 0: NVIDIA H200"
 GPU = GpuLoad(0, "NVIDIA H200", 0.98, 12 << 30, 140 << 30, 642.4, 700.0, 1755, 61)
 LOAD = Load(16, 0.412, 9 << 30, 64 << 30, (GPU,))
+DECODED = Decoded(1_806_190, 13.4e9, {"progressive": 28_412, "not a JPEG file": 9_104, "too large": 3})
 LINES = (
     "running on GPU 0: NVIDIA H200",
     "stage infer is up: a note that is longer than a small terminal is wide and goes on in the next row, pids 4711",
@@ -44,8 +45,9 @@ def snapshot(phase: str) -> Snapshot:
     infer = StageSnapshot("infer", 1, 1_843_200, 121_344.0, 0.991, 4096, 4096, up=1)
     complete = StageSnapshot("complete", 1, 1_842_176, 121_344.0, 0.064, 1024, 8192, up=1)
     latency = {"p50": 733.2, "p90": 7_330.0, "p99": 15_120.0}
+    stages = (decode, infer, complete)
     return Snapshot(
-        phase, 15.0, 1_842_176, 4_400_000, 121_344.0, 122_811.7, (decode, infer, complete), 0.0, 0.0, latency_ms=latency
+        phase, 15.0, 1_842_176, 4_400_000, 121_344.0, 122_811.7, stages, 0.0, 0.0, latency_ms=latency, decoded=DECODED
     )
 
 

@@ -19,7 +19,7 @@ from tests.paths import ROOT
 from tests.pipeline.report.scene import LINES, view
 
 CAPTURES = Path(__file__).parent / "captures"
-SIZES = [(60, 14), (80, 24), (120, 40)]
+SIZES = [(60, 15), (80, 24), (120, 40)]
 PHASES = ("starting", "loading", "running")
 
 

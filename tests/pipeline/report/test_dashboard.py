@@ -23,12 +23,13 @@ from rich.segment import Segment
 from pipeline.machine.hardware import GpuLoad, Load, Monitor, describe_machine
 from pipeline.report import dashboard as dashboard_module
 from pipeline.report.dashboard import Dashboard, choose_mode, json_line, plain_line
+from pipeline.report.decoded import decoded_line
 from pipeline.report.drawing import bar, chart, clock, duration, fit, percent, rate
 from pipeline.report.frame import draw
 from pipeline.report.history import COLUMNS, History
 from pipeline.report.view import View
 from pipeline.telemetry.latency import Latencies
-from pipeline.telemetry.metrics import Snapshot, StageSnapshot
+from pipeline.telemetry.metrics import Decoded, Snapshot, StageSnapshot
 from tests.pipeline.conftest import wait_for
 from tests.pipeline.report import scene
 
@@ -186,6 +187,38 @@ def test_latencies_of_a_slow_run_are_not_cut_off() -> None:
     latencies = Latencies()
     latencies.add(2_000.0, 100)
     assert latencies.percentiles_ms()["p99"] == pytest.approx(2e6, rel=0.02)
+
+
+def test_who_decoded_is_said_in_the_room_there_is() -> None:
+    by_loaders = {"CMYK": 400, "progressive": 1_600, "too large": 1}
+    decoding = replace(snapshot(), decoded=Decoded(198_000, 9.35e9, by_loaders))
+    line = "decoded 198,000 files on the GPU, 9.35 GB/s; 2,001 by loaders (progressive 1,600, CMYK 400, too large 1)"
+    assert line in plain_line(view(decoding))
+    said = {
+        100: "9.35 GB/s; 2,001 by loaders (progressive 1,600, ...) ",
+        80: "9.35 GB/s; 2,001 by loaders  ",
+        60: "decoded 198,000 files on the GPU; 2,001 by loaders  ",
+        40: "decoded 198,000 files on the GPU; 2,001 ",
+    }
+    for width, text in said.items():
+        assert text in text_of(view(decoding), width, 40 if width > 60 else 14), width
+    assert "decoded" not in text_of(view(decoding), 60, 8), "what matters more has the room"
+    for nothing in (None, Decoded(0, 0.0, {})):
+        assert "decoded" not in text_of(view(replace(decoding, decoded=nothing)))
+        assert "decoded" not in plain_line(view(replace(decoding, decoded=nothing)))
+    said_in_json = {"gpu": 198_000, "gpu_bytes_per_s": 9.35e9, "loaders": by_loaders}
+    assert json.loads(json_line(view(decoding)))["decoded"] == said_in_json
+    assert "decoded" not in json.loads(json_line(view()))
+
+
+def test_files_by_way() -> None:
+    assert decoded_line(Decoded(198_000, 9.35e9, {})) == "decoded 198,000 files on the GPU, 9.35 GB/s"
+    assert decoded_line(Decoded(198_000, 9.35e9, {}), 32) == "decoded 198,000 files on the GPU"
+    many = Decoded(2, 0.0, {f"{n}": 1 for n in range(6)})
+    assert decoded_line(many).endswith("6 by loaders (0 1, 1 1, 2 1, 3 1, 4 1, ...)")
+    for width in range(len(decoded_line(many))):
+        line = decoded_line(many, width)
+        assert len(line) <= width or line == "decoded 2 files on the GPU; 6 by loaders"
 
 
 def test_starting_says_what_it_waits_for() -> None:

@@ -19,12 +19,14 @@ from pipeline.memory.arena import Arena
 from pipeline.memory.exchange import Exchange
 from pipeline.samples.preprocess import Preprocessor
 from pipeline.session import batches as batches_module
+from pipeline.session.progress import Progress
 from pipeline.session.session import Session
 from pipeline.session.spec import SessionSpec
 from pipeline.stages.channels import Rates, Task
-from pipeline.stages.load import BY_GPU, Preparation
+from pipeline.stages.load import Preparation
 from pipeline.stages.process import ProcessStage
 from pipeline.stages.spec import EngineSpec
+from pipeline.telemetry.metrics import Decoded
 from pipeline.telemetry.trace import Untraced
 from tests.pipeline.conftest import IMAGES, SIZE
 
@@ -115,14 +117,27 @@ def test_answers_are_those_of_loaders_whoever_decoded(
         session.start()
         answers = list(session.classify([*paths, tmp_path / "bad.jpg"]))
         assert session.leases == 0
-        ways = dict(session.loading.ways)
         # Those that came back were left for the engines before.
         gone = sum(path.stat().st_size for path in paths if path.suffix == ".jpg")
-        assert session.loading.left_bytes == gone
+        by_loaders = {"not a JPEG file": 1, "invalid code in the scan": 3}
+        assert session.loading.decoded(0.5) == Decoded(IMAGES - 4, gone * 0.5, by_loaders)
+        progress = Progress(session)
+        assert progress.snapshot().decoded == Decoded(IMAGES - 4, 0.0, by_loaders)
+        progress.enter("running")
+        progress.add(IMAGES + 1)
+        decoded = progress.snapshot().decoded
+        assert decoded is not None
+        assert decoded.gpu_bytes_per_s == pytest.approx(gone * progress.rate / (IMAGES + 1))
     assert answers.pop().error == "not an image, or none of JPEG, PNG, WEBP, BMP, GIF, TIFF, PPM"
     assert [a.classes for a in answers] == [tuple(row) for row in ids.tolist()]
     assert [a.scores for a in answers] == [tuple(row) for row in scores.tolist()]
-    assert ways == {BY_GPU: IMAGES - 4, "not a JPEG file": 1, "invalid code in the scan": 3}
+
+
+def test_where_loaders_decode_nothing_is_said_of_it(spec: SessionSpec) -> None:
+    preparation = replace(spec.preparation, decode="cpu")
+    with Session(replace(spec, backend="numpy", preparation=preparation)) as session:
+        assert session.loading.decoded(1.0) is None
+        assert Progress(session).snapshot().decoded is None
 
 
 def test_the_cpus_engine_takes_samples_alone(spec: SessionSpec) -> None:
