@@ -16,6 +16,7 @@ import pytest
 
 from pipeline.report.frame import draw
 from tests.paths import ROOT
+from tests.pipeline.conftest import PATIENCE_S
 from tests.pipeline.report.scene import LINES, view
 
 CAPTURES = Path(__file__).parent / "captures"
@@ -55,7 +56,7 @@ def capture(phase: str, width: int, height: int, folder: Path, expected: str | N
         env.pop(name, None)
     subprocess.run([*tmux, "new-session", "-d", "-x", str(width), "-y", str(height), scene], env=env, check=True)
     try:
-        deadline, text = time.monotonic() + (5 if expected is None else 60), ""
+        deadline, text = time.monotonic() + (5 if expected is None else PATIENCE_S), ""
         while time.monotonic() < deadline and text != expected:
             time.sleep(0.2)
             pane = subprocess.run([*tmux, "capture-pane", "-p"], env=env, check=True, capture_output=True)

@@ -14,6 +14,7 @@ from pipeline.machine.hardware import GpuLoad, Load
 from pipeline.report.dashboard import Dashboard
 from pipeline.report.energy import EnergyMeter, GpuUse
 from pipeline.telemetry.metrics import Snapshot
+from tests.pipeline.conftest import PATIENCE_S
 
 
 def snapshot(phase: str, completed: int) -> Snapshot:
@@ -114,11 +115,11 @@ def test_a_dashboard_reads_the_driver_where_running_begins_and_ends(nvml: Simple
         seen[shown.phase].set()
 
     with Dashboard(lambda: state, "t", mode="plain", interval=0.01, stream=io.StringIO(), observe=observe) as dashboard:
-        assert seen["starting"].wait(60)
+        assert seen["starting"].wait(PATIENCE_S)
         nvml.energy_mj, state = 2_000_000, snapshot("running", 0)
-        assert seen["running"].wait(60)
+        assert seen["running"].wait(PATIENCE_S)
         nvml.energy_mj, state = 12_000_000, snapshot("done", 5000)
-        assert seen["done"].wait(60)
+        assert seen["done"].wait(PATIENCE_S)
         nvml.energy_mj = 99_000_000
     energy = dashboard.energy.energy()
     assert dashboard.error is None

@@ -18,18 +18,28 @@ from pipeline.samples.images import ImageRules
 from pipeline.samples.preprocess import Preprocessor
 from pipeline.samples.sources import BytesLocator, FailedLocator, Locator, PathLocator, RangeLocator
 from pipeline.stages.load import Preparation
+from tests.pipeline.conftest import PATIENCE_S
+from tests.pipeline.judged import judged_clock
 from tests.pipeline.stages.test_load import damaged_tiff, greedy_tiff
 
 PREPARATION = Preparation("images", 224, 256)
 
 
+HANG = b"hang "
+
+
+def hanging(sign: Path) -> BytesLocator:
+    return BytesLocator(HANG + os.fsencode(sign))
+
+
 class Fragile(Painter):
-    """Dies, or hangs, on bytes that say so."""
+    """Dies, or hangs, on bytes that say so; those of `hanging` name a file that it makes first."""
 
     def _picture(self, locator: Locator) -> Picture:
         if locator == BytesLocator(b"kill"):
             os.kill(os.getpid(), signal.SIGSEGV)
-        if locator == BytesLocator(b"hang"):
+        if isinstance(locator, BytesLocator) and locator.data.startswith(HANG):
+            Path(os.fsdecode(locator.data.removeprefix(HANG))).touch()
             time.sleep(600)
         return super()._picture(locator)
 
@@ -66,7 +76,8 @@ def test_each_source_has_its_picture_or_the_reason(tmp_path: Path, capfd: pytest
         PathLocator(str(greedy_tiff(tmp_path / "greedy.tif"))),
         None,
     ]
-    pictures = make_pictures(locators, Preparation("images", 224, 256, ImageRules(max_pixels=2_000_000)))
+    preparation = Preparation("images", 224, 256, ImageRules(max_pixels=2_000_000))
+    pictures = make_pictures(locators, preparation, image_timeout_s=PATIENCE_S, total_s=PATIENCE_S)
     assert pictures[0] == pictures[1] == pictures[2]
     due = Preprocessor().picture(data, "it").resize((SIDE, SIDE), Image.Resampling.BOX)
     made = Image.open(BytesIO(pictures[0].jpeg))
@@ -83,11 +94,19 @@ def test_each_source_has_its_picture_or_the_reason(tmp_path: Path, capfd: pytest
 
 
 @pytest.mark.usefixtures("clean")
-def test_a_file_that_kills_or_hangs_is_a_picture_that_there_is_not() -> None:
-    good = BytesLocator(encoded(photograph((64, 64))))
-    locators = [good, BytesLocator(b"kill"), good, BytesLocator(b"hang"), good]
+def test_a_file_that_kills_or_hangs_is_a_picture_that_there_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good, sign = BytesLocator(encoded(photograph((64, 64)))), tmp_path / "hangs"
+    locators = [good, BytesLocator(b"kill"), good, hanging(sign), good]
+    judged_clock(monkeypatch).let_pass(5.0, sign.exists)
     pictures = make_pictures(
-        locators, Preparation("images", 64, None), image_timeout_s=3.0, workers=1, make_painter=Fragile
+        locators,
+        Preparation("images", 64, None),
+        image_timeout_s=3.0,
+        total_s=PATIENCE_S,
+        workers=1,
+        make_painter=Fragile,
     )
     assert [bool(p.jpeg) for p in pictures] == [True, False, True, False, True]
     assert pictures[1].why == "its process was killed by SIGSEGV"
@@ -95,11 +114,11 @@ def test_a_file_that_kills_or_hangs_is_a_picture_that_there_is_not() -> None:
 
 
 @pytest.mark.usefixtures("clean")
-def test_there_is_an_end_to_it() -> None:
-    began = time.monotonic()
-    pictures = make_pictures([BytesLocator(b"hang")] * 3, PREPARATION, total_s=2.0, make_painter=Fragile)
+def test_there_is_an_end_to_it(tmp_path: Path) -> None:
+    """Those that hang would take half an hour."""
+    hang = hanging(tmp_path / "hangs")
+    pictures = make_pictures([hang] * 3, PREPARATION, total_s=1.0, make_painter=Fragile)
     assert [p.why for p in pictures] == [NO_TIME] * 3
-    assert time.monotonic() - began < 300
 
 
 def broken(preparation: Preparation, number: int) -> Painter:
