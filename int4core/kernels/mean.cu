@@ -1,10 +1,10 @@
 // Average pool: the mean over SIZE x SIZE pixels of u7 NHWC values, rounded half up, at most 127.
 //
-// A thread makes four channels of one image. Output rows have `features` >= `channels` values, zeros at the end.
-// Compile-time constants: SIZE, WARPS.
+// A thread makes four channels of one image, ROWS_AT_ONCE rows of it at a time. Output rows have `features` >=
+// `channels` values, zeros at the end. Compile-time constants: SIZE, WARPS, ROWS_AT_ONCE.
 #include "ptx/dependency.cuh"
 
-template <int SIZE, int WARPS>
+template <int SIZE, int WARPS, int ROWS_AT_ONCE>
 struct Mean {
   static constexpr int THREADS = 32 * WARPS;
 
@@ -21,6 +21,7 @@ struct Mean {
       constexpr unsigned COUNT = SIZE * SIZE;
       unsigned totals[4] = {};
       const unsigned* const image = input + static_cast<size_t>(n) * shape.h * shape.w * pixel_words + word;
+#pragma unroll ROWS_AT_ONCE
       for (int row = 0; row < SIZE; ++row)
 #pragma unroll
         for (int column = 0; column < SIZE; ++column) {

@@ -22,20 +22,27 @@ MEAN_SHAPE = np.dtype([(name, "<i4") for name in ("n", "h", "w", "channels", "fe
 LINEAR_SHAPE = np.dtype([(name, "<i4") for name in ("rows", "features", "classes")])
 """`LinearShape` in linear.cu; features are a multiple of 64."""
 
-_MEAN_THREADS = 256
-_LINEAR_M, _LINEAR_N, _LINEAR_WARPS = 32, 64, 4
+_MEAN_WARPS = 8
+_LINEAR_N, _LINEAR_TILES = 64, 4
+_LINEAR_SLICES = 8
 _TOP_WARPS = 8
+
+FEW = 16
+"""Images up to which the reads of L2 that wait for one another take the time: more of them are under way at once."""
 
 
 @dataclass(frozen=True, eq=False)
 class Mean:
-    """The average pool; a thread makes four channels."""
+    """The average pool; a thread makes four channels, of few images with all rows at once."""
 
     op: PoolOp
     number: None = None
-    threads: int = _MEAN_THREADS
     shared_bytes: int = 0
     layout: str = "mean"
+
+    @property
+    def threads(self) -> int:
+        return 32 * (1 if self.op.n <= FEW else _MEAN_WARPS)
 
     @property
     def grid(self) -> Grid:
@@ -43,7 +50,8 @@ class Mean:
 
     @property
     def source(self) -> KernelSource:
-        constants = {"SIZE": self.op.size, "WARPS": self.threads // 32}
+        rows = self.op.size if self.op.n <= FEW else 1
+        constants = {"SIZE": self.op.size, "WARPS": self.threads // 32, "ROWS_AT_ONCE": rows}
         return KernelSource.of("mean.cu", "mean", constants, {"MeanShape": MEAN_SHAPE})
 
     def constants(self) -> tuple[npt.NDArray[Any], ...]:
@@ -60,22 +68,35 @@ class Mean:
 
 @dataclass(frozen=True, eq=False)
 class Linear:
-    """The fully connected layer; a warp makes 32 images x 64 classes."""
+    """The fully connected layer: a warp makes 32 images x 64 classes; of few images a block 16 x 64, K in slices."""
 
     op: LinearOp
     number: None = None
-    threads: int = 32 * _LINEAR_WARPS
-    shared_bytes: int = 0
     layout: str = "linear"
+
+    @property
+    def few(self) -> bool:
+        return self.op.n <= FEW
+
+    @property
+    def threads(self) -> int:
+        return 32 * (_LINEAR_SLICES if self.few else _LINEAR_TILES)
+
+    @property
+    def shared_bytes(self) -> int:
+        return 4 * FEW * _LINEAR_N * _LINEAR_SLICES if self.few else 0
 
     @property
     def grid(self) -> Grid:
         tiles = math.ceil(self.op.classes / _LINEAR_N)
-        return math.ceil(tiles / _LINEAR_WARPS), math.ceil(self.op.n / _LINEAR_M), 1
+        return (tiles, 1, 1) if self.few else (math.ceil(tiles / _LINEAR_TILES), math.ceil(self.op.n / 32), 1)
 
     @property
     def source(self) -> KernelSource:
-        return KernelSource.of("linear.cu", "linear", {"WARPS": _LINEAR_WARPS}, {"LinearShape": LINEAR_SHAPE})
+        few = {"SUBS": 1, "TILES": 1, "SLICES": _LINEAR_SLICES}
+        many = {"SUBS": 2, "TILES": _LINEAR_TILES, "SLICES": 1}
+        constants = few if self.few else many
+        return KernelSource.of("linear.cu", "linear", constants, {"LinearShape": LINEAR_SHAPE})
 
     def constants(self) -> tuple[npt.NDArray[Any], ...]:
         return arrange_linear(self.op.weight, _LINEAR_N), self.op.bias
