@@ -32,6 +32,7 @@ from typing import Any
 
 import psutil
 
+from benchmarks.sections import add_sections
 from int4core.cores import usable_cores
 from int4core.random_model import random_model
 from pipeline.defaults import DEMO_IMAGES, default_model
@@ -245,11 +246,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--loaders", type=int, default=default_loaders(), help="of both (default: by cores)")
     parser.add_argument("--few", type=int, default=2000, help="images of `memory`, and ten times as many")
     parser.add_argument("--keys", type=int, default=1_000_000, help="of `first`, a multiple of 1,000")
-    parser.add_argument("--sections", default=",".join(SECTIONS), help="which (default: %(default)s)")
+    add_sections(parser, SECTIONS)
     options = parser.parse_args(argv)
-    wanted = options.sections.split(",")
-    if unknown := set(wanted) - set(SECTIONS):
-        parser.error(f"--sections: {', '.join(sorted(unknown))} is none of {', '.join(SECTIONS)}")
+    wanted = options.sections
     options.model = options.model or default_model()
     print(f"{usable_cores()} cores, load average {os.getloadavg()[0]:.1f} before, {options.loaders} loaders")
     with tempfile.TemporaryDirectory() as folder:

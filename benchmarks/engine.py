@@ -26,6 +26,7 @@ from typing import Any, cast
 
 import numpy as np
 
+from benchmarks.sections import add_sections
 from benchmarks.torch_peers import copy_gbs, int8_peak_tops, resnet50_rates
 from int4core.backends.cuda.backend import CudaBackend
 from int4core.backends.cuda.network import DeviceBatch, DeviceNetwork
@@ -214,7 +215,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, default=ROOT / "model")
     parser.add_argument("--shared", type=Path, default=ROOT.parent / "shared", help="folder of the golden tensors")
-    parser.add_argument("--sections", default="equality,operations,rates,api,latency,peers")
+    add_sections(parser, ("equality", "operations", "rates", "api", "latency", "peers"))
     parser.add_argument("--batch", type=int, default=1024, help="of the table by operation, and of --profile")
     parser.add_argument("--batches", default="1,8,32,128,512,1024,2048")
     parser.add_argument("--profile", action="store_true")
@@ -240,7 +241,7 @@ def run(options: argparse.Namespace) -> int:
     wrong = 0
 
     def section(name: str, work: Callable[[], Any]) -> None:
-        if name in options.sections.split(","):
+        if name in options.sections:
             work()
 
     def compare() -> None:

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.host_load import HostLoad, watch
+from benchmarks.sections import add_sections
 from int4core.errors import Int4CoreError, printed
 from pipeline.defaults import DEMO_IMAGES, default_model
 from pipeline.errors import PipelineError
@@ -120,7 +121,7 @@ def measure(options: argparse.Namespace) -> int:
         expected = Rows(folder / "expected.parquet")
         titles = f"{'images':>11}{'images/s':>10}{'cores':>7}{'main':>6}{'/J':>6}{'wrong':>7}"
         print(f"{'':6}{'batch':>6}{'lanes':>6}{titles}")
-        for kind in options.sources.split(","):
+        for kind in options.sources:
             (folder / kind).mkdir()
             if kind == "list":
                 source = listed(folder / kind, images, options.files)
@@ -157,7 +158,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--images", type=Path, default=DEMO_IMAGES, help="a folder of images (default: %(default)s)")
     parser.add_argument("--files", type=int, default=200_000, help="names of them (default: %(default)s)")
     parser.add_argument("--members", type=int, default=20_000, help="images of a shard (default: %(default)s)")
-    parser.add_argument("--sources", default=",".join(SOURCES), help="which (default: %(default)s)")
+    add_sections(parser, SOURCES, "--sources")
     parser.add_argument(
         "--batches", type=batch_and_lanes, default="1024x4", help="BATCHxINFLIGHT,... (default: %(default)s)"
     )
@@ -169,8 +170,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--model", type=Path, default=None, help="model folder (default: the one provided)")
     parser.add_argument("--loaders", type=int, default=default_loaders(), help="(default: by cores)")
     options = parser.parse_args(argv)
-    if unknown := set(options.sources.split(",")) - set(SOURCES):
-        parser.error(f"--sources: {', '.join(sorted(unknown))} is none of {', '.join(SOURCES)}")
     try:
         wrong = measure(options)
     except (PipelineError, Int4CoreError) as error:

@@ -29,6 +29,7 @@ from unittest import mock
 import numpy as np
 import psutil
 
+from benchmarks.sections import add_sections
 from int4core.options import NumpyOptions
 from pipeline.classify.intake import Intake
 from pipeline.classify.writing import ROWS_WAIT_S, Writing
@@ -275,11 +276,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--loader-us", type=float, default=0.0, help="of sleep per file (default: %(default)g)")
     parser.add_argument("--engine-us", type=float, default=0.0, help="of sleep per sample (default: %(default)g)")
     parser.add_argument("--files", type=int, default=8192, help="of `loader` (default: %(default)s)")
-    parser.add_argument("--sections", default=",".join(SECTIONS), help="which (default: %(default)s)")
+    add_sections(parser, SECTIONS)
     options = parser.parse_args(argv)
-    wanted = options.sections.split(",")
-    if unknown := set(wanted) - set(SECTIONS):
-        parser.error(f"--sections: {', '.join(sorted(unknown))} is none of {', '.join(SECTIONS)}")
+    wanted = options.sections
     for name, make in {"list": listed, "folder": filled, "tar": packed}.items():
         if name in wanted:
             with tempfile.TemporaryDirectory() as folder:

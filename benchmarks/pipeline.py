@@ -31,6 +31,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.pipeline_device import DeviceRates, DeviceSpec, measure
+from benchmarks.sections import add_sections
 from int4core.cores import usable_cores
 from int4core.errors import Int4CoreError, printable, printed
 from int4core.model import Model
@@ -50,7 +51,7 @@ from pipeline.session.spec import SessionSpec
 from pipeline.stages.load import Preparation
 
 ROOT = Path(__file__).resolve().parents[1]
-SECTIONS = "device,offline,jpeg,latency,server,accuracy"
+SECTIONS = ("device", "offline", "jpeg", "latency", "server", "accuracy")
 SAMPLES = 1024
 JPEG_CHUNK = 1024
 SERVER_STEPS = 5
@@ -257,12 +258,9 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=3.0, help="of each rate of the device section")
     parser.add_argument("--min-duration", type=float, default=60.0, help="seconds of LoadGen Offline")
     parser.add_argument("--jpeg-chunks", type=int, default=10, help=f"chunks of {JPEG_CHUNK} files")
-    parser.add_argument("--sections", default=SECTIONS)
+    add_sections(parser, SECTIONS)
     parser.add_argument("--verbose", action="store_true")
     options = parser.parse_args()
-    unknown = set(options.sections.split(",")) - set(SECTIONS.split(","))
-    if unknown:
-        parser.error(f"--sections: {', '.join(sorted(unknown))} is none of {SECTIONS}")
     try:
         target = choose_target(options.gpu)
         if not target.gpus and options.gpu != "cpu":
@@ -290,7 +288,7 @@ def run(options: argparse.Namespace, target: Target) -> int:
             "accuracy": lambda: accuracy_part(options, folder, figures),
         }
         for part, work in parts.items():
-            if part in options.sections.split(","):
+            if part in options.sections:
                 began = time.perf_counter()
                 print(f"\n{part}", flush=True)
                 try:

@@ -34,6 +34,7 @@ from typing import Any, TypeAlias
 
 from benchmarks.host_load import HostLoad, watch
 from benchmarks.pipeline import make_tensors
+from benchmarks.sections import add_sections
 from int4core.cores import usable_cores
 from int4core.errors import Int4CoreError, printable, printed
 from int4core.model import Model
@@ -353,7 +354,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--model", type=Path, default=default_model(), help="model folder (default: %(default)s)")
     parser.add_argument("--images", type=Path, default=DEMO_IMAGES, help="JPEGs to copy (default: %(default)s)")
-    parser.add_argument("--sections", default=",".join(SECTIONS), help="which (default: %(default)s)")
+    add_sections(parser, SECTIONS)
     parser.add_argument("--seconds", type=float, default=30.0, help="of each Offline run (default: %(default)g)")
     parser.add_argument("--server-seconds", type=float, default=5.0, help="of each try (default: %(default)g)")
     parser.add_argument("--server-steps", type=int, default=4, help="tries (default: %(default)s)")
@@ -366,13 +367,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--loadgen-path", type=Path, metavar="DIR", help="a LoadGen that was built there")
     parser.add_argument("--verbose", action="store_true", help="add what each verdict says")
     options = parser.parse_args(argv)
-    sections = options.sections.split(",")
-    if unknown := set(sections) - set(SECTIONS):
-        parser.error(f"--sections: {', '.join(sorted(unknown))} is none of {', '.join(SECTIONS)}")
     if options.gpus and 0 in options.gpus:
         parser.error("--gpus: how many, not which: 0 measures nothing")
     try:
-        return run(options, sections)
+        return run(options, options.sections)
     except (PipelineError, Int4CoreError) as error:
         print(f"error: {printed(error)}", file=sys.stderr)
         return 1
