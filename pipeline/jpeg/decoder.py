@@ -23,7 +23,7 @@ from pipeline.jpeg.parse import HEADER, Headers, Refused, parse
 from pipeline.jpeg.plan import ALIGNMENT, FEW_LANES, MANY_LANES, Plan, Sampling, chunks, reason_of, resized_sizes
 from pipeline.jpeg.workspace import FIXED_BYTES, Workspace
 from pipeline.samples.images import ImageRules, open_image, to_rgb
-from pipeline.samples.preprocess import Preprocessor
+from pipeline.samples.preprocess import Preprocessor, pillow_errors
 
 File: TypeAlias = "bytes | bytearray | memoryview"
 
@@ -279,16 +279,8 @@ class _Run:
 
 def rgb_by_pillow(data: bytes, name: str, rules: ImageRules) -> npt.NDArray[np.uint8]:
     """uint8 (height, width, 3). Raises ImageError with the reason, as Preprocessor does."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            return np.asarray(to_rgb(open_image(io.BytesIO(data), name, rules), name))
-        except ImageError:
-            raise
-        except MemoryError as error:
-            raise ImageError(name, "not enough memory to decode it") from error
-        except Exception as error:  # on damaged data Pillow's readers raise nearly anything
-            raise ImageError(name, f"damaged or cut short: {error or type(error).__name__}") from error
+    with pillow_errors(name):
+        return np.asarray(to_rgb(open_image(io.BytesIO(data), name, rules), name))
 
 
 def _name(names: Sequence[str] | None, number: int) -> str:

@@ -20,19 +20,27 @@ def open_sample(path: str | Path, max_bytes: int = DEFAULT_MAX_BYTES) -> Iterato
 
     Raises ImageError when it cannot be opened, is no regular file, is empty, or is larger than `max_bytes`.
     """
+    with open_file(path) as (descriptor, size):
+        if size == 0:
+            raise ImageError(path, "the file is empty")
+        if size > max_bytes:
+            raise ImageError(path, f"{size} bytes are more than --max-image-bytes {max_bytes}")
+        with open(descriptor, "rb", closefd=False) as file:
+            yield file
+
+
+@contextmanager
+def open_file(path: str | Path) -> Iterator[tuple[int, int]]:
+    """A descriptor of the regular file at `path`, and its size. Raises ImageError when there is no such thing."""
     with ExitStack() as stack:
         try:
-            number, found = stack.enter_context(open_regular(path))
+            descriptor, found = stack.enter_context(open_regular(path))
         except OSError as error:
             why = "it is a folder, not a file" if os.path.isdir(path) else why_not_opened(error)
             raise ImageError(path, why) from error
         except ValueError as error:  # a NUL in the name
             raise ImageError(path, f"not a file name: {error}") from error
-        if found.st_size == 0:
-            raise ImageError(path, "the file is empty")
-        if found.st_size > max_bytes:
-            raise ImageError(path, f"{found.st_size} bytes are more than --max-image-bytes {max_bytes}")
-        yield stack.enter_context(open(number, "rb", closefd=False))
+        yield descriptor, found.st_size
 
 
 def why_not_opened(error: OSError) -> str:

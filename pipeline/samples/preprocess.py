@@ -63,7 +63,7 @@ class Preprocessor:
 
     def picture(self, data: bytes, name: str) -> Image.Image:
         """What a sample is made of, before the table: RGB, size x size. Raises ImageError as `decode_bytes` does."""
-        with _plainly(name):
+        with pillow_errors(name):
             return square(self._rgb(self._file_of(data, name), name), self.size, self.resize)
 
     def _file_of(self, data: bytes, name: str) -> BinaryIO:
@@ -76,7 +76,7 @@ class Preprocessor:
     def _decode(self, file: BinaryIO, path: str | Path, out: Sample) -> None:
         if out.shape != (3, self.size, self.size) or out.dtype != np.int8 or not out.flags.c_contiguous:
             raise ValueError(f"a sample is C-contiguous int8 (3, {self.size}, {self.size})")
-        with _plainly(path):
+        with pillow_errors(path):
             self._write(self._rgb(file, path), out)
 
     def _rgb(self, file: BinaryIO, path: str | Path) -> Image.Image:
@@ -109,7 +109,7 @@ def _writer(size: int, resize: int) -> Callable[[Image.Image, Sample], None]:
 
 
 @contextmanager
-def _plainly(path: str | Path) -> Iterator[None]:
+def pillow_errors(path: str | Path) -> Iterator[None]:
     """Whatever reading the image raises, as an ImageError with the reason."""
     with warnings.catch_warnings():
         # Pillow warns of what it repairs, and of sizes for which the rules have bounds of their own.

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import os
 from collections import OrderedDict
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from typing import Any
 
-from int4core.regular import open_regular
 from pipeline.errors import ImageError, PipelineError
-from pipeline.samples.files import why_not_opened
+from pipeline.samples.files import open_file
 from pipeline.samples.remote import file_system, is_url, reason
 from pipeline.samples.sources import (
     BytesLocator,
@@ -93,7 +91,7 @@ class Reader:
         """
         if isinstance(locator, PathLocator) and not is_url(locator.path):
             path = locator.path
-            with _opened(path) as (descriptor, size):
+            with open_file(path) as (descriptor, size):
                 self._check_size(path, size)
                 if size > len(room):
                     return self._whole(path, descriptor, size)
@@ -108,7 +106,7 @@ class Reader:
         if is_url(path):
             # One byte more than is allowed, so that one request both reads it and shows that it is too large.
             return self._checked(path, _read_url(path, 0, self.max_bytes + 1))
-        with _opened(path) as (descriptor, size):
+        with open_file(path) as (descriptor, size):
             self._check_size(path, size)
             return self._whole(path, descriptor, size)
 
@@ -136,7 +134,7 @@ class Reader:
     def _shard(self, path: str) -> int:
         if path not in self._shards:
             stack = ExitStack()
-            descriptor, _ = stack.enter_context(_opened(path))
+            descriptor, _ = stack.enter_context(open_file(path))
             self._shards[path] = descriptor, stack
             if len(self._shards) > OPEN_SHARDS:
                 self._shards.popitem(last=False)[1][1].close()
@@ -162,20 +160,6 @@ class Reader:
             raise ImageError(place, "the file is empty")
         if size > self.max_bytes:
             raise ImageError(place, f"more bytes than --max-image-bytes {self.max_bytes}")
-
-
-@contextmanager
-def _opened(path: str) -> Iterator[tuple[int, int]]:
-    """A descriptor of the regular file at `path`, and its size."""
-    with ExitStack() as stack:
-        try:
-            descriptor, found = stack.enter_context(open_regular(path))
-        except OSError as error:
-            why = "it is a folder, not a file" if os.path.isdir(path) else why_not_opened(error)
-            raise ImageError(path, why) from error
-        except ValueError as error:  # a NUL in the name
-            raise ImageError(path, f"not a file name: {error}") from error
-        yield descriptor, found.st_size
 
 
 def _read_range(path: str, descriptor: int, offset: int, length: int) -> bytes:

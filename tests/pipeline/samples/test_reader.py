@@ -153,8 +153,8 @@ def test_ranges_of_many_shards_with_few_open(reader: Reader, tmp_path: Path) -> 
 def test_a_shard_is_opened_once(reader: Reader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "s").write_bytes(bytes(range(100)))
     opened = []
-    real = reader_module.open_regular
-    monkeypatch.setattr(reader_module, "open_regular", lambda path: opened.append(path) or real(path))
+    real = reader_module.open_file
+    monkeypatch.setattr(reader_module, "open_file", lambda path: opened.append(path) or real(path))
     assert [reader.read(RangeLocator(str(tmp_path / "s"), n, 1)) for n in range(100)] == [
         bytes([n]) for n in range(100)
     ]
