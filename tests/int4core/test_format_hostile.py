@@ -20,7 +20,7 @@ from int4core.format.schema import SCHEMA
 from int4core.format.text import parse_layer
 from int4core.model import Model
 from int4core.random_model import random_model
-from tests.int4core.test_format import edit, refused, small
+from tests.int4core.model_folders import edit, refused
 from tests.paths import SHARED, needs_shared
 
 OVERHEAD = 1 << 20
@@ -29,12 +29,6 @@ OVERHEAD = 1 << 20
 
 FIXED = 128 << 10
 """NumPy's buffer for converting sums, which no model's size changes."""
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    small().save(tmp_path / "model")
-    return tmp_path / "model"
 
 
 def peak(load: Callable[[], Any]) -> int:

@@ -1,0 +1,106 @@
+"""A model that is saved replaces another as a whole, or leaves it as it was."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from int4core.errors import ModelError
+from int4core.format import write
+from int4core.model import Model
+from int4core.random_model import random_model
+from tests.int4core.model_folders import contents, small
+
+
+class TestSave:
+    def test_a_model_replaces_a_model_and_leaves_other_files(self, folder: Path) -> None:
+        (folder / "README.md").write_text("kept")
+        (folder / "layer1_0_conv1").write_text("damaged")
+        random_model(width=4, classes=9, pool=1).save(folder)
+        assert Model.load(folder).network.classes == 9
+        assert (folder / "README.md").read_text() == "kept"
+        assert not (folder / "layer1_1").exists()
+        assert [f.name for f in folder.parent.iterdir()] == ["model"]
+
+    def test_parents_are_made_and_an_empty_folder_is_filled(self, tmp_path: Path) -> None:
+        small().save(tmp_path / "a" / "b")
+        (tmp_path / "empty").mkdir()
+        small().save(str(tmp_path / "empty"))
+        assert contents(tmp_path / "a" / "b") == contents(tmp_path / "empty")
+
+    def test_what_is_no_model_is_left_alone(self, tmp_path: Path) -> None:
+        (tmp_path / "notes").write_text("mine")
+        with pytest.raises(ModelError, match="not a model"):
+            small().save(tmp_path)
+        with pytest.raises(ModelError, match="is a file"):
+            small().save(tmp_path / "notes")
+        with pytest.raises(ModelError, match="cannot be written"):
+            small().save(tmp_path / "notes" / "model")
+        assert contents(tmp_path) == {"notes": b"mine"}
+
+    def test_a_failed_save_leaves_the_old_model(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        before, done, real = contents(folder), [0], write._write_layer
+
+        def full_disk(folder: Path, layer: Any) -> None:
+            done[0] += 1
+            if done[0] == 20:
+                raise OSError(28, "No space left on device")
+            real(folder, layer)
+
+        monkeypatch.setattr(write, "_write_layer", full_disk)
+        with pytest.raises(ModelError, match="No space left"):
+            random_model(width=4, classes=9, pool=1).save(folder)
+        assert contents(folder) == before
+        assert [f.name for f in folder.parent.iterdir()] == ["model"]
+
+    def test_saves_at_the_same_time_leave_one_whole_model(self, tmp_path: Path) -> None:
+        models = [random_model(width=2, classes=c, pool=1) for c in (2, 3)]
+        errors: list[Exception] = []
+
+        def save(model: Model) -> None:
+            try:
+                for _ in range(4):
+                    model.save(tmp_path / "model")
+            except Exception as error:
+                errors.append(error)
+
+        threads = [threading.Thread(target=save, args=(model,)) for model in models]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert not errors
+        assert Model.load(tmp_path / "model").network.classes in (2, 3)
+        assert [f.name for f in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_model_that_another_process_moves_aside_meanwhile_is_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target, is_dir = tmp_path / "model", Path.is_dir
+    random_model(width=2, classes=2, pool=1).save(target)
+
+    def moved_before_it_is_looked_at(self: Path, **options: bool) -> bool:
+        if self == target and not (tmp_path / "aside").exists():
+            target.rename(tmp_path / "aside")
+        return is_dir(self, **options)
+
+    monkeypatch.setattr(Path, "is_dir", moved_before_it_is_looked_at)
+    random_model(width=2, classes=3, pool=1).save(target)
+    assert Model.load(target).network.classes == 3
+
+
+def test_the_digest_is_of_the_network_and_not_of_its_folder(tmp_path: Path) -> None:
+    network = random_model(blocks=(1, 1, 1, 1), width=16, classes=10, pool=2, seed=3)
+    network.save(tmp_path / "a")
+    (tmp_path / "a" / "README.md").write_text("notes")
+    (tmp_path / "a").rename(tmp_path / "b")
+    assert Model.load(tmp_path / "b").digest == network.digest
+    other = tmp_path / "b" / "npdata" / "conv1.bias"
+    data = bytearray(other.read_bytes())
+    data[0] ^= 1
+    other.write_bytes(data)
+    assert Model.load(tmp_path / "b").digest != network.digest
