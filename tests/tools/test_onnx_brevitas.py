@@ -24,7 +24,8 @@ from torch import nn  # noqa: E402
 
 from int4core.layers import BasicBlock, Block, Bottleneck, ResNet, Sequential  # noqa: E402
 from int4core.model import Model  # noqa: E402
-from tests.tools.test_onnx_import import SIDE, expect_agreement, expect_layers, random_images  # noqa: E402
+from tests.tools.onnx_agreement import expect_agreement, expect_layers, random_images  # noqa: E402
+from tests.tools.quantised_onnx import SIDE  # noqa: E402
 from tools.onnx.files import load  # noqa: E402
 from tools.onnx.foreign import import_foreign  # noqa: E402
 
