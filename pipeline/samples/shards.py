@@ -194,14 +194,15 @@ def _look(members: _Members, left_out: LeftOut, labels: bool) -> Iterator[_Looke
 
 def _images(names: list[str], left_out: LeftOut, besides: Container[int]) -> list[int]:
     """The places of the images among regular files; others are left out, but those at the places `besides`."""
-    # Looked at together: nearly always, all are images and none is hidden.
-    if HIDDEN.search("\0" + "\0".join(names)) is None and all(map(_is_image, names)):
+    # Looked at together: nearly always, none is hidden and all are images.
+    some_hidden = HIDDEN.search("\0" + "\0".join(names)) is not None
+    if not some_hidden and all(map(_is_image, names)):
         return list(range(len(names)))
     images = []
     for place, name in enumerate(names):
         if place in besides:
             continue
-        if HIDDEN.search(f"\0{name}"):
+        if some_hidden and HIDDEN.search(f"\0{name}"):
             left_out.hidden(folder=False)
         elif _is_image(name):
             images.append(place)
