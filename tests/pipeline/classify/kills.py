@@ -47,7 +47,11 @@ RUN_S = 240.0
 
 
 class Site:
-    """Images, bad ones among them, and a small model in `folder`; the rows that a run left alone makes of them."""
+    """Images, bad ones among them, and a small model in `folder`; the rows that a run left alone makes of them.
+
+    Attributes:
+        whole_s: how long that run took, a measure of where in a run another moment is.
+    """
 
     def __init__(self, folder: Path, sources: int = SOURCES) -> None:
         self.folder = folder
@@ -65,7 +69,9 @@ class Site:
                 os.link(self.images / f"{number % DIFFERENT:04}.jpg", path)
         for number in range(BAD):
             (self.images / f"bad{number}.jpg").write_bytes(b"not an image")
+        began = time.monotonic()
         self.expected = self.rows(self.finish("whole.jsonl"))
+        self.whole_s = time.monotonic() - began
         assert len(self.expected) == sources + BAD
 
     def arguments(self, out: str) -> list[str]:
@@ -179,7 +185,7 @@ def kill_and_go_on(site: Site, out: str, kills: int, seed: int) -> Counter[str]:
         kind = VICTIMS[hit.total() % len(VICTIMS)]
         run = site.start(out)
         try:
-            status = _end_one(run, kind, rng, hit)
+            status = _end_one(run, kind, site.whole_s, rng, hit)
         finally:
             run.kill(run.pid)
             run.wait(RUN_S)
@@ -203,13 +209,13 @@ def kill_and_go_on(site: Site, out: str, kills: int, seed: int) -> Counter[str]:
     return hit
 
 
-def _end_one(run: Run, kind: str, rng: random.Random, hit: Counter[str]) -> int | None:
+def _end_one(run: Run, kind: str, whole_s: float, rng: random.Random, hit: Counter[str]) -> int | None:
     """Kill one process of the run at some moment, and return how the run ended."""
-    moment = time.monotonic() + rng.uniform(0, 6 if kind == "main" else 3)
-    while (victim := run.victim(kind, rng)) is None or (kind == "main" and time.monotonic() < moment):
+    while (victim := run.victim(kind, rng)) is None:
         if (status := run.wait(0.02)) is not None:
             return status
-    if kind != "main" and (status := run.wait(rng.uniform(0, 2))) is not None:
+    # Workers are there well past the half of a run, and are to be killed before its end.
+    if (status := run.wait(rng.uniform(0, whole_s if kind == "main" else whole_s / 8))) is not None:
         return status
     run.kill(victim)
     hit[kind] += 1

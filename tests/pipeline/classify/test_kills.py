@@ -8,5 +8,5 @@ from tests.pipeline.classify.kills import VICTIMS, Site, kill_and_go_on
 
 
 def test_killed_at_random_moments(tmp_path: Path) -> None:
-    hit = kill_and_go_on(Site(tmp_path, sources=1500), "rows.parquet", kills=6, seed=1)
+    hit = kill_and_go_on(Site(tmp_path, sources=600), "rows.parquet", kills=3, seed=1)
     assert set(hit) == set(VICTIMS)
