@@ -1,10 +1,11 @@
 """Kernels of the table beside those that run today, each alone and in the network, with the energy that they take.
 
-    python -m benchmarks.kernels [--numbers 160-199,240-249] [--batch 1024] [--seconds 3]
+    python -m benchmarks.kernels [--numbers 160-199,240-259] [--batch 1024] [--seconds 3]
 
 - alone: every shape of the network that one of the numbers computes. Today's kernel, or today's two where a number is
-  of a pair, and each of the numbers': us of a few launches with pauses, whether it writes the same bytes, and us, watts
-  and mJ of a launch over `--seconds` on end, by the board's own counter. Buffers rotate over several times the L2.
+  for two layers, and each of the numbers': us of a few launches with pauses, whether it writes the same bytes, and
+  us, watts and mJ of a launch over `--seconds` on end, by the board's own counter. Buffers rotate over several times
+  the L2.
 - network: today's plan, then with the fastest of each family where it takes less alone than today's, then with all of
   them: us and images/s of replays with pauses and on end, joules of a batch, and whether the sums are equal.
 
@@ -28,7 +29,7 @@ from benchmarks.engine import REPLAYS, replays_us
 from int4core.backends.cuda.families.kernel import Kernel
 from int4core.backends.cuda.families.table import FAMILIES, candidates
 from int4core.backends.cuda.network import DeviceBatch, DeviceNetwork
-from int4core.backends.cuda.plan.ops import Op, pairs, parts
+from int4core.backends.cuda.plan.ops import Op, joined, parts
 from int4core.backends.cuda.plan.planner import make_plan
 from int4core.errors import EngineError, Int4CoreError, printed
 from int4core.model import Model
@@ -38,8 +39,8 @@ from int4core.tune import groups, parse_numbers
 from int4core.tuning.measure import Site, microseconds, results, tensor_bytes
 
 ROOT = Path(__file__).resolve().parents[1]
-UNTUNED = "160-199,240-249"
-"""What no tuned file names yet: pairs, Winograd's transformation, whole lines, the stem with weights as A."""
+UNTUNED = "160-199,240-259"
+"""What no tuned file names yet: pairs, Winograd's transformation, whole lines, the stem with weights as A, the pool."""
 
 CHUNK_S = 0.05
 """Replays of about this long are handed to the GPU at a time."""
@@ -124,12 +125,14 @@ class Bench:
             return [self.today[op.name]]
         found = [self.today[part.name] for part in parts(op) if part.name in self.today]
         if len(found) != len(parts(op)):
-            raise EngineError(f"{op.name}: a pair computes it today; measure with files that name none")
+            raise EngineError(
+                f"{op.name}: one kernel computes it today, with another layer; measure with files that name none"
+            )
         return found
 
     def alone(self, numbers: frozenset[int]) -> list[Measured]:
         found = []
-        for group in groups([*self.single, *pairs(self.single)]):
+        for group in groups([*self.single, *joined(self.single)]):
             op = group[0]
             kernels = [kernel for kernel in candidates(op, self.network.chip) if kernel.number in numbers]
             if not kernels:

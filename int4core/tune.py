@@ -22,7 +22,7 @@ from int4core.backends.cuda.chips import CHIPS
 from int4core.backends.cuda.families.kernel import Kernel
 from int4core.backends.cuda.families.table import KNOWN_NUMBERS, candidates, default_kernel, digest
 from int4core.backends.cuda.network import DeviceNetwork
-from int4core.backends.cuda.plan.ops import ConvOp, Op, PairOp, StemOp, pairs, parts
+from int4core.backends.cuda.plan.ops import ConvOp, JointOp, Op, PairOp, PooledOp, PoolOp, StemOp, joined, parts
 from int4core.errors import EngineError, Int4CoreError, printable, printed, shown
 from int4core.model import Model
 from int4core.options import CudaOptions
@@ -58,18 +58,22 @@ class Choice:
 
 
 def groups(ops: Sequence[Op]) -> list[list[Op]]:
-    """The operations that have a choice of kernels, those of the same shape together."""
+    """The operations that have a choice of kernels, those of the same shape together, and what may be joined to one."""
     found: dict[Hashable, list[Op]] = {}
     for op in ops:
         if isinstance(op, PairOp):
             found.setdefault((op.first.shape, op.second.shape), []).append(op)
+        elif isinstance(op, PooledOp):
+            found.setdefault((op.first.shape, op.pool), []).append(op)
+        elif isinstance(op, PoolOp):
+            found.setdefault(op, []).append(op)
         elif isinstance(op, (ConvOp, StemOp)):
             found.setdefault(op.shape if isinstance(op, ConvOp) else op.name, []).append(op)
     return list(found.values())
 
 
 def tune(network: DeviceNetwork, n: int, numbers: Collection[int] = KNOWN_NUMBERS) -> Iterator[Choice]:
-    """Time the candidates among `numbers` on every shape of the network, for batches of `n`; pairs come last.
+    """Time the candidates among `numbers` on every shape of the network, for batches of `n`; what joins two comes last.
 
     Raises:
         EngineError: no candidate is left for a layer, or two of them write different results.
@@ -79,18 +83,18 @@ def tune(network: DeviceNetwork, n: int, numbers: Collection[int] = KNOWN_NUMBER
     rotate = plan.arena.bytes > network.device.attributes["L2CacheSize"] // 2
     single = [part for step in plan.steps for part in parts(step.op)]
     found = {
-        tuple(group): [kernel for kernel in candidates(group[0], network.chip) if kernel.number in numbers]
-        for group in groups([*single, *pairs(single)])
+        tuple(group): [kernel for kernel in candidates(group[0], network.chip) if kernel.number in {*numbers, None}]
+        for group in groups([*single, *joined(single)])
     }
     network.load([kernel.source for kernels in found.values() for kernel in kernels])
     for group, kernels in found.items():
         op = group[0]
         if not kernels:
-            if isinstance(op, PairOp):
+            if isinstance(op, JointOp):
                 continue
             raise EngineError(f"{op.name}: no kernel among those that may be chosen computes it")
         site = Site.make(network, op, sizes, rotate)
-        wanted = [default_kernel(part, network.chip) for part in parts(op)] if isinstance(op, PairOp) else kernels[:1]
+        wanted = [default_kernel(part, network.chip) for part in parts(op)] if isinstance(op, JointOp) else kernels[:1]
         first = results(network, wanted, site)
         timed = [
             Timed(kernel, microseconds(network, kernel, site), _equal(results(network, [kernel], site), first))
@@ -108,11 +112,11 @@ def _equal(found: Sequence[Any], wanted: Sequence[Any]) -> bool:
 
 
 def fastest(choices: Sequence[Choice]) -> dict[str, Timed]:
-    """Operation name -> the kernel for it: a pair's, under both names, where it takes less than two kernels."""
-    best = {op.name: choice.best for choice in choices for op in choice.ops if not isinstance(op, PairOp)}
+    """Operation name -> the kernel for it: one for two, under both names, where it takes less than theirs."""
+    best = {op.name: choice.best for choice in choices for op in choice.ops if not isinstance(op, JointOp)}
     for choice in choices:
         for op in choice.ops:
-            if isinstance(op, PairOp) and choice.best.us < sum(best[part.name].us for part in parts(op)):
+            if isinstance(op, JointOp) and choice.best.us < sum(best[part.name].us for part in parts(op)):
                 best |= {part.name: choice.best for part in parts(op)}
     return best
 
@@ -121,7 +125,7 @@ def to_autoconfig(network: DeviceNetwork, n: int, choices: Sequence[Choice]) -> 
     """The choice as a file; a downsample convolution has the number of the one that computes it."""
     numbers: dict[str, int] = {}
     best = fastest(choices)
-    for op in (op for choice in choices for op in choice.ops if not isinstance(op, PairOp)):
+    for op in (op for choice in choices for op in choice.ops if not isinstance(op, (JointOp, PoolOp))):
         number = best[op.name].kernel.number
         assert number is not None
         names = [op.name] + ([op.branch.name] if isinstance(op, ConvOp) and op.branch else [])
@@ -179,7 +183,7 @@ def _tune_batch(network: DeviceNetwork, n: int, options: argparse.Namespace) -> 
             tops = 2 * op.multiply_adds / timed.us / 1e6
             gbs = (op.activation_bytes + op.weight_bytes) / timed.us / 1e3
             print(
-                f"    {timed.kernel.number:4d}  {timed.us:9.1f} us | {tops:7.1f} TOPS | {gbs:7.1f} GB/s | "
+                f"    {timed.kernel.number or '-':>4}  {timed.us:9.1f} us | {tops:7.1f} TOPS | {gbs:7.1f} GB/s | "
                 f"{timed.kernel}",
                 flush=True,
             )
@@ -187,7 +191,9 @@ def _tune_batch(network: DeviceNetwork, n: int, options: argparse.Namespace) -> 
     total = sum(timed.us / len(parts(timed.kernel.op)) for timed in fastest(choices).values())
     file = file_of(network.chip.name, None if n == MAIN_BATCH else n, options.out, basic=basic)
     autoconfig.write(file, to_autoconfig(network, n, choices))
-    print(f"{printable(file)}: {total:,.0f} us for the convolutions of {n} images, each timed alone")
+    print(
+        f"{printable(file)}: {total:,.0f} us for the convolutions and the average pool of {n} images, each timed alone"
+    )
 
 
 if __name__ == "__main__":

@@ -122,7 +122,7 @@ struct PairWgmma {
         } else {
           wgmma_wait<0>();
         }
-        boxes.requantize(sums, wide_pairs, chunk, kept, packed);
+        boxes.template requantize<0>(sums, wide_pairs, chunk, kept, packed);
         Boxes::share(place, packed);
         unsigned b[SUBTILES][CHUNK_WORDS][4];
 #pragma unroll

@@ -10,14 +10,15 @@
 #include "ptx/wgmma.cuh"
 #include "stages.cuh"
 
-template <int C_IN, int SUBTILES, int CHUNK>
+// A box has ROWS rows, and takes a whole number of ALIGNMENTs.
+template <int C_IN, int SUBTILES, int CHUNK, int ROWS = SUBTILES * 64>
 struct ResidualBoxes {
   static constexpr int TILE_M = SUBTILES * 64;    // pixels of a team's tile
   static constexpr int IN_WORDS = C_IN / 32;      // 32-bit words a thread reads of a row of the input
   static constexpr int CHUNK_WORDS = CHUNK / 32;  // and holds of a row of a chunk
-  static constexpr int BOX_ROW = 128, BOX = TILE_M * BOX_ROW;
-  static constexpr int ALIGNMENT = 1024;                       // of a swizzled box
-  static constexpr bool SWIZZLED_INPUT = C_IN == 2 * BOX_ROW;  // its rows are as long as a box's
+  static constexpr int ALIGNMENT = 1024;          // of a swizzled box
+  static constexpr int BOX_ROW = 128, BOX = (ROWS * BOX_ROW + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
+  static constexpr bool BOXED_INPUT = C_IN % (2 * BOX_ROW) == 0;  // swizzled, too
 
   using Input = unsigned[SUBTILES][IN_WORDS][4];
   using Sums = int[SUBTILES][CHUNK / 2];
@@ -47,11 +48,11 @@ struct ResidualBoxes {
   }
 
   __device__ __forceinline__ void load_row(unsigned (&words)[IN_WORDS], unsigned rows, int of) const {
-    if constexpr (SWIZZLED_INPUT) {
+    if constexpr (BOXED_INPUT) {
 #pragma unroll
-      for (int i = 0; i < IN_WORDS; i += 4)
+      for (int i = 0; i < IN_WORDS; i += 4)  // eight words of every box
         load_words(reinterpret_cast<unsigned (&)[4]>(words[i]),
-                   rows + of * BOX_ROW + ((quad * (BOX_ROW / 4) + i * 4) ^ (of % 8 << 4)));
+                   rows + i / 8 * BOX + of * BOX_ROW + ((quad * (BOX_ROW / 4) + i % 8 * 4) ^ (of % 8 << 4)));
     } else {
       load_words(words, rows + of * (C_IN / 2) + quad * (C_IN / 8));
     }
@@ -92,13 +93,14 @@ struct ResidualBoxes {
       for (int half = 0; half < 2; ++half) share_words(place + (sub * 64 + half * 8) * BOX_ROW, words[sub][half]);
   }
 
-  // A chunk's outputs from its sums, which are there, and its residual.
+  // A chunk's outputs, u4 or for Output 1 u7, from its sums, which are there, and its residual.
+  template <int Output, int WORDS>
   __device__ __forceinline__ void requantize(Sums& sums, const ChannelPair* pairs, int chunk, const Words& kept,
-                                             Words& packed) const {
+                                             unsigned (&packed)[SUBTILES][2][WORDS]) const {
 #pragma unroll
     for (int sub = 0; sub < SUBTILES; ++sub) pin_registers(sums[sub]);
 #pragma unroll
-    for (int word = 0; word < CHUNK_WORDS; ++word)
-      requantize_words<0, 1>(sums, pairs + chunk * (CHUNK / 2), quad, word, kept, packed);
+    for (int word = 0; word < WORDS; ++word)
+      requantize_words<Output, 1>(sums, pairs + chunk * (CHUNK / 2), quad, word, kept, packed);
   }
 };

@@ -113,7 +113,7 @@ struct ResidualWgmma {
         } else {
           wgmma_wait<0>();
         }
-        boxes.requantize(sums, pairs, chunk, kept, packed);
+        boxes.template requantize<0>(sums, pairs, chunk, kept, packed);
         Boxes::share(place, packed);
         if (chunk == 1 && leader && previous >= 0) {  // by now the tile before should have left its slot
           bulk_store_wait_read<0>();

@@ -9,7 +9,7 @@ from typing import Any
 from int4core.backends.cuda.device import memory_errors
 from int4core.backends.cuda.families.kernel import Kernel
 from int4core.backends.cuda.network import DeviceNetwork
-from int4core.backends.cuda.plan.ops import INPUT, Op, outputs
+from int4core.backends.cuda.plan.ops import INPUT, Op, outputs, parts
 from int4core.backends.cuda.plan.planner import NetworkPlan
 
 ROTATE_OVER_L2 = 3
@@ -23,7 +23,9 @@ GRAPH_US = 2000.0
 
 def tensor_bytes(plan: NetworkPlan) -> dict[str, int]:
     """Bytes of every tensor of a plan, by name."""
-    return {INPUT: plan.input_bytes} | {tensor.name: tensor.bytes for step in plan.steps for tensor in outputs(step.op)}
+    return {INPUT: plan.input_bytes} | {
+        part.output.name: part.output.bytes for step in plan.steps for part in parts(step.op)
+    }
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,7 +39,7 @@ class Site:
     def make(cls, network: DeviceNetwork, op: Op, sizes: Mapping[str, int], rotate: bool = True) -> Site:
         """`rotate`: as many sets as `ROTATE_OVER_L2` asks for; else one. Raises EngineError without memory for two."""
         cupy = network.cupy
-        names = (*op.reads, *(tensor.name for tensor in outputs(op)))
+        names = (*op.reads, *(part.output.name for part in parts(op)))
         count = 1
         if rotate:
             l2 = network.device.attributes["L2CacheSize"]

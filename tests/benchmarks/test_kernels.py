@@ -10,7 +10,7 @@ from benchmarks import kernels
 from benchmarks.kernels import UNTUNED, Measured, replacements
 from int4core.backends.cuda.chips import CHIPS
 from int4core.backends.cuda.plan.fuse import fuse
-from int4core.backends.cuda.plan.ops import pairs
+from int4core.backends.cuda.plan.ops import joined
 from int4core.backends.cuda.plan.planner import make_plan
 from int4core.model import Model
 from int4core.tune import parse_numbers
@@ -22,7 +22,7 @@ def measured() -> list[Measured]:
     """conv1 faster, layer1's conv2 slower; a pair faster than two kernels, and one of its layers alone, less so."""
     net = Model.load(ROOT / "model").network
     ops = fuse(net, 8)
-    by_name = {op.name: op for op in (*ops, *pairs(ops))}
+    by_name = {op.name: op for op in (*ops, *joined(ops))}
     return [
         Measured((by_name["conv1"],), 500.0, {240: 380.0, 241: 390.0}),
         Measured((by_name["layer1_0_conv2"], by_name["layer1_1_conv2"]), 200.0, {170: 210.0}),

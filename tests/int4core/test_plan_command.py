@@ -14,7 +14,7 @@ from int4core import plan, tune
 from int4core.backends.cuda.chips import CHIPS
 from int4core.backends.cuda.families.table import KNOWN_NUMBERS, default_kernel
 from int4core.backends.cuda.plan.fuse import fuse
-from int4core.backends.cuda.plan.ops import ConvOp, pairs
+from int4core.backends.cuda.plan.ops import ConvOp, PoolOp, joined
 from int4core.backends.cuda.plan.planner import make_plan
 from int4core.model import Model
 from int4core.random_model import random_model
@@ -130,7 +130,7 @@ def test_tuning_basic_blocks_leaves_the_file_of_bottlenecks(
 def test_a_pair_is_chosen_where_it_takes_less_than_two_kernels() -> None:
     chip = CHIPS["h200"]
     single = [op for op in fuse(Model.load(ROOT / "model").network, 8) if isinstance(op, ConvOp)]
-    both = pairs(single)
+    both = joined(single)
     assert [op.name for op in both][:3] == [
         "layer1_1_conv3 + layer1_2_conv1", "layer1_2_conv3 + layer2_0_conv1", "layer2_1_conv3 + layer2_2_conv1"
     ]  # fmt: skip
@@ -147,6 +147,20 @@ def test_a_pair_is_chosen_where_it_takes_less_than_two_kernels() -> None:
     planned = make_plan(Model.load(ROOT / "model").network, chip, 8, numbers=config.by_layer())
     assert planned.misfits == ()
     assert [step.op.name for step in planned.steps if step.kernel.number == 160] == ["layer1_1_conv3 + layer1_2_conv1"]
+
+
+@pytest.mark.parametrize(("us", "number"), [(1.9, 250), (2.1, 102)])
+def test_the_pool_is_joined_to_its_convolution_where_that_takes_less(us: float, number: int) -> None:
+    chip, net = CHIPS["h200"], Model.load(ROOT / "model").network
+    conv, pool = [op for op in fuse(net, 1024) if isinstance(op, (ConvOp, PoolOp))][-2:]
+    (both,) = joined([conv, pool])
+    choices = [
+        tune.Choice((op,), (tune.Timed(default_kernel(op, chip), took, True),))
+        for op, took in ((conv, 1.0), (pool, 1.0), (both, us))
+    ]
+    config = tune.to_autoconfig(SimpleNamespace(chip=chip), 1024, choices)  # type: ignore[arg-type]
+    assert config.kernels == {"layer4_residual3_conv3": number}
+    assert make_plan(net, chip, 1024, numbers=config.by_layer()).misfits == ()
 
 
 @pytest.mark.parametrize("command", [plan.main, tune.main])

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from int4core.backends.cuda.plan.convolution import Convolution, Output, Residual, Source
-from int4core.backends.cuda.plan.ops import Branch, ConvOp, Limits, PairOp
+from int4core.backends.cuda.plan.ops import Branch, ConvOp, Limits, PairOp, PooledOp, PoolOp
 from int4core.backends.cuda.plan.requantise import Rescale
 from int4core.dtypes import S8, S32, U4, U7, U31
 from int4core.quantize import requantize
@@ -104,6 +104,23 @@ class PairProblem:
 
     def expected(self) -> dict[str, np.ndarray[Any, Any]]:
         return {"wide": self.second.input, "narrow": self.second.expected()}
+
+
+class PooledProblem:
+    """A convolution to u7 with a residual tensor, and the mean of every image of it."""
+
+    def __init__(self, conv: Convolution, rng: np.random.Generator) -> None:
+        self.first = Problem(conv, rng)
+        self.pool = PoolOp("pool", "output", "pooled", conv.n, conv.p, conv.q, conv.k, conv.p)
+
+    @property
+    def op(self) -> PooledOp:
+        return PooledOp(self.first.op, self.pool)
+
+    def expected(self) -> dict[str, np.ndarray[Any, Any]]:
+        conv = self.first.conv
+        totals, count = self.first.expected().astype(np.int64).sum((1, 2)), conv.p * conv.q
+        return {"pooled": ((2 * totals + count) // (2 * count)).astype(np.uint8)}
 
 
 def factors(rng: np.random.Generator, k: int, top: int) -> Rescale:

@@ -21,7 +21,7 @@ from int4core.backends.cuda.families.table import candidates, default_kernel
 from int4core.backends.cuda.jit.nvrtc import compile_source, find_nvrtc, target, version
 from int4core.backends.cuda.jit.source import KernelSource
 from int4core.backends.cuda.plan.fuse import fuse
-from int4core.backends.cuda.plan.ops import ConvOp, Op, PairOp, StemOp, TopOp, pairs
+from int4core.backends.cuda.plan.ops import Op, TopOp, joined
 from int4core.layers import ResNet
 from int4core.model import Model
 from int4core.random_model import random_model
@@ -49,10 +49,7 @@ def networks() -> tuple[ResNet, ...]:
 
 
 def kernels(op: Op, chip: Chip) -> Iterator[Kernel]:
-    if isinstance(op, (ConvOp, PairOp, StemOp)):
-        yield from candidates(op, chip)
-    else:
-        yield default_kernel(op, chip)
+    yield from candidates(op, chip)
     if isinstance(op, TopOp):
         yield default_kernel(replace(op, k=MAX_K), chip)
 
@@ -62,7 +59,7 @@ def chosen(chip: Chip) -> dict[KernelSource, Kernel]:
     seen = set()
     for net in networks():
         single = fuse(net, 8)
-        for op in (*single, *pairs(single)):
+        for op in (*single, *joined(single)):
             for kernel in kernels(op, chip):
                 source = kernel.source
                 if source.file.startswith(ELSEWHERE):

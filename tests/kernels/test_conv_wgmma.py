@@ -12,6 +12,7 @@ from int4core.backends.cuda.chips import CHIPS
 from int4core.backends.cuda.device import chip_at
 from int4core.backends.cuda.families.conv_wgmma import CONFIGS, FIRST_NUMBER, STATIC_BYTES, WgmmaConv, default
 from int4core.backends.cuda.families.kernel import Kernel
+from int4core.backends.cuda.families.pooled_wgmma import WgmmaPooled
 from int4core.backends.cuda.families.residual_wgmma import WgmmaResidual
 from int4core.backends.cuda.families.rows_wgmma import CONFIGS as ROWS
 from int4core.backends.cuda.families.rows_wgmma import FIRST_NUMBER as FIRST_ROWS
@@ -24,7 +25,7 @@ from int4core.backends.cuda.jit.compiler import compile_all
 from int4core.backends.cuda.plan.convolution import Convolution, Output, Residual, Source
 from int4core.backends.cuda.plan.ops import ConvOp, outputs
 from int4core.errors import EngineError
-from tests.kernels.problems import POISON, PairProblem, Problem, draws, resnet34_convolutions
+from tests.kernels.problems import POISON, PairProblem, PooledProblem, Problem, draws, resnet34_convolutions
 from tests.kernels.stems import StemProblem
 
 H200 = CHIPS["h200"]
@@ -189,13 +190,40 @@ def test_winograd_equal_to_integers(cupy_hopper: Any, conv: Convolution) -> None
 @pytest.mark.parametrize(("size", "c"), [(56, 64), (27, 128), (13, 256)])
 def test_whole_lines_equal_to_integers(cupy_hopper: Any, size: int, c: int) -> None:
     conv = Convolution(3, size, size, c, 4 * c, 1, 1, 0, residual=Residual.U4)
-    problem, chip = Problem(conv, np.random.default_rng()), chip_at(cupy_hopper, 0)
+    problem, chip = Problem(conv, draws()), chip_at(cupy_hopper, 0)
     expected, inputs = problem.expected(), {"input": problem.input, "residual": problem.residual}
     kernels = [kernel for kernel in candidates(problem.op, chip) if isinstance(kernel, WgmmaResidual)]
     assert len(kernels) > 2
     for kernel in kernels:
         found = run(cupy_hopper, kernel, inputs, problem.output)
         np.testing.assert_array_equal(found, expected, f"{kernel.number}: {kernel}")
+
+
+@pytest.mark.gpu
+def test_pools_equal_to_integers(cupy_hopper: Any) -> None:
+    conv = Convolution(301, 7, 7, 512, 2048, 1, 1, 0, Output.U7, Residual.U4)
+    problem, chip = PooledProblem(conv, draws()), chip_at(cupy_hopper, 0)
+    expected, inputs = problem.expected()["pooled"], {"input": problem.first.input, "residual": problem.first.residual}
+    kernels = list(candidates(problem.op, chip))
+    assert len(kernels) > 1
+    for kernel in kernels:
+        found = run(cupy_hopper, kernel, inputs, np.full_like(expected, POISON))
+        np.testing.assert_array_equal(found, expected, f"{kernel.number}: {kernel}")
+
+
+def test_pools_refuse_what_they_cannot_do() -> None:
+    taken = Convolution(2, 7, 7, 512, 2048, 1, 1, 0, Output.U7, Residual.U4)
+    rng = draws()
+    assert WgmmaPooled(PooledProblem(taken, rng).op, 250, H200).grid == (1, 8, 1)
+    for conv, why in (
+        (replace(taken, output=Output.U4), "to u7"),
+        (replace(taken, h=9, w=9), "at most 64"),
+        (replace(taken, h=6), "whole images"),
+        (replace(taken, c=128), "256 or 512 inputs"),
+        (replace(taken, k=384), "multiples of 256"),
+    ):
+        with pytest.raises(EngineError, match=why):
+            WgmmaPooled(PooledProblem(conv, rng).op, 250, H200)
 
 
 def test_whole_lines_refuse_what_they_cannot_do() -> None:

@@ -12,7 +12,7 @@ import pytest
 from int4core.backends.cuda.families.kernel import Kernel
 from int4core.backends.cuda.families.table import candidates
 from int4core.backends.cuda.network import DeviceNetwork
-from int4core.backends.cuda.plan.ops import outputs, pairs, parts
+from int4core.backends.cuda.plan.ops import joined, outputs, parts
 from int4core.backends.cuda.plan.planner import make_plan
 from int4core.engine import Engine
 from int4core.errors import EngineError
@@ -156,7 +156,7 @@ def test_every_kernel_of_the_table_agrees(model: Model, n: int, basic: bool) -> 
     batch.run(stream)
     stream.synchronize()
     single = [part for step in batch.plan.steps for part in parts(step.op)]
-    ops = [group[0] for group in groups([*single, *pairs(single)])]
+    ops = [group[0] for group in groups([*single, *joined(single)])]
     kernels = {op.name: list(candidates(op, network.chip)) for op in ops}
     network.load([kernel.source for found in kernels.values() for kernel in found])
     for op in ops:

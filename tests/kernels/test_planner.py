@@ -9,7 +9,19 @@ import pytest
 from int4core.backends.cuda.chips import CHIPS
 from int4core.backends.cuda.plan.fuse import fuse
 from int4core.backends.cuda.plan.memory import ALIGNMENT, Lifetime, Placement, lifetimes, plan_arena
-from int4core.backends.cuda.plan.ops import CLASSES, INPUT, TOP1, ConvOp, Op, PairOp, StemOp, Tensor, outputs, parts
+from int4core.backends.cuda.plan.ops import (
+    CLASSES,
+    INPUT,
+    TOP1,
+    ConvOp,
+    Op,
+    PairOp,
+    PooledOp,
+    StemOp,
+    Tensor,
+    outputs,
+    parts,
+)
 from int4core.backends.cuda.plan.planner import KEPT, NetworkPlan, make_plan
 from int4core.errors import EngineError
 from int4core.layers import ResNet
@@ -171,6 +183,46 @@ def test_two_layers_that_name_a_pair_are_one_step() -> None:
     both = [step.op for step in plain.steps if step.op.name in numbers]
     assert step.op.multiply_adds == sum(op.multiply_adds for op in both)
     assert step.op.activation_bytes == sum(op.activation_bytes for op in both) - outputs(both[0])[0].bytes
+
+
+def test_the_pool_is_a_part_of_the_last_convolution_that_names_it() -> None:
+    numbers = {"layer4_2_conv3": 250}
+    plain, plan = make_plan(default_network(), H200, 8), make_plan(default_network(), H200, 8, numbers=numbers)
+    assert plan.misfits == ()
+    (step,) = [step for step in plan.steps if isinstance(step.op, PooledOp)]
+    assert step.op.name == "layer4_2_conv3 + avgpool"
+    assert [tensor.name for tensor in outputs(step.op)] == ["avgpool"]
+    lives = lives_of(plan)
+    assert_apart(lives, plan.arena)
+    assert {life.tensor.name for life in lives_of(plain)} - {life.tensor.name for life in lives} == {
+        "layer4_2_quantize3"
+    }
+    assert [part.name for step in plan.steps for part in parts(step.op)] == [step.op.name for step in plain.steps]
+    conv, pool = [step.op for step in plain.steps if step.op.name in ("layer4_2_conv3", "avgpool")]
+    wide = outputs(conv)[0].bytes
+    assert step.op.activation_bytes == conv.activation_bytes + pool.activation_bytes - 2 * wide
+
+
+def test_a_plan_that_keeps_every_tensor_leaves_no_convolution_to_its_pool() -> None:
+    numbers = {"layer4_2_conv3": 250}
+    plan = make_plan(default_network(), H200, 8, numbers=numbers, keep_all=True)
+    assert plan.misfits == ()
+    assert "layer4_2_quantize3" in plan.arena.offsets
+
+
+@pytest.mark.parametrize(
+    ("numbers", "why"),
+    [
+        ({"layer4_1_conv3": 250}, "the network's last convolution"),
+        ({"layer4_2_conv3": 160}, "both layers must name it"),
+    ],
+    ids=["not the last", "a number of pairs"],
+)
+def test_pools_that_do_not_fit_leave_the_defaults(numbers: dict[str, int], why: str) -> None:
+    plain, plan = make_plan(default_network(), H200, 8), make_plan(default_network(), H200, 8, numbers=numbers)
+    assert [str(step.kernel) for step in plan.steps] == [str(step.kernel) for step in plain.steps]
+    assert [misfit.layer for misfit in plan.misfits] == list(numbers)
+    assert all(why in str(misfit) for misfit in plan.misfits)
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from int4core.backends.cuda.chips import CHIPS, Chip
 from int4core.backends.cuda.families.conv_wgmma import WgmmaConv
 from int4core.backends.cuda.families.kernel import Kernel
 from int4core.backends.cuda.families.pair_wgmma import WgmmaPair
+from int4core.backends.cuda.families.pooled_wgmma import WgmmaPooled
 from int4core.backends.cuda.families.residual_wgmma import WgmmaResidual
 from int4core.backends.cuda.families.rows_wgmma import WgmmaRows
 from int4core.backends.cuda.families.stem_lines_wgmma import LinesStem
@@ -31,7 +32,7 @@ from int4core.backends.cuda.jit.source import KernelSource, flatten
 from int4core.backends.cuda.plan.convolution import Convolution, Output, Residual, Source
 from int4core.errors import EngineError
 from tests.kernels.emulator.driver import EAGER, PROMPT, REVERSE, Emulated, emulated_driver, needs_compiler
-from tests.kernels.problems import PairProblem, Problem, draws
+from tests.kernels.problems import PairProblem, PooledProblem, Problem, draws
 from tests.kernels.stems import StemProblem
 
 LONG = pytest.mark.skipif(os.environ.get("INT4CORE_TEST_ALL") != "1", reason="like others: make check-all")
@@ -176,11 +177,28 @@ LINES = {
 @pytest.mark.parametrize("name", list(LINES))
 def test_whole_lines(name: str, folder: Any) -> None:
     number, conv = LINES[name]
-    problem = Problem(conv, np.random.default_rng())
+    problem = Problem(conv, draws())
     kernel = tight(lambda chip: WgmmaResidual(problem.op, number, chip))
     assert kernel.slots == 2 < kernel.tiles / kernel.config.teams
     inputs = {"input": problem.input, "residual": problem.residual}
     check(kernel, Emulated(kernel.source, folder, 900), inputs, {"output": problem.expected()})
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    ("number", "conv"),
+    [
+        (250, Convolution(7, 7, 7, 512, 256, 1, 1, 0, Output.U7, Residual.U4)),
+        (251, Convolution(6, 8, 8, 256, 512, 1, 1, 0, Output.U7, Residual.U4)),
+    ],
+    ids=["7x7", "8x8, two parts"],
+)
+def test_pools(number: int, conv: Convolution, folder: Any) -> None:
+    problem = PooledProblem(conv, draws())
+    kernel = tight(lambda chip: WgmmaPooled(problem.op, number, chip))
+    assert kernel.slots == 2 < conv.n / kernel.config.teams
+    inputs = {"input": problem.first.input, "residual": problem.first.residual}
+    check(kernel, Emulated(kernel.source, folder, 900), inputs, problem.expected())
 
 
 @needs_compiler

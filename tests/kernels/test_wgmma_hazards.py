@@ -19,7 +19,7 @@ from int4core.backends.cuda.families.table import candidates
 from int4core.backends.cuda.jit.nvrtc import compile_source, find_nvrtc
 from int4core.backends.cuda.jit.source import KernelSource
 from int4core.backends.cuda.plan.fuse import fuse
-from int4core.backends.cuda.plan.ops import pairs
+from int4core.backends.cuda.plan.ops import joined
 from int4core.model import Model
 from int4core.tuning.static.sass import Instruction, disassemble, find_nvdisasm
 from tests.paths import ROOT
@@ -38,7 +38,7 @@ def sources() -> list[KernelSource]:
     """A wgmma kernel of every number and function on the default model, on shapes that differ as much as they can."""
     chosen: dict[tuple[str, object, object], KernelSource] = {}
     single = fuse(Model.load(ROOT / "model").network, 64)
-    for op in (*single, *pairs(single)):
+    for op in (*single, *joined(single)):
         for kernel in candidates(op, CHIP):
             source = kernel.source
             if "wgmma" in source.file:

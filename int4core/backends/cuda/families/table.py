@@ -14,6 +14,7 @@ from int4core.backends.cuda.families import (
     conv_slices,
     conv_wgmma,
     pair_wgmma,
+    pooled_wgmma,
     residual_wgmma,
     rows_wgmma,
     stem_lines_wgmma,
@@ -25,7 +26,7 @@ from int4core.backends.cuda.families import (
 )
 from int4core.backends.cuda.families.head import Linear, Mean, Top1, TopK
 from int4core.backends.cuda.families.kernel import Kernel
-from int4core.backends.cuda.plan.ops import ConvOp, LinearOp, Op, PairOp, PoolOp, StemOp, TopOp
+from int4core.backends.cuda.plan.ops import ConvOp, LinearOp, Op, PairOp, PooledOp, PoolOp, StemOp, TopOp
 from int4core.errors import EngineError
 
 
@@ -85,6 +86,7 @@ PAIR = _family("wgmma u8.s8, pairs", pair_wgmma, pair_wgmma.WgmmaPair)
 WINOGRAD = _family("wgmma, F(2, 3)", winograd_wgmma, winograd_wgmma.WgmmaWinograd)
 DEEP_WINOGRAD = _family("wgmma, F(2, 3)", winograd_deep_wgmma, winograd_deep_wgmma.WgmmaDeepWinograd)
 SLICES = _family("mma.sync, slices", conv_slices, conv_slices.SlicedConv)
+POOLED = _family("wgmma and mean", pooled_wgmma, pooled_wgmma.WgmmaPooled)
 LINES = _family("wgmma, whole lines", residual_wgmma, residual_wgmma.WgmmaResidual)
 
 CONVOLUTIONS: tuple[Family, ...] = (ROWS, WGMMA, MMA4, MMA, WINOGRAD, DEEP_WINOGRAD, SLICES, LINES)
@@ -96,9 +98,13 @@ STEMS: tuple[Family, ...] = (WGMMA_STEM, STRIPS, STEM, LINES_STEM)
 PAIRS: tuple[Family, ...] = (PAIR,)
 """Likewise of a PairOp: only where a tuning file names one, for both layers."""
 
-FAMILIES: tuple[Family, ...] = (*CONVOLUTIONS, *STEMS, *PAIRS)
+POOLS: tuple[Family, ...] = (POOLED,)
+"""Likewise of a PooledOp, for its convolution."""
+
+FAMILIES: tuple[Family, ...] = (*CONVOLUTIONS, *STEMS, *PAIRS, *POOLS)
 
 PAIR_NUMBERS: frozenset[int] = frozenset(n for family in PAIRS for n in family.numbers)
+POOLED_NUMBERS: frozenset[int] = frozenset(n for family in POOLS for n in family.numbers)
 
 KNOWN_NUMBERS: frozenset[int] = frozenset(n for family in FAMILIES for n in family.numbers)
 
@@ -109,6 +115,8 @@ def families_of(op: Op) -> tuple[Family, ...]:
         return CONVOLUTIONS
     if isinstance(op, PairOp):
         return PAIRS
+    if isinstance(op, PooledOp):
+        return POOLS
     return STEMS if isinstance(op, StemOp) else ()
 
 
@@ -116,6 +124,8 @@ def make_kernel(op: Op, chip: Chip, number: int) -> Kernel:
     """Entry `number` for `op`. Raises EngineError when it is none for it; the message is the reason."""
     if number in PAIR_NUMBERS and not isinstance(op, PairOp):
         raise EngineError("it computes a block's last convolution and the one after it, and both layers must name it")
+    if number in POOLED_NUMBERS and not isinstance(op, PooledOp):
+        raise EngineError("it computes the network's last convolution and the average pool after it")
     for family in families_of(op):
         if number in family.numbers:
             return family.make(op, number, chip)
@@ -144,7 +154,9 @@ def default_kernel(op: Op, chip: Chip) -> Kernel:
 
 
 def candidates(op: Op, chip: Chip) -> Iterator[Kernel]:
-    """Every entry that computes `op` on `chip`, in the order of their numbers."""
+    """Every entry that computes `op` on `chip`, in the order of their numbers; its only kernel if it has no choice."""
+    if not families_of(op):
+        yield default_kernel(op, chip)
     for family in sorted(families_of(op), key=lambda family: family.first):
         for number in family.numbers:
             try:

@@ -351,30 +351,76 @@ class PairOp:
         return f"{self.first} -> {self.second.shape.k}"
 
 
+@dataclass(frozen=True, eq=False)
+class PooledOp:
+    """The network's last convolution, to u7 with a residual tensor, and the average pool after it, at once.
+
+    Its output is the pool's: what the convolution gives is no tensor.
+    """
+
+    first: ConvOp
+    pool: PoolOp
+
+    @property
+    def name(self) -> str:
+        return f"{self.first.name} + {self.pool.name}"
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return self.first.reads
+
+    @property
+    def multiply_adds(self) -> int:
+        return self.first.multiply_adds
+
+    @property
+    def activation_bytes(self) -> int:
+        return self.first.activation_bytes - self.first.output.bytes + self.pool.output.bytes
+
+    @property
+    def weight_bytes(self) -> int:
+        return self.first.weight_bytes
+
+    def __str__(self) -> str:
+        return f"{self.first}, {self.pool}"
+
+
 SingleOp: TypeAlias = StemOp | ConvOp | PoolOp | LinearOp | TopOp
 
-Op: TypeAlias = SingleOp | PairOp
+JointOp: TypeAlias = PairOp | PooledOp
+
+Op: TypeAlias = SingleOp | JointOp
 
 
 def parts(op: Op) -> tuple[SingleOp, ...]:
     """The operations of one layer each that an operation is, in running order."""
-    return (op.first, op.second) if isinstance(op, PairOp) else (op,)
+    if isinstance(op, PairOp):
+        return op.first, op.second
+    return (op.first, op.pool) if isinstance(op, PooledOp) else (op,)
+
+
+def named(op: Op) -> tuple[str, ...]:
+    """The layers that must name an operation's kernel; a pool has no number."""
+    return tuple(part.name for part in parts(op) if not isinstance(part, PoolOp))
 
 
 def outputs(op: Op) -> tuple[Tensor, ...]:
     """The tensors that an operation writes."""
-    return tuple(part.output for part in parts(op))
+    return (op.pool.output,) if isinstance(op, PooledOp) else tuple(part.output for part in parts(op))
 
 
-def pair(first: SingleOp, second: SingleOp) -> PairOp | None:
-    """Two operations that follow one another as one, if they are what a PairOp is."""
-    if not (isinstance(first, ConvOp) and isinstance(second, ConvOp)):
+def join(first: SingleOp, second: SingleOp) -> JointOp | None:
+    """Two operations that follow one another as one, if they are what a PairOp or a PooledOp is."""
+    if not isinstance(first, ConvOp) or first.shape.residual != Residual.U4:
+        return None
+    if isinstance(second, PoolOp):
+        return PooledOp(first, second) if first.shape.output == Output.U7 else None
+    if not isinstance(second, ConvOp) or second.source != first.target:
         return None
     window = (second.shape.taps, second.shape.stride, second.shape.pad)
-    after = second.source == first.target and window == (1, 1, 0) and second.shape.residual == Residual.NONE
-    return PairOp(first, second) if after and first.shape.residual == Residual.U4 else None
+    return PairOp(first, second) if window == (1, 1, 0) and second.shape.residual == Residual.NONE else None
 
 
-def pairs(ops: Sequence[SingleOp]) -> tuple[PairOp, ...]:
+def joined(ops: Sequence[SingleOp]) -> tuple[JointOp, ...]:
     """What two operations that follow one another could be, each."""
-    return tuple(both for first, second in pairwise(ops) if (both := pair(first, second)))
+    return tuple(both for first, second in pairwise(ops) if (both := join(first, second)))

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 
 from int4core.backends.cuda.chips import Chip
 from int4core.backends.cuda.families.kernel import Kernel
-from int4core.backends.cuda.families.table import PAIR_NUMBERS, default_kernel, make_kernel
+from int4core.backends.cuda.families.table import PAIR_NUMBERS, POOLED_NUMBERS, default_kernel, make_kernel
 from int4core.backends.cuda.plan.fuse import fuse
 from int4core.backends.cuda.plan.memory import Placement, lifetimes, plan_arena
-from int4core.backends.cuda.plan.ops import CLASSES, INPUT, TOP1, ConvOp, Op, SingleOp, StemOp, pair, parts
+from int4core.backends.cuda.plan.ops import CLASSES, INPUT, TOP1, ConvOp, Op, SingleOp, StemOp, join, named
 from int4core.errors import EngineError, shown
 from int4core.layers import Pair, ResNet
 
@@ -91,14 +91,17 @@ def make_plan(
     Args:
         numbers: layer name -> entry of the kernel table; layers that are not in it take a default. An entry that
             does not fit this batch or size is left for the default, and is among the plan's misfits.
-        keep_all: no tensor shares its place with another, so that all can be read after a run.
+        keep_all: no tensor shares its place with another, so that all can be read after a run, nor is one left out.
         top: how many of the best classes come with their scores, 0 for the class alone.
 
     Raises:
         EngineError: the chip has no kernel for an operation, or the size or `top` does not fit.
     """
     ops = fuse(net, n, size, top)
-    steps = tuple(_steps(ops, chip, numbers or {}))
+    chosen = {
+        layer: number for layer, number in (numbers or {}).items() if not keep_all or number not in POOLED_NUMBERS
+    }
+    steps = tuple(_steps(ops, chip, chosen))
     stem = ops[0]
     assert isinstance(stem, StemOp)
     kept = {op.output.name for op in ops} | set(KEPT) if keep_all else KEPT
@@ -107,19 +110,20 @@ def make_plan(
 
 
 def _steps(ops: Sequence[SingleOp], chip: Chip, numbers: Mapping[str, int]) -> Iterator[Step]:
-    """A step an operation, or one for two that name the same kernel of pairs, where it fits."""
+    """A step an operation, or one for two that name the same kernel for both, where it fits."""
     refused: dict[str, str] = {}
     i = 0
     while i < len(ops):
-        both = pair(*ops[i : i + 2]) if i + 1 < len(ops) else None
+        both = join(*ops[i : i + 2]) if i + 1 < len(ops) else None
         number = numbers.get(ops[i].name)
-        if both and number is not None and number in PAIR_NUMBERS and number == numbers.get(both.second.name):
+        joint = number in PAIR_NUMBERS or number in POOLED_NUMBERS
+        if both and joint and number is not None and all(numbers.get(name) == number for name in named(both)):
             try:
                 yield Step(make_kernel(both, chip, number))
                 i += 2
                 continue
             except EngineError as error:
-                refused |= {op.name: str(error) for op in parts(both)}
+                refused |= dict.fromkeys(named(both), str(error))
         yield _step(ops[i], chip, numbers, refused.get(ops[i].name))
         i += 1
 

@@ -1,0 +1,169 @@
+// The last 1x1 convolution of a network's last block on sm_90a, the block's input as residual, and the average pool
+// over whole images of at most 64 pixels after it:
+//
+//   features (images x channels) = mean over pixels of requantised(input (pixels x C_IN) * weights + residual)
+//
+// The convolution's u7 outputs stay in registers. A block makes TILE_N channels; their weights stay in shared memory.
+//
+// - One producer warp per team keeps a ring of SLOTS slots filled: an image's rows of the residual and of the input,
+// 128
+//   bytes of each in a box, swizzled.
+// - A team, one warpgroup, takes an image: 64 rows of a product, those beyond PIXELS of anything. It unpacks the input
+//   once, and takes the channels CHUNK at a time; with AHEAD the product of the next chunk runs under the
+//   requantisation of this one.
+// - A warp adds a chunk's rows up by exchanging halves of what is left; what the four warps have of the image they
+//   leave in shared memory, in one of two places in turn.
+//
+// Compile-time constants: C_IN, TILE_N, PIXELS, TEAMS, SLOTS, CHUNK, AHEAD.
+#include "ptx/bulk_copy.cuh"
+#include "ptx/dependency.cuh"
+#include "ptx/mbarrier.cuh"
+#include "ptx/named_barrier.cuh"
+#include "residual_boxes.cuh"
+
+template <int C_IN, int TILE_N, int PIXELS, int TEAMS, int SLOTS, int CHUNK, bool AHEAD>
+struct PooledWgmma {
+  using Boxes = ResidualBoxes<C_IN, 1, CHUNK, PIXELS>;
+  static constexpr int CHUNKS = TILE_N / CHUNK;
+  static constexpr int BOX_ROW = Boxes::BOX_ROW, BOX = Boxes::BOX, BOXES = TILE_N / (2 * BOX_ROW);
+  static constexpr int IN_BOXES = C_IN / (2 * BOX_ROW), SLOT = (BOXES + IN_BOXES) * BOX;
+  static constexpr int WEIGHT_BYTES = C_IN * TILE_N;
+  static constexpr int CONSUMERS = TEAMS * 128;
+  static constexpr int THREADS = CONSUMERS + 128;
+  static constexpr int CONSUMER_REGISTERS = TEAMS == 2 ? 240 : 160;
+  static constexpr int BLOCKS = 1;          // a multiprocessor
+  static constexpr int WORDS = CHUNK / 16;  // of four u7 outputs, that a thread has of a row of a chunk
+  static constexpr int SUMS = CHUNK / 8;    // two channels each, 16 bits of each: as many as there are rows
+  static constexpr int TILE_SUMS = TILE_N / 2;
+  static_assert(TEAMS == 2 || TEAMS == 3);
+  static_assert(CHUNK == 64, "eight sums for the eight lanes that hold rows of the same channels");
+  static_assert(PIXELS <= 64 && TILE_N % (2 * BOX_ROW) == 0 && CHUNKS >= 2 && SLOTS >= 2 && Boxes::BOXED_INPUT);
+
+  static __device__ __forceinline__ void run(const TensorMap& input, const TensorMap& residual,
+                                             const unsigned char* __restrict__ weights,
+                                             const ChannelPair* __restrict__ channels,
+                                             unsigned char* __restrict__ output, int images, int features) {
+    extern __shared__ __align__(128) unsigned char memory[];
+    __shared__ __align__(8) unsigned long long barriers[1 + TEAMS * 2 * SLOTS];
+    __shared__ ChannelPair pairs[TILE_N / 2];
+    __shared__ unsigned warp_sums[TEAMS][2][4][TILE_SUMS];
+
+    const int warp = __shfl_sync(0xFFFFFFFFu, threadIdx.x / 32, 0), lane = threadIdx.x % 32;
+    const bool producer = warp >= CONSUMERS / 32;
+    const int team = producer ? warp - CONSUMERS / 32 : warp / 4;
+    const int tile_n = blockIdx.y, first_byte = tile_n * (TILE_N / 2);
+    const unsigned weight_barrier = shared_address(barriers);
+    const unsigned full = weight_barrier + 8 + team * 16 * SLOTS, empty = full + 8 * SLOTS;
+    const unsigned base = (shared_address(memory) + Boxes::ALIGNMENT - 1) & ~(Boxes::ALIGNMENT - 1u);
+    const unsigned slots = base + team * SLOTS * SLOT, weight_base = base + TEAMS * SLOTS * SLOT;
+
+    if (threadIdx.x == 0) {
+      mbarrier_init(weight_barrier, 1);
+      for (int i = 0; i < TEAMS * 2 * SLOTS; ++i)
+        mbarrier_init(weight_barrier + 8 + 8 * i, i / SLOTS % 2 == 0 ? 1 : 4);  // filled by a copy, emptied by warps
+      mbarrier_init_fence();
+    }
+    for (int i = threadIdx.x; i < TILE_N / 2; i += THREADS) pairs[i] = channels[tile_n * (TILE_N / 2) + i];
+    __syncthreads();
+
+    let_next_start();
+    const int first_image = blockIdx.x * TEAMS + team, image_step = gridDim.x * TEAMS;
+    Ring ring(SLOTS);
+
+    if (producer) {
+      release_registers<24>();
+      if (team >= TEAMS || lane != 0) return;
+      if (team == 0) {
+        mbarrier_arrive_expect(weight_barrier, WEIGHT_BYTES);
+        bulk_copy(weight_base, weights + static_cast<size_t>(tile_n) * WEIGHT_BYTES, WEIGHT_BYTES, weight_barrier);
+      }
+      wait_for_previous();
+      for (int image = first_image; image < images; image += image_step) {
+        const unsigned slot = slots + ring.slot * SLOT, barrier = full + 8 * ring.slot;
+        mbarrier_wait(empty + 8 * ring.slot, ring.parity ^ 1);
+        mbarrier_arrive_expect(barrier, (BOXES + IN_BOXES) * PIXELS * BOX_ROW);
+        for (int box = 0; box < IN_BOXES; ++box)
+          rows_copy(slot + (BOXES + box) * BOX, &input, barrier, box * BOX_ROW, image * PIXELS);
+        for (int box = 0; box < BOXES; ++box)
+          rows_copy(slot + box * BOX, &residual, barrier, first_byte + box * BOX_ROW, image * PIXELS);
+        ring.advance();
+      }
+      return;
+    }
+
+    claim_registers<CONSUMER_REGISTERS>();
+    wait_for_previous();
+    const Boxes boxes(warp, lane);
+    const int group = lane / 4;
+    const unsigned rows[2] = {boxes.row < PIXELS ? ~0u : 0, boxes.row + 8 < PIXELS ? ~0u : 0};
+    const unsigned long long descriptor = wgmma_descriptor(weight_base, CHUNK * 16, 128);
+    int place = 0;  // of the two for sums
+    mbarrier_wait(weight_barrier, 0);
+
+    for (int image = first_image; image < images; image += image_step) {
+      const unsigned slot = slots + ring.slot * SLOT;
+      mbarrier_wait(full + 8 * ring.slot, ring.parity);
+      typename Boxes::Input a;
+      boxes.load_input(a, slot + BOXES * BOX);
+      typename Boxes::Sums chunk_sums[AHEAD ? 2 : 1];
+
+      if (AHEAD) Boxes::begin(chunk_sums[0], a, descriptor, 0);
+#pragma unroll
+      for (int chunk = 0; chunk < CHUNKS; ++chunk) {
+        auto& sums = chunk_sums[AHEAD ? chunk % 2 : 0];
+        const bool more = AHEAD && chunk + 1 < CHUNKS;
+        if (!AHEAD) Boxes::begin(sums, a, descriptor, chunk);
+        if (more) Boxes::begin(chunk_sums[AHEAD ? (chunk + 1) % 2 : 0], a, descriptor, chunk + 1);
+        typename Boxes::Words kept;
+        Boxes::load(kept, boxes.place(slot, chunk));
+        if (more) {
+          wgmma_wait<1>();
+        } else {
+          wgmma_wait<0>();
+        }
+        unsigned packed[1][2][WORDS];
+        boxes.template requantize<1>(sums, pairs, chunk, kept, packed);
+
+        unsigned left[SUMS];
+#pragma unroll
+        for (int word = 0; word < WORDS; ++word) {
+          // Two u7 are below 2^8.
+          const unsigned both = (packed[0][0][word] & rows[0]) + (packed[0][1][word] & rows[1]);
+          left[2 * word] = both & 0x00FF00FFu;
+          left[2 * word + 1] = (both >> 8) & 0x00FF00FFu;
+        }
+        // A lane gives the half that is not its own for the other lane's part of its own half.
+#pragma unroll
+        for (int half = SUMS / 2; half > 0; half /= 2) {
+          const bool upper = group & half;
+#pragma unroll
+          for (int i = 0; i < half; ++i) {
+            const unsigned given = upper ? left[i] : left[i + half], own = upper ? left[i + half] : left[i];
+            left[i] = own + __shfl_xor_sync(0xFFFFFFFFu, given, 4 * half);
+          }
+        }
+        warp_sums[team][place][warp % 4][chunk * (CHUNK / 2) + boxes.quad * SUMS + group] = left[0];
+      }
+      if (lane == 0) mbarrier_arrive(empty + 8 * ring.slot);  // what it held has been used up
+      ring.advance();
+
+      named_barrier(1 + team, 128);
+      for (int word = threadIdx.x % 128; word < TILE_N / 4; word += 128) {
+        unsigned totals[2] = {};
+#pragma unroll
+        for (int of = 0; of < 4; ++of)
+#pragma unroll
+          for (int odd = 0; odd < 2; ++odd) totals[odd] += warp_sums[team][place][of][2 * word + odd];
+        unsigned mean = 0;
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          const unsigned total = totals[i % 2] >> (16 * (i / 2)) & 0xFFFFu;
+          mean |= (2 * total + PIXELS) / (2 * PIXELS) << (8 * i);
+        }
+        *reinterpret_cast<unsigned*>(output + static_cast<size_t>(image) * features + tile_n * TILE_N + 4 * word) =
+            mean;
+      }
+      place ^= 1;
+    }
+  }
+};
