@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from pipeline.errors import ImageError
@@ -221,7 +222,8 @@ class TestRows:
         assert open_below(tmp_path) == OPEN_ROW_GROUPS
 
     def test_damage(self, reader: Reader, tmp_path: Path) -> None:
-        cells = [os.urandom(500) for _ in range(400)]
+        rng = np.random.default_rng(0)
+        cells = [rng.bytes(500) for _ in range(400)]
         options = {"use_dictionary": False, "compression": "none", "data_page_size": 5000}
         path = self.write(tmp_path / "t.parquet", cells, 200, **options)
         data = bytearray(Path(path).read_bytes())

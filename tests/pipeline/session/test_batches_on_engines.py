@@ -244,8 +244,8 @@ def test_queries_of_one_sample_go_together_while_the_engine_is_busy(
 
 def test_a_batch_is_ready_behind_the_one_that_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """With `busy_at` 2, the samples of a second batch go at once, those after them wait for one of the two."""
-    with serving(monkeypatch, tmp_path, Sizes.stepped(16, 4), hold_s=60.0) as (under_test, answers):
-        under_test.queue = under_test.open(answers, Batching(16, 60.0, busy_at=2))
+    with serving(monkeypatch, tmp_path, Sizes.stepped(16, 4), hold_s=600.0) as (under_test, answers):
+        under_test.queue = under_test.open(answers, Batching(16, 600.0, busy_at=2))
         sizes: list[int] = []
         submit = under_test.infer.try_submit
         monkeypatch.setattr(under_test.infer, "try_submit", lambda task: (sizes.append(task.samples), submit(task))[1])

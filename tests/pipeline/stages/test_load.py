@@ -19,6 +19,7 @@ from pipeline.samples.sources import PathLocator, Paths
 from pipeline.stages import load
 from pipeline.stages.channels import Task
 from pipeline.stages.load import BY_GPU, Loader, LoadResult, LoadWork, Preparation, SlotLocator, load_stage
+from tests.pipeline.conftest import PATIENCE_S
 
 SIZE = 32
 
@@ -65,8 +66,8 @@ def test_a_loader_names_bad_files_and_goes_on(tmp_path: Path, capfd: pytest.Capt
             Preparation("images", SIZE, SIZE, rules),
             loaders=1,
             capacity=4,
-            timeout_s=60,
-            image_timeout_s=60,
+            timeout_s=PATIENCE_S,
+            image_timeout_s=PATIENCE_S,
             on_result=lambda _task, result: results.append(result),
             on_lost=lambda _task, lost: None,
             on_failure=lambda failure: None,

@@ -131,7 +131,7 @@ def test_a_worker_that_hangs_between_items_is_replaced_and_nothing_is_to_blame(
 ) -> None:
     word = f"~{tmp_path / 'once'}"
     judged = judged_clock(monkeypatch)
-    with shouters(item_timeout_s=60.0) as (stage, owner):
+    with shouters(item_timeout_s=PATIENCE_S) as (stage, owner):
         stage._timeout_s = 3.0
         judged.let_pass(5.0, (tmp_path / "once").exists)
         stage.submit(owner.task(word, "b"))

@@ -235,7 +235,7 @@ def test_time_that_passes_while_the_process_is_stopped_does_not_count(monkeypatc
     assert clock.tick() < LONGEST_STEP_S + 0.5
 
     outcome = Outcome()
-    with processes(outcome, workers=1, timeout_s=60.0) as stage:
+    with processes(outcome, workers=1) as stage:
         submit_all(stage, range(50))
         fake.ahead_s += 1000.0
         stage.drain()
