@@ -45,21 +45,28 @@ class Plain(NamedTuple):
     Attributes:
         names: of n of them.
         places: int64 (n, 2): where the bytes of each begin, and how many they are.
+        contents: by place, the bytes of those that have few.
         after: where the next header is.
         more: whether it may well be another plain one.
     """
 
     names: list[str]
     places: npt.NDArray[np.int64]
+    contents: dict[int, bytes]
     after: int
     more: bool
 
 
 class Headers:
-    """Reads the headers of a tar and what lies beside them; not for several threads."""
+    """Reads the headers of a tar and what lies beside them; not for several threads.
 
-    def __init__(self, file: BinaryIO) -> None:
+    Args:
+        keep: members of so many bytes and fewer are read with their headers.
+    """
+
+    def __init__(self, file: BinaryIO, keep: int = 0) -> None:
         self._read = _reader(file)
+        self._keep = keep
         self._start = 0
         self._data = b""
 
@@ -76,47 +83,63 @@ class Headers:
         None when the first one is none, or is one that tarfile has to look at. Does not read for longer than SOME_S.
         """
         blocks: list[bytes] = []
-        members: list[tuple[int, int, int, int]] = []  # where its headers begin; of its own the row, what is behind it
-        begin, due_s, more = offset, time.monotonic() + SOME_S, False
+        members: list[tuple[int, int, int]] = []
+        contents: dict[int, bytes] = {}
+        try:
+            more = self._collect(offset, end, blocks, members, contents)
+        except Exception:
+            if not members:
+                raise
+            more = True  # once what came before it is out, it is asked for again
+        # Attributes without a member behind them are looked at again.
+        damaged = _first_damaged(blocks[: members[-1][0] + 1]) if members else None
+        if damaged is not None:
+            more, members = False, [member for member in members if member[0] < damaged]
+        if not members:
+            return None
+        names = _names([blocks[row] for row, _, _ in members])
+        places = np.array([place for _, *place in members], np.int64)
+        _, data, size = members[-1]
+        return Plain(names, places, contents, data + _padded(size), more)
+
+    def _collect(
+        self,
+        offset: int,
+        end: int,
+        blocks: list[bytes],
+        members: list[tuple[int, int, int]],
+        contents: dict[int, bytes],
+    ) -> bool:
+        """Appends headers as long as they may be plain, and of each member its header's row, and where its bytes are.
+
+        Whether there may be more.
+        """
+        due_s, attributes = time.monotonic() + SOME_S, False
         while len(members) < SOME and (not members or time.monotonic() < due_s):
-            try:
-                block = self.at(offset, BLOCK)
-            except Exception:
-                if not members:
-                    raise
-                break  # once what came before it is out, it is asked for again
+            block = self.at(offset, BLOCK)
             if len(block) < BLOCK or block[SIZE_END] not in b"\0 " or block[PREFIX]:
-                break
+                return False
             try:
                 size = int(block[124:SIZE_END], 8)
             except ValueError:
-                break
-            data, kind = offset + BLOCK, block[TYPE]
-            offset = data + -(-size // BLOCK) * BLOCK
-            if kind == REGULAR and size >= 0 and data + size <= end:
-                members.append((begin, len(blocks), data, size))
-                begin = offset
-            elif kind != ATTRIBUTES or data - BLOCK != begin or not self._are_times(data, size):
-                break
+                return False
+            data = offset + BLOCK
+            if block[TYPE] == REGULAR and size >= 0 and data + size <= end:
+                if 0 < size <= self._keep:
+                    contents[len(members)] = self.at(data, size)
+                members.append((len(blocks), data, size))
+                attributes = False
+            elif block[TYPE] == ATTRIBUTES and not attributes and self._are_times(data, size):
+                attributes = True
+            else:
+                return False
             blocks.append(block)
-        else:
-            more = True
-        if not members:
-            return None
-        rows = [row for _, row, _, _ in members]
-        # Attributes without a member behind them are looked at again.
-        damaged = _first_damaged(blocks[: rows[-1] + 1])
-        if damaged is not None:
-            more, kept = False, sum(row < damaged for row in rows)
-            begin, rows = members[kept][0], rows[:kept]
-        if not rows:
-            return None
-        places = np.array([member[2:] for member in members[: len(rows)]], np.int64)
-        return Plain(_names([blocks[row] for row in rows]), places, begin, more)
+            offset = data + _padded(size)
+        return True
 
     def _are_times(self, offset: int, size: int) -> bool:
         """Whether attributes are times alone, which nobody asks for."""
-        padded = -(-size // BLOCK) * BLOCK
+        padded = _padded(size)
         if not 0 < padded <= WINDOW:
             return False
         data = self.at(offset, padded)
@@ -127,6 +150,11 @@ class Headers:
                 return False
             at = match.end()
         return len(data) == padded and not data[size:].strip(b"\0")
+
+
+def _padded(size: int) -> int:
+    """The bytes that so many take in a tar."""
+    return -(-size // BLOCK) * BLOCK
 
 
 def plain_member(block: bytes, offset: int) -> PlainMember | None:

@@ -49,7 +49,7 @@ def shard_sources(path: str, left_out: LeftOut, *, labels: bool = False) -> Iter
         yield Sources([path], [FailedLocator(path, error.why)])
         return
     with file:
-        members = _Members(path, file)
+        members = _Members(path, file, labels=labels)
         looked = _look(members, left_out, labels)
         yield from _labelled(looked) if labels else (some.sources for some in looked if len(some.sources))
         if members.why:
@@ -83,9 +83,9 @@ class _Members:
         why: once they are at an end: what was wrong, empty if nothing was.
     """
 
-    def __init__(self, path: str, file: BinaryIO) -> None:
+    def __init__(self, path: str, file: BinaryIO, *, labels: bool) -> None:
         self.path = path
-        self.headers = Headers(file)
+        self.headers = Headers(file, MOST_LABEL_BYTES if labels else 0)
         self.why = ""
         self._file = file
         self._found = 0
@@ -135,7 +135,7 @@ class _Members:
             if plain is not None:
                 name, begin, length, regular = plain.name, plain.offset_data, plain.size, True
                 offset = begin + -(-length // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
-                member = Plain([name], np.array([(begin, length)], np.int64), offset, more=True)
+                member = Plain([name], np.array([(begin, length)], np.int64), {}, offset, more=True)
             else:
                 file.seek(offset)
                 budget.budget = MOST_HEADER_BYTES
@@ -179,14 +179,15 @@ def _look(members: _Members, left_out: LeftOut, labels: bool) -> Iterator[_Looke
             names, places = some.names, some.places
             if labels:
                 told = [place for place, name in enumerate(names) if _is_label(name)]
-                said = {place: _label(headers, *places[place].tolist()) for place in told}
+                short = some.contents
+                said = {p: _label(short[p] if p in short else _begin(headers, *places[p].tolist())) for p in told}
             images = _images(names, left_out, said)
             keys = [f"{path}/{names[place]}" for place in images]
             found = Sources(keys, Ranges(path, places if len(images) == len(names) else places[images]))
         else:
             names = [some.name]
             if labels and some.isreg() and _is_label(some.name):
-                said[0] = _label(headers, some.offset_data, some.size)
+                said[0] = _label(_begin(headers, some.offset_data, some.size))
             source = None if said else _image(path, some, left_out)
             found, images = (Sources([], []), []) if source is None else (Sources.of([source]), [0])
         yield _Looked(names, images, found, said)
@@ -280,6 +281,10 @@ def _is_label(name: str) -> bool:
     return name[-4:].lower() == ".cls" and name.rpartition("/")[2].partition(".")[2].lower() == "cls"
 
 
-def _label(headers: Headers, offset: int, size: int) -> int | None:
-    text = headers.at(offset, min(size, MOST_LABEL_BYTES)).strip()
+def _begin(headers: Headers, offset: int, size: int) -> bytes:
+    return headers.at(offset, min(size, MOST_LABEL_BYTES))
+
+
+def _label(data: bytes) -> int | None:
+    text = data.strip()
     return int(text) if text.isdigit() and len(text) < 10 else None

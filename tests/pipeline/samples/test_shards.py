@@ -221,13 +221,15 @@ def test_members_are_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize("failed", [0, 1, SOME, SOME + 7])
-def test_a_header_that_cannot_be_read(failed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    expected = plain_tar(tmp_path / "s.tar")
-    read, stride = os.pread, 3 * 512
+@pytest.mark.parametrize(("mtime", "stride", "beyond"), [(3, 3, 0), (1.5, 5, 0), (1.5, 5, 1), (1.5, 5, 2)])
+def test_a_header_that_cannot_be_read(
+    failed: int, mtime: float, stride: int, beyond: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = plain_tar(tmp_path / "s.tar", mtime=mtime)
+    read, last = os.pread, (failed * stride + beyond) * 512
 
     def fails(descriptor: int, length: int, offset: int) -> bytes:
-        if offset + length > failed * stride:
-            length = failed * stride - offset
+        length = min(length, last - offset)
         if length <= 0:
             raise OSError("Input/output error")
         return read(descriptor, length, offset)
