@@ -8,7 +8,7 @@ from typing import ClassVar
 from int4core.backends.cuda.chips import Chip
 from int4core.backends.cuda.families.choose import choose
 from int4core.backends.cuda.families.conv_mma import MmaConv
-from int4core.backends.cuda.families.conv_tile import CONV_SHAPE, PAIR_BYTES, WINDOW, TileConfig
+from int4core.backends.cuda.families.conv_tile import CONV_SHAPE, ENDS_COST, PAIR_BYTES, WINDOW, TileConfig
 from int4core.backends.cuda.families.epilogue import ELEMENTS
 from int4core.backends.cuda.jit.source import KernelSource
 from int4core.backends.cuda.plan.convolution import Residual
@@ -100,7 +100,7 @@ class SlicedConv(MmaConv):
     @property
     def cost(self) -> float:
         """As of any tile, but a block's time is that of a slice."""
-        block = self.config.tile_m * self.config.tile_n * (self.conv.depth / self.config.slices + 150)
+        block = self.config.tile_m * self.config.tile_n * (self.conv.depth / self.config.slices + ENDS_COST)
         return -(-self.grid[0] // self.chip.multiprocessors) * block
 
 

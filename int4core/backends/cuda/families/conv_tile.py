@@ -30,6 +30,9 @@ CONV_SHAPE = np.dtype(
 """Pixels of all outputs (n * p * q), and p x q of an image; blocks of K: of the residual convolution, which come before
 all others, and of both."""
 
+ENDS_COST = 150
+"""What a block's start and end cost for each output, in multiply-adds: an estimate, of no measurement."""
+
 PIECE_CHANNELS = 32
 """Channels of a 16-byte piece of a pixel."""
 
@@ -181,7 +184,7 @@ class TileConv(ABC):
         A block's time is its products, plus a start and an end that do not shrink with it; blocks run in waves of one
         a multiprocessor. The weights are estimates, of no measurement: `int4core.tune` measures.
         """
-        block = self.config.tile_m * self.config.tile_n * (self.conv.depth * self.product_cost + 150)
+        block = self.config.tile_m * self.config.tile_n * (self.conv.depth * self.product_cost + ENDS_COST)
         return math.ceil(self.grid[0] / self.chip.multiprocessors) * block
 
     def __str__(self) -> str:
