@@ -172,12 +172,24 @@ class World:
             in_window = len(caller.sources) - len(caller.left) - len(caller.out)
             assert caller.dropped or in_window <= caller.stream.window
 
+    def is_over(self) -> bool:
+        """Whether there is nothing left to do; takes a job where nobody else has anything to do."""
+        if self.engines or any(self.loaders):
+            return False
+        for caller in self.callers:
+            can_offer = caller.left and not caller.dropped and self.core.room(caller.stream)
+            if can_offer or self.core.has_answers(caller.stream):
+                return False
+        return not self.load()
+
     def run(self) -> None:
         steps: list[Callable[[], bool]] = [self.offer, self.load, self.decode, self.compute, self.take, self.drop]
-        idle = 0
-        while idle < 300:
-            idle = 0 if self.rng.choice(steps)() else idle + 1
-            self.check()
+        while not self.is_over():
+            if self.rng.choice(steps)():
+                self.check()
+        for _ in range(30):  # callers may go when all is done, too
+            self.drop()
+        self.check()
 
 
 def answers_to(keys: Iterable[int]) -> list[np.ndarray]:
