@@ -42,7 +42,7 @@ DIFFERENT = 40
 BAD = 3
 VICTIMS = ("main", "loader", "engine")
 # How long children of a killed process may take to find out.
-ORPHANS_S = 60.0
+ORPHANS_S = 120.0
 RUN_S = 240.0
 
 

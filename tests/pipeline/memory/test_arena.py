@@ -76,7 +76,7 @@ def test_an_arena_larger_than_the_folder_is_refused_before_anything_is_written()
     before = set(segment_folder().iterdir())
     with pytest.raises(PipelineError, match="hold fewer samples at a time"):
         Arena.create(10**9, SHAPE)
-    assert set(segment_folder().iterdir()) == before
+    assert set(segment_folder().iterdir()) <= before
 
 
 def test_a_reservation_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

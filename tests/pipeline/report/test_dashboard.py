@@ -386,7 +386,7 @@ def test_the_terminal_is_restored_when_the_run_raises(
     dashboard.close()  # twice is fine
     out = everything()
     assert out.rfind(SHOW_CURSOR) > out.rfind(HIDE_CURSOR) >= 0
-    assert "dashboard" not in {t.name for t in threading.enumerate()}
+    assert not dashboard._thread.is_alive()
 
 
 def test_a_run_outlives_its_dashboard(terminal: Terminal, capsys: pytest.CaptureFixture[str]) -> None:
