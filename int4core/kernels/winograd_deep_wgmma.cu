@@ -13,10 +13,12 @@
 //   steps' stages stay in shared memory; else they are streamed, for all warpgroups of the block.
 // - Staggered warpgroups: one begins when the one before it has done a block of channels, so that its requantisation
 //   runs under the other's products.
+// - AHEAD: the pixels of a step are read before the products of the step before begin, which they would else queue
+//   behind.
 // - Producers: a warp for the weights, and one a team for its rows.
 //
 // Compile-time constants: WIDTH of the image, CHANNELS it has, COLUMNS of a plane's row in shared memory, WARPGROUPS of
-// a team, TEAMS, RESIDENT, STAGES of weights, SLOTS a team.
+// a team, TEAMS, RESIDENT, STAGES of weights, SLOTS a team, AHEAD.
 #include "epilogue/narrow.cuh"
 #include "ptx/bulk_copy.cuh"
 #include "ptx/dependency.cuh"
@@ -24,7 +26,8 @@
 #include "ptx/wgmma.cuh"
 #include "stages.cuh"
 
-template <int WIDTH, int CHANNELS, int COLUMNS, int WARPGROUPS, int TEAMS, bool RESIDENT, int STAGES, int SLOTS>
+template <int WIDTH, int CHANNELS, int COLUMNS, int WARPGROUPS, int TEAMS, bool RESIDENT, int STAGES, int SLOTS,
+          bool AHEAD>
 struct WinogradDeepWgmma {
   static constexpr int TILE_N = 128, TILE_M = 64 * WARPGROUPS;
   static constexpr int PIXEL = 32, K_BLOCKS = CHANNELS / (2 * PIXEL);  // bytes a pixel of a block of channels
@@ -149,36 +152,45 @@ struct WinogradDeepWgmma {
       int previous = 0;
       Ring slot = first_slot;
 
+      unsigned d[2][4][2];  // of two pairs, a column, 16 channels
+      auto read = [&](auto phase, auto r, const Ring& from) {
+        constexpr int PHASE = decltype(phase)::value, R = decltype(r)::value;
+        if (PHASE == 0 && R == 0) mbarrier_wait(slot_full + 8 * from.slot, from.parity);
+        const unsigned source = slots + from.slot * SLOT;
+#pragma unroll
+        for (int half = 0; half < 2; ++half)
+#pragma unroll
+          for (int x = 1 - PHASE; x < 3 + PHASE; ++x)
+            load_words(d[half][x], source + offsets[half][R] + (x % 2 ? 0 : PLANE) + x / 2 * PIXEL);
+      };
       // Positions 1 and 2, or 0 and 3, of a row of taps and a block of channels.
       auto multiply = [&](auto phase, auto parity, auto r, int block) {
         constexpr int PHASE = decltype(phase)::value, R = decltype(r)::value;
         auto& a = fragments[decltype(parity)::value];
-        if (PHASE == 0 && R == 0) mbarrier_wait(slot_full + 8 * slot.slot, slot.parity);
-        mbarrier_wait(stage_full + 8 * stage.slot, RESIDENT ? 0 : stage.parity);
-        const unsigned source = slots + slot.slot * SLOT;
+        if (!AHEAD || (block == 0 && R == 0)) read(phase, r, slot);
 #pragma unroll
-        for (int half = 0; half < 2; ++half) {
-          unsigned d[4][2];  // of a column, 16 channels
-#pragma unroll
-          for (int x = 1 - PHASE; x < 3 + PHASE; ++x)
-            load_words(d[x], source + offsets[half][R] + (x % 2 ? 0 : PLANE) + x / 2 * PIXEL);
+        for (int half = 0; half < 2; ++half)
 #pragma unroll
           for (int i = 0; i < 2; ++i)
 #pragma unroll
             for (int high = 0; high < 2; ++high) {
               unsigned b[4];
 #pragma unroll
-              for (int x = 1 - PHASE; x < 3 + PHASE; ++x) b[x] = (high ? d[x][i] >> 4 : d[x][i]) & 0x0F0F0F0Fu;
+              for (int x = 1 - PHASE; x < 3 + PHASE; ++x)
+                b[x] = (high ? d[half][x][i] >> 4 : d[half][x][i]) & 0x0F0F0F0Fu;
               // Four channels at once: no byte leaves 0 ... 31.
               a[0][i][2 * high + half] = PHASE ? b[0] + SIXTEENS - b[2] : b[1] + b[2];
               a[1][i][2 * high + half] = PHASE ? b[1] + SIXTEENS - b[3] : b[2] + SIXTEENS - b[1];
             }
-        }
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
           pin_registers(a[0][i]);
           pin_registers(a[1][i]);
         }
+        Ring next = slot;
+        if (R == 2) next.advance();
+        if (AHEAD && (R < 2 || block + 1 < K_BLOCKS)) read(phase, Constant<(R + 1) % 3>{}, next);
+        mbarrier_wait(stage_full + 8 * stage.slot, RESIDENT ? 0 : stage.parity);
         const unsigned long long descriptor = wgmma_descriptor(stages + stage.slot * STAGE, TILE_N * 16, 128);
         wgmma_fence();
 #pragma unroll
@@ -192,9 +204,8 @@ struct WinogradDeepWgmma {
         if (!RESIDENT && block + R > 0 && lane == 0) mbarrier_arrive(stage_empty + 8 * previous);
         previous = stage.slot;
         stage.advance();
-        if (R < 2) return;
-        if (PHASE == 1 && lane == 0) mbarrier_arrive(slot_empty + 8 * slot.slot);
-        slot.advance();
+        if (PHASE == 1 && R == 2 && lane == 0) mbarrier_arrive(slot_empty + 8 * slot.slot);
+        slot = next;
       };
       auto multiply_all = [&](auto phase) {
 #pragma unroll 1

@@ -118,7 +118,7 @@ def test_every_layer_equal_to_numpy(
             (2, 1, 1, 1),
             {"conv1": 243, "layer1_1_conv2": 170, "layer1_1_conv3": 161, "layer2_0_conv1": 161},
         ),
-        pytest.param((1, 2, 2, 2), {"layer2_1_conv2": 183, "layer3_1_conv2": 181, "layer4_1_conv2": 180}, marks=LONG),
+        pytest.param((1, 2, 2, 2), {"layer2_1_conv2": 187, "layer3_1_conv2": 185, "layer4_1_conv2": 180}, marks=LONG),
     ],
     ids=["a pair", "deep layers"],
 )

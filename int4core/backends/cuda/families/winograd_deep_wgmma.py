@@ -62,10 +62,12 @@ class DeepConfig:
     teams: int
     resident: bool
     staggered: bool
+    ahead: bool = False
 
     def __str__(self) -> str:
         weights = "resident" if self.resident else "streamed"
-        return f"{self.teams} x {64 * self.warpgroups} pairs, U {weights}{', staggered' if self.staggered else ''}"
+        how = [name for name in ("staggered", "ahead") if getattr(self, name)]
+        return ", ".join((f"{self.teams} x {64 * self.warpgroups} pairs, U {weights}", *how))
 
 
 CONFIGS: tuple[DeepConfig, ...] = (
@@ -73,6 +75,10 @@ CONFIGS: tuple[DeepConfig, ...] = (
     DeepConfig(2, 1, resident=False, staggered=True),
     DeepConfig(1, 2, resident=True, staggered=False),
     DeepConfig(1, 2, resident=True, staggered=True),
+    DeepConfig(2, 1, resident=False, staggered=False, ahead=True),
+    DeepConfig(2, 1, resident=False, staggered=True, ahead=True),
+    DeepConfig(1, 2, resident=True, staggered=False, ahead=True),
+    DeepConfig(1, 2, resident=True, staggered=True, ahead=True),
 )
 """Numbered from FIRST_NUMBER."""
 
@@ -186,6 +192,7 @@ class WgmmaDeepWinograd:
         constants = {
             "WIDTH": self.conv.w, "CHANNELS": self.conv.c, "COLUMNS": room.columns, "WARPGROUPS": config.warpgroups,
             "TEAMS": config.teams, "RESIDENT": int(config.resident), "STAGES": room.stages, "SLOTS": room.slots,
+            "AHEAD": int(config.ahead),
         }  # fmt: skip
         structs, elements = {"PairsShape": PAIRS_SHAPE}, ELEMENTS | {"WinogradPair": WINOGRAD_PAIR}
         return KernelSource.of("winograd_deep_wgmma.cu", "winograd_deep_wgmma", constants, structs, elements)
