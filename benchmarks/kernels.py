@@ -1,6 +1,6 @@
 """Kernels of the table beside those that run today, each alone and in the network, with the energy that they take.
 
-    python -m benchmarks.kernels [--numbers 160-199,240-259] [--batch 1024] [--seconds 3]
+    python -m benchmarks.kernels [--numbers 160-199,240-269] [--batch 1024] [--seconds 3]
 
 - alone: every shape of the network that one of the numbers computes. Today's kernel, or today's two where a number is
   for two layers, and each of the numbers': us of a few launches with pauses, whether it writes the same bytes, and
@@ -39,8 +39,8 @@ from int4core.tune import groups, parse_numbers
 from int4core.tuning.measure import Site, microseconds, results, tensor_bytes
 
 ROOT = Path(__file__).resolve().parents[1]
-UNTUNED = "160-199,240-259"
-"""What no tuned file names yet: pairs, Winograd's transformation, whole lines, the stem with weights as A, the pool."""
+UNTUNED = "160-199,240-269"
+"""What no tuned file names yet: pairs, Winograd's, whole lines, the stem with weights as A, the pool in conv3, fc."""
 
 CHUNK_S = 0.05
 """Replays of about this long are handed to the GPU at a time."""

@@ -23,7 +23,7 @@ from int4core.backends.cuda.families.winograd_deep_wgmma import WgmmaDeepWinogra
 from int4core.backends.cuda.families.winograd_wgmma import WgmmaWinograd
 from int4core.backends.cuda.jit.compiler import compile_all
 from int4core.backends.cuda.plan.convolution import Convolution, Output, Residual, Source
-from int4core.backends.cuda.plan.ops import ConvOp, outputs
+from int4core.backends.cuda.plan.ops import ConvOp, LinearOp, outputs
 from int4core.errors import EngineError
 from tests.kernels.problems import POISON, PairProblem, PooledProblem, Problem, draws, resnet34_convolutions
 from tests.kernels.stems import StemProblem
@@ -208,6 +208,22 @@ def test_pools_equal_to_integers(cupy_hopper: Any) -> None:
     assert len(kernels) > 1
     for kernel in kernels:
         found = run(cupy_hopper, kernel, inputs, np.full_like(expected, POISON))
+        np.testing.assert_array_equal(found, expected, f"{kernel.number}: {kernel}")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("n", "classes"), [(1024, 1000), (77, 37)])
+def test_linear_equal_to_integers(cupy_hopper: Any, n: int, classes: int) -> None:
+    rng = draws()
+    weight = rng.integers(-128, 128, (classes, 2048)).astype(np.int8)
+    bias = rng.integers(-(2**20), 2**20, classes).astype(np.int32)
+    x = rng.integers(0, 128, (n, 2048)).astype(np.uint8)
+    expected = (x.astype(np.int32) @ weight.astype(np.int32).T + bias).astype(np.int32)
+    op = LinearOp("fc", "input", "output", n, 2048, weight, bias)
+    kernels = list(candidates(op, chip_at(cupy_hopper, 0)))
+    assert len(kernels) > 2
+    for kernel in kernels:
+        found = run(cupy_hopper, kernel, {"input": x}, np.full_like(expected, POISON))
         np.testing.assert_array_equal(found, expected, f"{kernel.number}: {kernel}")
 
 

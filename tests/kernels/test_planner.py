@@ -155,7 +155,7 @@ def test_a_number_that_does_not_fit_leaves_the_default_and_is_told() -> None:
 
 
 def test_numbers_of_layers_without_a_choice_are_told() -> None:
-    """The fully connected layer has one kernel; a downsampling convolution is computed with its block's conv3."""
+    """Convolutions have numbers that fc has not; a downsampling convolution is computed with its block's conv3."""
     plain = make_plan(default_network(), H200, 8)
     number = next(step.kernel.number for step in plain.steps if step.op.name == "layer1_0_conv3")
     assert number is not None
@@ -164,7 +164,7 @@ def test_numbers_of_layers_without_a_choice_are_told() -> None:
     assert list(map(str, plan.misfits)) == [
         f"layer1_0_downsample_0: kernel {number + 1} does not fit here (it is a part of layer1_0_conv3); "
         f"kernel {number} computes it",
-        "fc: kernel 3 does not fit here (fc: 3 is no kernel for it); the layer's only kernel computes it",
+        "fc: kernel 3 does not fit here (fc: 3 is no kernel for it); the one without a number computes it",
     ]
 
 

@@ -19,6 +19,7 @@ import pytest
 from int4core.backends.cuda.chips import CHIPS, Chip
 from int4core.backends.cuda.families.conv_wgmma import WgmmaConv
 from int4core.backends.cuda.families.kernel import Kernel
+from int4core.backends.cuda.families.linear_wgmma import WgmmaLinear
 from int4core.backends.cuda.families.pair_wgmma import WgmmaPair
 from int4core.backends.cuda.families.pooled_wgmma import WgmmaPooled
 from int4core.backends.cuda.families.residual_wgmma import WgmmaResidual
@@ -30,6 +31,7 @@ from int4core.backends.cuda.families.winograd_wgmma import WgmmaWinograd
 from int4core.backends.cuda.jit import tensor_map
 from int4core.backends.cuda.jit.source import KernelSource, flatten
 from int4core.backends.cuda.plan.convolution import Convolution, Output, Residual, Source
+from int4core.backends.cuda.plan.ops import LinearOp
 from int4core.errors import EngineError
 from tests.kernels.emulator.driver import EAGER, PROMPT, REVERSE, Emulated, emulated_driver, needs_compiler
 from tests.kernels.problems import PairProblem, PooledProblem, Problem, draws
@@ -182,6 +184,21 @@ def test_whole_lines(name: str, folder: Any) -> None:
     assert kernel.slots == 2 < kernel.tiles / kernel.config.teams
     inputs = {"input": problem.input, "residual": problem.residual}
     check(kernel, Emulated(kernel.source, folder, 900), inputs, {"output": problem.expected()})
+
+
+@needs_compiler
+@pytest.mark.parametrize(("number", "n", "features"), [(260, 67, 640), (261, 130, 384)])
+def test_linear(number: int, n: int, features: int, folder: Any) -> None:
+    """An odd number of slots' features, and more of them than slots; rows and classes that fill no tile."""
+    rng = draws()
+    weight = rng.integers(-128, 128, (70, features)).astype(np.int8)
+    bias = rng.integers(-(2**20), 2**20, 70).astype(np.int32)
+    x = rng.integers(0, 128, (n, features)).astype(np.uint8)
+    op = LinearOp("fc", "input", "output", n, features, weight, bias)
+    kernel = tight(lambda chip: WgmmaLinear(op, number, chip))
+    assert kernel.slots == 2 < features // 128
+    expected = (x.astype(np.int32) @ weight.astype(np.int32).T + bias).astype(np.int32)
+    check(kernel, Emulated(kernel.source, folder, 900), {"input": x}, {"output": expected})
 
 
 @needs_compiler

@@ -13,6 +13,7 @@ from int4core.backends.cuda.families import (
     conv_mma4,
     conv_slices,
     conv_wgmma,
+    linear_wgmma,
     pair_wgmma,
     pooled_wgmma,
     residual_wgmma,
@@ -87,6 +88,7 @@ WINOGRAD = _family("wgmma, F(2, 3)", winograd_wgmma, winograd_wgmma.WgmmaWinogra
 DEEP_WINOGRAD = _family("wgmma, F(2, 3)", winograd_deep_wgmma, winograd_deep_wgmma.WgmmaDeepWinograd)
 SLICES = _family("mma.sync, slices", conv_slices, conv_slices.SlicedConv)
 POOLED = _family("wgmma and mean", pooled_wgmma, pooled_wgmma.WgmmaPooled)
+LINEAR = _family("linear, wgmma", linear_wgmma, linear_wgmma.WgmmaLinear)
 LINES = _family("wgmma, whole lines", residual_wgmma, residual_wgmma.WgmmaResidual)
 
 CONVOLUTIONS: tuple[Family, ...] = (ROWS, WGMMA, MMA4, MMA, WINOGRAD, DEEP_WINOGRAD, SLICES, LINES)
@@ -101,7 +103,10 @@ PAIRS: tuple[Family, ...] = (PAIR,)
 POOLS: tuple[Family, ...] = (POOLED,)
 """Likewise of a PooledOp, for its convolution."""
 
-FAMILIES: tuple[Family, ...] = (*CONVOLUTIONS, *STEMS, *PAIRS, *POOLS)
+LINEARS: tuple[Family, ...] = (LINEAR,)
+"""Likewise of a LinearOp: only where a tuning file names one; the kernel that every chip has is without a number."""
+
+FAMILIES: tuple[Family, ...] = (*CONVOLUTIONS, *STEMS, *PAIRS, *POOLS, *LINEARS)
 
 PAIR_NUMBERS: frozenset[int] = frozenset(n for family in PAIRS for n in family.numbers)
 POOLED_NUMBERS: frozenset[int] = frozenset(n for family in POOLS for n in family.numbers)
@@ -117,6 +122,8 @@ def families_of(op: Op) -> tuple[Family, ...]:
         return PAIRS
     if isinstance(op, PooledOp):
         return POOLS
+    if isinstance(op, LinearOp):
+        return LINEARS
     return STEMS if isinstance(op, StemOp) else ()
 
 
@@ -154,8 +161,8 @@ def default_kernel(op: Op, chip: Chip) -> Kernel:
 
 
 def candidates(op: Op, chip: Chip) -> Iterator[Kernel]:
-    """Every entry that computes `op` on `chip`, in the order of their numbers; its only kernel if it has no choice."""
-    if not families_of(op):
+    """Every kernel that computes `op` on `chip`: the one without a number, if any, and those by their numbers."""
+    if isinstance(op, (PoolOp, LinearOp, TopOp)):
         yield default_kernel(op, chip)
     for family in sorted(families_of(op), key=lambda family: family.first):
         for number in family.numbers:

@@ -26,7 +26,7 @@ KEPT = (INPUT, CLASSES, TOP1)
 
 @dataclass(frozen=True)
 class Misfit:
-    """A number that was asked for and is not used: `used` is, or the layer's only kernel where that is None."""
+    """A number that was asked for and is not used: `used` is, or the one without a number where that is None."""
 
     layer: str
     number: int
@@ -34,7 +34,7 @@ class Misfit:
     used: int | None
 
     def __str__(self) -> str:
-        instead = "the layer's only kernel" if self.used is None else f"kernel {self.used}"
+        instead = "the one without a number" if self.used is None else f"kernel {self.used}"
         return f"{self.layer}: kernel {self.number} does not fit here ({self.why}); {instead} computes it"
 
 
