@@ -238,37 +238,41 @@ def _labelled(members: Iterable[_Looked]) -> Iterator[Sources]:
     """Sources with the label of their sample: a sample's members follow each other, the label before or after."""
     sample = ""
     label: int | None = None
-    waiting = Sources([], [])  # those of the sample that goes on
+    waiting: list[Sources] = []  # of the sample that goes on
     for some in members:
-        labels: list[int | None] = [None] * len(waiting)
-        over = 0  # how many of them have their label
-        images, said = some.images, some.labels
+        names, images, said = some.names, some.images, some.labels
+        labels: list[int | None] = []  # of those whose sample has ended
+        ended, of_waiting = False, label
         if label is None and not said:
             # None has a label: only those of the last sample, which may go on, can still get one.
-            names = some.names
             begin, last = len(names) - 1, _sample(names[-1])
             while begin and _sample(names[begin - 1]) == last:
                 begin -= 1
-            labels += [None] * len(images)
-            if begin or last != sample:
-                over = len(labels) - (len(images) - bisect_left(images, begin))
-            sample = last
+            ended, sample = begin > 0 or last != sample, last
+            labels += [None] * bisect_left(images, begin)
         else:
-            taken = frozenset(images)
-            for place, name in enumerate(map(_sample, some.names)):
+            seen, taken = 0, frozenset(images)
+            for place, name in enumerate(map(_sample, names)):
                 if name != sample:
-                    labels[over:] = [label] * (len(labels) - over)
-                    sample, label, over = name, None, len(labels)
+                    if not ended:
+                        ended, of_waiting = True, label
+                    labels += [label] * (seen - len(labels))
+                    sample, label = name, None
                 if place in taken:
-                    labels.append(None)
+                    seen += 1
                 elif place in said:
                     label = said[place]
-        found = Sources.joined([part for part in (waiting, some.sources) if len(part)] or [waiting])
-        if over:
-            yield found[:over].labelled(labels[:over])
-        waiting = found[over:]
-    if len(waiting):
-        yield waiting.labelled([label] * len(waiting))
+        if ended:
+            parts = [part.labelled([of_waiting] * len(part)) for part in waiting]
+            parts += [some.sources[: len(labels)].labelled(labels)] if labels else []
+            yield from parts[:-2]
+            if parts:
+                yield Sources.joined(parts[-2:])
+            waiting = []
+        if len(labels) < len(images):
+            waiting.append(some.sources[len(labels) :])
+    for part in waiting:
+        yield part.labelled([label] * len(part))
 
 
 def _sample(name: str) -> str:

@@ -212,6 +212,22 @@ def test_what_is_plain_comes_together_and_without_tarfile(
     assert all(isinstance(part.locators, Ranges) for part in parts)
 
 
+@pytest.mark.parametrize("label", [None, 7])
+def test_a_sample_of_many_images(label: int | None, tmp_path: Path) -> None:
+    path = tmp_path / "s.tar"
+    plain_tar(path, "all.", count=4 * SOME)
+    if label is not None:
+        with tarfile.open(path, "a") as tar:
+            info = tarfile.TarInfo("all.cls")
+            info.size = 1
+            tar.addfile(info, io.BytesIO(b"%d" % label))
+    parts = list(expand_some([str(path)], shard_labels=True))
+    sources = [source for part in parts for source in part]
+    assert sources == Expected(str(path), labels=True).sources
+    assert {source.label for source in sources} == {label}
+    assert all(len(part) <= SOME for part in parts), "some at a time, as others"
+
+
 def test_members_are_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = plain_tar(tmp_path / "s.tar", count=5)
     monkeypatch.setattr(headers, "SOME_S", 0.0)
