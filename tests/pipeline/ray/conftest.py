@@ -13,11 +13,22 @@ CPUS = 2
 OBJECT_STORE_BYTES = 200 * 2**20
 
 
+# Ray gives its workers a niceness of 15, and on a busy machine they would get next to nothing. It gives up a worker
+# that takes a minute to start and a node that is not heard of for a while, and kills workers where memory is short,
+# whoever has it.
+ON_A_BUSY_MACHINE = {
+    "RAY_worker_niceness": "0",
+    "RAY_worker_register_timeout_seconds": "300",
+    "RAY_health_check_failure_threshold": "100",
+    "RAY_memory_monitor_refresh_ms": "0",
+}
+
+
 @pytest.fixture(scope="package", autouse=True)
-def _as_nice_as_others() -> Iterator[None]:
-    """Ray gives its workers a niceness of 15, and on a busy machine they would get next to nothing."""
+def _patient() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patched:
-        patched.setenv("RAY_worker_niceness", "0")
+        for name, value in ON_A_BUSY_MACHINE.items():
+            patched.setenv(name, value)
         yield
 
 
