@@ -194,8 +194,9 @@ def _tune_batch(network: DeviceNetwork, n: int, options: argparse.Namespace) -> 
         for timed in choice.timed[: None if options.verbose else 3]:
             tops = 2 * op.multiply_adds / timed.us / 1e6
             gbs = (op.activation_bytes + op.weight_bytes) / timed.us / 1e3
+            number = "-" if timed.kernel.number is None else timed.kernel.number
             print(
-                f"    {timed.kernel.number or '-':>4}  {timed.us:9.1f} us | {tops:7.1f} TOPS | {gbs:7.1f} GB/s | "
+                f"    {number:>4}  {timed.us:9.1f} us | {tops:7.1f} TOPS | {gbs:7.1f} GB/s | "
                 f"{timed.kernel}",
                 flush=True,
             )
