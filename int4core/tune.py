@@ -196,8 +196,7 @@ def _tune_batch(network: DeviceNetwork, n: int, options: argparse.Namespace) -> 
             gbs = (op.activation_bytes + op.weight_bytes) / timed.us / 1e3
             number = "-" if timed.kernel.number is None else timed.kernel.number
             print(
-                f"    {number:>4}  {timed.us:9.1f} us | {tops:7.1f} TOPS | {gbs:7.1f} GB/s | "
-                f"{timed.kernel}",
+                f"    {number:>4}  {timed.us:9.1f} us | {tops:7.1f} TOPS | {gbs:7.1f} GB/s | {timed.kernel}",
                 flush=True,
             )
     basic = has_basic_blocks(network.model.network)

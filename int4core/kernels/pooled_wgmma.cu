@@ -6,8 +6,7 @@
 // The convolution's u7 outputs stay in registers. A block makes TILE_N channels; their weights stay in shared memory.
 //
 // - One producer warp per team keeps a ring of SLOTS slots filled: an image's rows of the residual and of the input,
-// 128
-//   bytes of each in a box, swizzled.
+//   128 bytes of each in a box, swizzled.
 // - A team, one warpgroup, takes an image: 64 rows of a product, those beyond PIXELS of anything. It unpacks the input
 //   once, and takes the channels CHUNK at a time; with AHEAD the product of the next chunk runs under the
 //   requantisation of this one.
