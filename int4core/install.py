@@ -1,4 +1,8 @@
-"""The command that installs an optional part of this package, which is on no index: by the path it came from."""
+"""The command that installs an optional part of this package, which is on no index: by the path it came from.
+
+What looks that up is imported when something is missing: every process imports this module, and would take a tenth
+longer to import the package.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +10,7 @@ import json
 import re
 import shlex
 import sys
-from importlib import metadata
 from pathlib import Path
-from urllib.parse import urlsplit
-from urllib.request import url2pathname
 
 NAME = "int4-resnet50"
 
@@ -44,6 +45,10 @@ def _checkout() -> Path | None:
 
 def _wheel() -> Path | None:
     """The file or folder that it was installed from, as pip noted down (PEP 610)."""
+    from importlib import metadata
+    from urllib.parse import urlsplit
+    from urllib.request import url2pathname
+
     try:
         noted = json.loads(metadata.distribution(NAME).read_text("direct_url.json") or "{}")
         url = urlsplit(str(noted["url"]))
@@ -55,6 +60,8 @@ def _wheel() -> Path | None:
 
 def _required(extra: str) -> list[str]:
     """What the extra asks for, of those that an index has."""
+    from importlib import metadata
+
     try:
         requirements = metadata.requires(NAME) or []
     except metadata.PackageNotFoundError:
