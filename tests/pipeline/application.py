@@ -31,7 +31,9 @@ PATIENCE_S = 300.0
 
 def command(*options: object, gpu: str = "cpu") -> list[str]:
     computed = CPU if gpu == "cpu" else ("--gpu", gpu)
-    return [sys.executable, "-m", "pipeline.offline", *computed, "--loaders", str(LOADERS), *map(str, options)]
+    # What is set up beside much else may be silent for a while.
+    given = [*computed, "--loaders", LOADERS, "--stage-timeout", PATIENCE_S, *options]
+    return [sys.executable, "-m", "pipeline.offline", *map(str, given)]
 
 
 def offline(*options: object, gpu: str = "cpu", **kwargs: Any) -> subprocess.CompletedProcess[str]:

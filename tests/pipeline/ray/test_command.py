@@ -231,8 +231,8 @@ def test_memory_of_the_driver_does_not_grow_with_the_rows(cluster: Any, model_di
     for count in (10_000, 10_000, 100_000):  # the first one is for what all runs need
         out = f"{tmp_path}/{count}-{before}/"
         before, held = own_memory(), before
-        assert main([f"@{tmp_path}/{count}.txt", "--model", str(model_dir), "--loaders", "1", "-b", "2048",
-                     "--ray", "--out", out]) == 0  # fmt: skip
+        assert main([f"@{tmp_path}/{count}.txt", "--model", str(model_dir), "--cpu-backend", "numpy", "--loaders", "1",
+                     "-b", "2048", "--ray", "--out", out]) == 0  # fmt: skip
     assert sum(pq.read_metadata(part).num_rows for part in Path(out).glob("part-*")) == 100_000
     assert own_memory() - before < 10 * 2**20, (held, before, own_memory())
 
