@@ -20,6 +20,7 @@ from int4core.backends.cuda.families.kernel import Kernel
 from int4core.backends.cuda.families.table import candidates, default_kernel
 from int4core.backends.cuda.jit.nvrtc import compile_source, find_nvrtc, target, version
 from int4core.backends.cuda.jit.source import KernelSource
+from int4core.backends.cuda.plan.convolution import Residual
 from int4core.backends.cuda.plan.fuse import fuse
 from int4core.backends.cuda.plan.ops import Op, TopOp, joined
 from int4core.layers import ResNet
@@ -32,6 +33,9 @@ from tests.paths import ROOT
 NVRTC = find_nvrtc()
 EVERYTHING = os.environ.get("INT4CORE_TEST_ALL") == "1"
 REGISTERS = 65536
+ALWAYS_WIDE = ("t4", "a100")
+"""Chips for which the kernels with 64-bit requantisation are among those that are always compiled."""
+
 ELSEWHERE = ("conv_wgmma", "rows_wgmma", "conv_mma4")
 
 pytestmark = pytest.mark.skipif(NVRTC is None, reason="needs the nvidia-cuda-nvrtc wheel")
@@ -39,12 +43,13 @@ pytestmark = pytest.mark.skipif(NVRTC is None, reason="needs the nvidia-cuda-nvr
 
 @cache
 def networks() -> tuple[ResNet, ...]:
-    """The default one, a ResNet-34, and two that need 64-bit requantisation in some layers."""
+    """The default one, a ResNet-34, two of few channels, and one whose shifts need 64-bit requantisation everywhere."""
     return (
         Model.load(ROOT / "model").network,
         random_model(blocks=(3, 4, 6, 3), width=64, classes=1000, basic=True).network,
         random_network(3, (1, 2, 1, 2), width=32, shift=12, bias=30000),
         random_network(3, (1, 2, 1, 2), width=32, shift=12, bias=30000, basic=True),
+        random_network(3, (1, 2, 1, 2), width=32, shift=24, bias=30000),
     )
 
 
@@ -65,6 +70,8 @@ def chosen(chip: Chip) -> dict[KernelSource, Kernel]:
                 if source.file.startswith(ELSEWHERE):
                     continue
                 constants = dict(source.constants)
+                if constants.get("WIDE") and not EVERYTHING and chip.name not in ALWAYS_WIDE:
+                    continue
                 kind = tuple(constants.get(name) for name in ("RESIDUAL", "OUTPUT", "K_BYTES", "WIDE", "C_IN", "K_OUT"))
                 # A number with one kind of epilogue, and a kind with one number.
                 keys = {(source.file, kernel.number), (source.file, kind)}
@@ -74,16 +81,23 @@ def chosen(chip: Chip) -> dict[KernelSource, Kernel]:
     return found
 
 
+SPILLED = {("conv_mma", 12, Residual.CONVOLUTION, 0): 8, ("stem_mma", 200, None, 1): 8}
+"""Bytes per thread, at the most, by function, number, residual and whether requantised in 64 bits; 0 of others. ptxas
+stops at 168 registers for the first, and for sm_90a at 64 for the second."""
+
+
 @pytest.mark.parametrize("name", ["t4", "a100", "a10", "l4", "h200"])
 def test_compiles_within_the_limits_of_the_chip(name: str) -> None:
     assert NVRTC is not None
     chip = CHIPS[name]
     found = chosen(chip)
     assert len(found) > (8 if name == "t4" else 20)
+    assert any(dict(source.constants).get("WIDE") for source in found) == (EVERYTHING or name in ALWAYS_WIDE)
     with ThreadPoolExecutor(2) as pool:
         reports = pool.map(lambda source: compile_source(NVRTC, source, chip.arch, fresh=True), found)
         for (source, kernel), report in zip(found.items(), reports, strict=True):
-            assert report.spilled == 0, source
+            kind = source.function, kernel.number, *map(dict(source.constants).get, ("RESIDUAL", "WIDE"))
+            assert report.spilled <= SPILLED.get(kind, 0), source
             assert "serialized" not in report.log, source  # no wgmma waits for another
             assert report.registers <= min(255, REGISTERS // kernel.threads), source
             assert kernel.shared_bytes <= chip.shared_bytes, source
