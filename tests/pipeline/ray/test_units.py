@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -106,3 +107,19 @@ def test_without_ray_one_sentence_says_how_to_install_it(monkeypatch: pytest.Mon
         ) as raised:
             asked()
         assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("kind", [Exception, ConnectionError, ValueError])
+def test_a_cluster_that_does_not_start_is_an_error_with_its_first_line(
+    kind: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def init(**_: object) -> None:
+        raise kind("The current node timed out during startup.\nMore of it.")
+
+    ray = ModuleType("ray")
+    vars(ray).update(is_initialized=lambda: False, init=init)
+    monkeypatch.setenv("RAY_BACKEND_LOG_LEVEL", "fatal")
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    monkeypatch.setitem(sys.modules, "ray.data", ModuleType("ray.data"))
+    with pytest.raises(PipelineError, match=r"^--ray local: The current node timed out during startup\.; `ray status`"):
+        connect("local")
