@@ -14,7 +14,7 @@ template <int SUBS, int TILES, int SLICES>
 struct Linear {
   static constexpr int WARP_M = 16 * SUBS, WARP_N = 64, THREADS = 32 * TILES * SLICES;
   static constexpr int SUMS = SUBS * (WARP_N / 2);  // of a thread
-  static constexpr int BLOCKS_AT_ONCE = 4;          // of features, that a slice reads
+  static constexpr int BLOCKS_AT_ONCE = 2;          // of features, that a slice reads
   static_assert(SLICES == 1 || TILES == 1, "warps stand side by side, or share a tile");
 
   static __device__ __forceinline__ void run(const unsigned char* __restrict__ input, const uint4* __restrict__ weights,

@@ -22,7 +22,7 @@ from tests.paths import ROOT
 
 pytestmark = pytest.mark.skipif(nvrtc.find_nvrtc() is None, reason="needs the nvidia-cuda-nvrtc wheel")
 
-MEAN = KernelSource.of("mean.cu", "mean", {"SIZE": 7, "WARPS": 4}, {"MeanShape": MEAN_SHAPE})
+MEAN = KernelSource.of("mean.cu", "mean", {"SIZE": 7, "WARPS": 4, "ROWS_AT_ONCE": 1}, {"MeanShape": MEAN_SHAPE})
 TOP1 = KernelSource.of("top1.cu", "top1", {"WARPS": 4})
 
 
@@ -46,7 +46,7 @@ def test_cold_then_warm(folder: Path) -> None:
 
 
 def test_the_key_changes_with_everything_that_matters(monkeypatch: pytest.MonkeyPatch) -> None:
-    other = KernelSource.of("mean.cu", "mean", {"SIZE": 7, "WARPS": 8}, {"MeanShape": MEAN_SHAPE})
+    other = KernelSource.of("mean.cu", "mean", {"SIZE": 7, "WARPS": 8, "ROWS_AT_ONCE": 1}, {"MeanShape": MEAN_SHAPE})
     keys = [cache_key(MEAN, "sm_80", "13.0"), cache_key(MEAN, "sm_90a", "13.0"), cache_key(MEAN, "sm_80", "13.1")]
     keys += [cache_key(other, "sm_80", "13.0"), cache_key(TOP1, "sm_80", "13.0")]
     monkeypatch.setattr(nvrtc, "OPTIONS", (*nvrtc.OPTIONS, "-lineinfo"))

@@ -15,7 +15,7 @@ from int4core.backends.cuda.jit.source import FOLDER, KernelSource, pointer
 from int4core.errors import EngineError
 
 NVRTC = find_nvrtc()
-MEAN = KernelSource.of("mean.cu", "mean", {"SIZE": 7, "WARPS": 8}, {"MeanShape": MEAN_SHAPE})
+MEAN = KernelSource.of("mean.cu", "mean", {"SIZE": 7, "WARPS": 8, "ROWS_AT_ONCE": 1}, {"MeanShape": MEAN_SHAPE})
 TILE = """
 template <int TILE_N, bool WIDE>
 struct MyTile {
