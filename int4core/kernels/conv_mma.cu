@@ -1,14 +1,13 @@
 // Convolution of packed u4 activations (NHWC) with s8 weights, fused with bias, residual, ReLU and requantisation, for
 // every chip from sm_80 on: mma.sync.m16n8k32.u8.s8 on the tile of conv_tile.cuh.
 //
-// Activations are unpacked in registers: the low nibbles of a word are one A register, the high nibbles another. The
-// weights are laid out by the host so that a thread's operands are 16 consecutive bytes, and so that it ends up with
-// consecutive output channels.
+// Activations are unpacked in registers: packed_mma.cuh. The weights are laid out by the host so that a thread's
+// operands are 16 consecutive bytes, and so that it ends up with consecutive output channels.
 //
 // Compile-time constants: WARPS_M, WARPS_N, WARP_M, WARP_N, STAGES, K_BYTES, OUTPUT (0 u4, 1 u7 bytes), RESIDUAL
 // (0 none, 1 a u4 tensor, 2 a 1x1 convolution of one), WIDE.
 #include "conv_tile.cuh"
-#include "ptx/mma.cuh"
+#include "packed_mma.cuh"
 
 template <class Cut>
 struct MmaOperands {
@@ -28,26 +27,9 @@ struct MmaOperands {
       for (int half = 0; half < 2; ++half)
         read_words(packed[sub][half], stage + (warp_m * Tile::WARP_M + sub * 16 + half * 8 + group) * Tile::K_BYTES +
                                           quad * (Tile::K_BYTES / 4));
-#pragma unroll
-    for (int i = 0; i < WORDS; ++i) {
-      constexpr int PAIRS = Tile::WARP_N / 16;
-      const unsigned char* const operands =
-          stage + Tile::TILE_M * Tile::K_BYTES + ((i * Tile::WARPS_N + warp_n) * PAIRS * 32 + lane) * 16;
-      unsigned b[PAIRS][4];
-#pragma unroll
-      for (int j = 0; j < PAIRS; ++j) read_words(b[j], operands + j * 512);
-#pragma unroll
-      for (int sub = 0; sub < Tile::SUBS; ++sub) {
-        const unsigned upper = packed[sub][0][i], lower = packed[sub][1][i];
-        const unsigned a[4] = {upper & 0x0F0F0F0Fu, lower & 0x0F0F0F0Fu, (upper >> 4) & 0x0F0F0F0Fu,
-                               (lower >> 4) & 0x0F0F0F0Fu};
-#pragma unroll
-        for (int j = 0; j < PAIRS; ++j) {
-          mma_u8s8(&sums[sub][8 * j], a, b[j][0], b[j][1]);
-          mma_u8s8(&sums[sub][8 * j + 4], a, b[j][2], b[j][3]);
-        }
-      }
-    }
+    constexpr int WARP = Tile::WARP_N / 16 * 512;  // bytes of a warp's operands of a k-step
+    multiply_packed<Tile::WARPS_N * WARP>(sums, packed,
+                                          stage + Tile::TILE_M * Tile::K_BYTES + warp_n * WARP + lane * 16);
   }
 };
 

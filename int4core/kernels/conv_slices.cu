@@ -14,11 +14,10 @@
 // Compile-time constants: SLICES, WARP_M, WARP_N, K_BYTES (packed bytes of a pixel in a block of K), AHEAD, OUTPUT
 // (0 u4, 1 u7 bytes), RESIDUAL (0 none, 1 a u4 tensor, 2 a 1x1 convolution of one), WIDE.
 #include "conv_store.cuh"
+#include "packed_mma.cuh"
 #include "ptx/cp_async.cuh"
 #include "ptx/dependency.cuh"
-#include "ptx/mma.cuh"
-
-// `ConvShape`, and the `Window` of a tensor in it, come from conv_tile.py: CONV_SHAPE and WINDOW.
+#include "windows.cuh"
 
 template <int SLICES, int WARP_M, int WARP_N, int K_BYTES, int AHEAD, int OUTPUT, int RESIDUAL, bool WIDE>
 struct ConvSlices {
@@ -29,64 +28,47 @@ struct ConvSlices {
   static constexpr int THREADS = 32 * SLICES;
   static constexpr int SUBS = WARP_M / 16;
   static constexpr int WORDS = K_BYTES / 16;  // 32-bit words a thread reads of a row: k-steps per block of K
-  static constexpr int PAIRS = WARP_N / 16;
   static constexpr int WEIGHT_BYTES = WORDS * 32 * WARP_N;  // of a block of K
   static constexpr int SUB_SUMS = WARP_N / 2, SUMS = SUBS * SUB_SUMS;
   static constexpr int KINDS = RESIDUAL == 2 ? 2 : 1;  // of sums
   static_assert(SUBS <= SLICES, "a warp writes 16 pixels");
 
-  // A warp's part of the blocks of K of a tensor's window, and where the rows of this thread begin there.
+  // A warp's part of the blocks of K of a tensor's window.
   struct Part {
     const Window& window;
     int first, end;
-    int tap_h, tap_w, channel_block;  // of `first`
-    int h[SUBS][2], w[SUBS][2], piece[SUBS][2];
+    KBlock next;
+    WindowPlace places[SUBS][2];  // of this thread's rows
 
     __device__ __forceinline__ Part(const Window& window, const ConvShape& shape, int slice, int pixel)
         : window(window) {
       const int blocks = window.taps * window.taps * window.channel_blocks;
       first = slice * blocks / SLICES;
       end = (slice + 1) * blocks / SLICES;
-      const int tap = first / window.channel_blocks;
-      channel_block = first - tap * window.channel_blocks;
-      tap_h = tap / window.taps;
-      tap_w = tap - tap_h * window.taps;
+      const int tap = first / window.channel_blocks, tap_h = tap / window.taps;
+      next = {tap_h, tap - tap_h * window.taps, first - tap * window.channel_blocks};
 #pragma unroll
       for (int row = 0; row < 2 * SUBS; ++row) {
-        constexpr int OUTSIDE = -(1 << 20);
-        const int own = pixel + row * 8, line = own / shape.q, n = line / shape.p;
-        const bool exists = own < shape.pixels;
-        const int row_h = exists ? (line - n * shape.p) * window.stride - window.pad : OUTSIDE;
-        const int row_w = (own - line * shape.q) * window.stride - window.pad;
-        h[row / 2][row % 2] = row_h;
-        w[row / 2][row % 2] = row_w;
-        piece[row / 2][row % 2] = exists ? ((n * window.h + row_h) * window.w + row_w) * window.pieces : 0;
+        const int own = pixel + row * 8;
+        places[row / 2][row % 2].locate(shape, window, own, own < shape.pixels);
       }
     }
 
     // This thread's words of the next block; zeros outside the image.
     __device__ __forceinline__ void read_block(unsigned (&packed)[SUBS][2][WORDS], const unsigned char* source,
                                                int quad) {
-      const int tap_pieces = (tap_h * window.w + tap_w) * window.pieces;
-      const int column = channel_block * K_BYTES + quad * (K_BYTES / 4);
+      const int offset = next.offset(window), column = next.channel_block * K_BYTES + quad * (K_BYTES / 4);
 #pragma unroll
       for (int sub = 0; sub < SUBS; ++sub)
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
-          const bool inside = static_cast<unsigned>(h[sub][half] + tap_h) < static_cast<unsigned>(window.h) &&
-                              static_cast<unsigned>(w[sub][half] + tap_w) < static_cast<unsigned>(window.w);
+          const WindowPlace& place = places[sub][half];
 #pragma unroll
           for (int i = 0; i < WORDS; ++i) packed[sub][half][i] = 0;
-          if (inside)
-            read_words(packed[sub][half], source + static_cast<size_t>(piece[sub][half] + tap_pieces) * 16 + column);
+          if (next.inside(place, window))
+            read_words(packed[sub][half], source + static_cast<size_t>(place.piece + offset) * 16 + column);
         }
-      if (++channel_block == window.channel_blocks) {
-        channel_block = 0;
-        if (++tap_w == window.taps) {
-          tap_w = 0;
-          ++tap_h;
-        }
-      }
+      next.advance(window);
     }
 
     // Adds the products of this part; `weights` are those of the window's first block.
@@ -102,32 +84,11 @@ struct ConvSlices {
         __syncwarp();
 #pragma unroll
         for (int i = 0; i < AHEAD; ++i)
-          if (at + i < end) multiply_block(sums, packed[i], weights + (at + i) * WEIGHT_BYTES + lane * 16);
+          if (at + i < end)
+            multiply_packed<32 * WARP_N>(sums, packed[i], weights + (at + i) * WEIGHT_BYTES + lane * 16);
       }
     }
   };
-
-  static __device__ __forceinline__ void multiply_block(int (&sums)[SUBS][SUB_SUMS],
-                                                        const unsigned (&packed)[SUBS][2][WORDS],
-                                                        const unsigned char* operands) {
-#pragma unroll
-    for (int i = 0; i < WORDS; ++i) {
-      unsigned b[PAIRS][4];
-#pragma unroll
-      for (int j = 0; j < PAIRS; ++j) read_words(b[j], operands + (i * PAIRS + j) * 512);
-#pragma unroll
-      for (int sub = 0; sub < SUBS; ++sub) {
-        const unsigned upper = packed[sub][0][i], lower = packed[sub][1][i];
-        const unsigned a[4] = {upper & 0x0F0F0F0Fu, lower & 0x0F0F0F0Fu, (upper >> 4) & 0x0F0F0F0Fu,
-                               (lower >> 4) & 0x0F0F0F0Fu};
-#pragma unroll
-        for (int j = 0; j < PAIRS; ++j) {
-          mma_u8s8(&sums[sub][8 * j], a, b[j][0], b[j][1]);
-          mma_u8s8(&sums[sub][8 * j + 4], a, b[j][2], b[j][3]);
-        }
-      }
-    }
-  }
 
   // The tensors are not __restrict__: they are written by kernels that may still run when this one has begun, and the
   // loads of what never changes need not see that.

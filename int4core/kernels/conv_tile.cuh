@@ -18,8 +18,7 @@
 #include "conv_store.cuh"
 #include "ptx/cp_async.cuh"
 #include "ptx/dependency.cuh"
-
-// `ConvShape`, and the `Window` of a tensor in it, come from conv_tile.py: CONV_SHAPE and WINDOW.
+#include "windows.cuh"
 
 template <class Operands, int STAGES, bool ASYNC, int OUTPUT, int RESIDUAL, class Channels, class ResidualChannels>
 __device__ __forceinline__ void convolve_tile(const unsigned char* __restrict__ input,
@@ -55,41 +54,35 @@ __device__ __forceinline__ void convolve_tile(const unsigned char* __restrict__ 
     if constexpr (RESIDUAL == 2) residual_pairs[i] = residual_channels[tile_n * (TILE_N / 2) + i];
   }
 
-  // The windows of the rows this thread fetches: the first pixel, and where it lies in memory.
+  // The windows of the rows this thread fetches.
   const int piece = threadIdx.x % PIECES, first_row = threadIdx.x / PIECES;
-  int window_h[FETCHED_ROWS], window_w[FETCHED_ROWS], window_piece[FETCHED_ROWS];
+  WindowPlace places[FETCHED_ROWS];
   Window window = RESIDUAL == 2 ? shape.residual : shape.input;  // of the block that is fetched next
   const unsigned char* source = RESIDUAL == 2 ? residual : input;
   auto locate_windows = [&] {
 #pragma unroll
     for (int i = 0; i < FETCHED_ROWS; ++i) {
-      constexpr int OUTSIDE = -(1 << 20);
       const int row = first_row + i * ROW_STEP, pixel = first_pixel + row;
-      const int line = pixel / shape.q, n = line / shape.p;
-      const bool exists = row < TILE_M && pixel < shape.pixels;
-      window_h[i] = exists ? (line - n * shape.p) * window.stride - window.pad : OUTSIDE;
-      window_w[i] = (pixel - line * shape.q) * window.stride - window.pad;
-      window_piece[i] = exists ? ((n * window.h + window_h[i]) * window.w + window_w[i]) * window.pieces : 0;
+      places[i].locate(shape, window, pixel, row < TILE_M && pixel < shape.pixels);
     }
   };
 
   // copy_row(i, target, source, inside) and copy_weights(i, target, source) for all that this thread fetches of the
   // next block; targets are offsets in a stage.
-  int tap_h = 0, tap_w = 0, channel_block = 0;
+  KBlock next = {0, 0, 0};
   auto for_block = [&](int block, auto copy_row, auto copy_weights) {
     if (RESIDUAL == 2 && block == shape.residual_blocks) {
       window = shape.input;
       source = input;
-      tap_h = tap_w = channel_block = 0;
+      next = {0, 0, 0};
       locate_windows();
     }
-    const int offset = (tap_h * window.w + tap_w) * window.pieces + channel_block * PIECES + piece;
+    const int offset = next.offset(window) + next.channel_block * PIECES + piece;
 #pragma unroll
     for (int i = 0; i < FETCHED_ROWS; ++i) {
       const int row = first_row + i * ROW_STEP;
-      const bool inside = static_cast<unsigned>(window_h[i] + tap_h) < static_cast<unsigned>(window.h) &&
-                          static_cast<unsigned>(window_w[i] + tap_w) < static_cast<unsigned>(window.w);
-      const size_t place = inside ? static_cast<size_t>(window_piece[i] + offset) * 16 : 0;
+      const bool inside = next.inside(places[i], window);
+      const size_t place = inside ? static_cast<size_t>(places[i].piece + offset) * 16 : 0;
       if (TILE_M % ROW_STEP == 0 || row < TILE_M) copy_row(i, Operands::place_of(row, piece), source + place, inside);
     }
     const unsigned char* const block_weights = tile_weights + static_cast<size_t>(block) * WEIGHT_BYTES;
@@ -99,13 +92,7 @@ __device__ __forceinline__ void convolve_tile(const unsigned char* __restrict__ 
       if (WEIGHT_BYTES / 16 % THREADS == 0 || place < WEIGHT_BYTES)
         copy_weights(i, ACTIVATION_BYTES + place, block_weights + place);
     }
-    if (++channel_block == window.channel_blocks) {
-      channel_block = 0;
-      if (++tap_w == window.taps) {
-        tap_w = 0;
-        ++tap_h;
-      }
-    }
+    next.advance(window);
   };
 
   int sums[Tile::SUBS][WARP_N / 2] = {};
