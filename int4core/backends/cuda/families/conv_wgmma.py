@@ -13,7 +13,7 @@ import numpy.typing as npt
 from int4core.backends.cuda.chips import Chip
 from int4core.backends.cuda.families.choose import choose
 from int4core.backends.cuda.families.epilogue import ELEMENTS, S8_FRACTION, StructArray, s8_constants
-from int4core.backends.cuda.families.kernel import Arguments, Grid, address
+from int4core.backends.cuda.families.kernel import Arguments, Grid, address, resident_grid
 from int4core.backends.cuda.families.layouts import arrange_wgmma, join_weights
 from int4core.backends.cuda.jit.source import KernelSource
 from int4core.backends.cuda.jit.tensor_map import im2col_map
@@ -186,9 +186,8 @@ class WgmmaConv:
 
     @property
     def grid(self) -> Grid:
-        columns = self.conv.k // self.config.tile_n
-        rows = min(math.ceil(self.tiles / self.config.teams), max(1, self.chip.multiprocessors // columns))
-        return rows, columns, 1
+        tiles = math.ceil(self.tiles / self.config.teams)
+        return resident_grid(self.chip, tiles, self.conv.k // self.config.tile_n)
 
     @property
     def source(self) -> KernelSource:

@@ -8,6 +8,7 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from int4core.backends.cuda.chips import Chip
 from int4core.backends.cuda.jit.source import KernelSource
 from int4core.backends.cuda.plan.ops import Op
 
@@ -15,6 +16,11 @@ Arguments: TypeAlias = tuple[Any, ...]
 """NumPy scalars, in the kernel's order: addresses as uint64, numbers as int32, structures as they are."""
 
 Grid: TypeAlias = tuple[int, int, int]
+
+
+def resident_grid(chip: Chip, tiles: int, columns: int = 1) -> Grid:
+    """A block a multiprocessor, which takes one tile after another: `columns` of output channels, each with `tiles`."""
+    return min(tiles, max(1, chip.multiprocessors // columns)), columns, 1
 
 
 class Kernel(Protocol):

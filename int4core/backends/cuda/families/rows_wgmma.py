@@ -14,7 +14,7 @@ from int4core.backends.cuda.chips import Chip
 from int4core.backends.cuda.families.choose import choose
 from int4core.backends.cuda.families.conv_wgmma import check_chip
 from int4core.backends.cuda.families.epilogue import ELEMENTS, StructArray, narrow_constants
-from int4core.backends.cuda.families.kernel import Arguments, Grid, address
+from int4core.backends.cuda.families.kernel import Arguments, Grid, address, resident_grid
 from int4core.backends.cuda.families.layouts import arrange_wgmma
 from int4core.backends.cuda.jit.source import KernelSource
 from int4core.backends.cuda.jit.tensor_map import box_map
@@ -99,9 +99,8 @@ class WgmmaRows:
 
     @property
     def grid(self) -> Grid:
-        columns = self.conv.k // self.tile_n
         tiles = math.ceil(self.conv.n * self.blocks / self.teams)
-        return min(tiles, max(1, self.chip.multiprocessors // columns)), columns, 1
+        return resident_grid(self.chip, tiles, self.conv.k // self.tile_n)
 
     @property
     def source(self) -> KernelSource:

@@ -14,7 +14,7 @@ from int4core.backends.cuda.chips import Chip
 from int4core.backends.cuda.families.choose import choose
 from int4core.backends.cuda.families.conv_wgmma import check_chip
 from int4core.backends.cuda.families.epilogue import ELEMENTS
-from int4core.backends.cuda.families.kernel import Arguments, Grid, address
+from int4core.backends.cuda.families.kernel import Arguments, Grid, address, resident_grid
 from int4core.backends.cuda.families.layouts import arrange_wgmma, tile_channels
 from int4core.backends.cuda.families.winograd_wgmma import (
     WINOGRAD_PAIR,
@@ -183,8 +183,7 @@ class WgmmaDeepWinograd:
 
     @property
     def grid(self) -> Grid:
-        parts = self.conv.k // TILE_N
-        return min(math.ceil(self.tiles / self.config.teams), max(1, self.chip.multiprocessors // parts)), parts, 1
+        return resident_grid(self.chip, math.ceil(self.tiles / self.config.teams), self.conv.k // TILE_N)
 
     @property
     def source(self) -> KernelSource:

@@ -19,7 +19,7 @@ from int4core.backends.cuda.families.epilogue import (
     accumulator_offset,
     narrow_constants,
 )
-from int4core.backends.cuda.families.kernel import Arguments, Grid, address
+from int4core.backends.cuda.families.kernel import Arguments, Grid, address, resident_grid
 from int4core.backends.cuda.jit.source import KernelSource
 from int4core.backends.cuda.jit.tensor_map import box_map
 from int4core.backends.cuda.plan.convolution import Convolution, Output, Residual
@@ -153,8 +153,7 @@ class WgmmaWinograd:
 
     @property
     def grid(self) -> Grid:
-        parts = self.conv.k // CHANNELS
-        return min(self.conv.n * self.bands, max(1, self.chip.multiprocessors // parts)), parts, 1
+        return resident_grid(self.chip, self.conv.n * self.bands, self.conv.k // CHANNELS)
 
     @property
     def source(self) -> KernelSource:
