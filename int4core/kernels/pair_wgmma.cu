@@ -14,10 +14,8 @@
 // - A chunk's results replace the residual where that lies; the slot then leaves as whole boxes: residual_boxes.cuh.
 //
 // Compile-time constants: C_IN, K_MID, K_OUT, SUBTILES, TEAMS, SLOTS, CHUNK, AHEAD.
-#include "ptx/bulk_copy.cuh"
+#include "boxed_teams.cuh"
 #include "ptx/bulk_store.cuh"
-#include "ptx/dependency.cuh"
-#include "ptx/mbarrier.cuh"
 #include "ptx/named_barrier.cuh"
 #include "residual_boxes.cuh"
 
@@ -30,13 +28,10 @@ struct PairWgmma {
   static constexpr int IN_BYTES = TILE_M * C_IN / 2, OUT_BYTES = TILE_M * K_OUT / 2;
   static constexpr int SLOT = BOXES * BOX + (IN_BYTES > OUT_BYTES ? IN_BYTES : OUT_BYTES);
   static constexpr int FIRST_BYTES = C_IN * K_MID, SECOND_BYTES = K_MID * K_OUT;  // of weights
-  static constexpr int CONSUMERS = TEAMS * 128;
-  static constexpr int THREADS = CONSUMERS + 128;
-  static constexpr int CONSUMER_REGISTERS = TEAMS == 2 ? 240 : 160;
+  using Teams = BoxedTeams<TEAMS, SLOTS, SLOT>;
+  static constexpr int THREADS = Teams::THREADS;
   static constexpr int BLOCKS = 1;  // a multiprocessor
-  static constexpr int ALIGNMENT = Boxes::ALIGNMENT;
-  static_assert(TEAMS == 2 || TEAMS == 3);
-  static_assert(K_MID % (2 * BOX_ROW) == 0 && CHUNKS >= 2 && SLOTS >= 2 && SLOT % ALIGNMENT == 0);
+  static_assert(K_MID % (2 * BOX_ROW) == 0 && CHUNKS >= 2);
 
   static __device__ __forceinline__ void run(const TensorMap& input, const TensorMap& residual, const TensorMap& wide,
                                              const TensorMap& narrow, const unsigned char* __restrict__ first_weights,
@@ -44,84 +39,47 @@ struct PairWgmma {
                                              const ChannelPair* __restrict__ wide_channels,
                                              const ChannelPair* __restrict__ narrow_channels, int tiles) {
     extern __shared__ __align__(128) unsigned char memory[];
-    __shared__ __align__(8) unsigned long long barriers[1 + TEAMS * 2 * SLOTS];
+    __shared__ __align__(8) unsigned long long barriers[Teams::BARRIERS];
     __shared__ ChannelPair wide_pairs[K_MID / 2], narrow_pairs[K_OUT / 2];
-
-    const int warp = __shfl_sync(0xFFFFFFFFu, threadIdx.x / 32, 0), lane = threadIdx.x % 32;
-    const bool producer = warp >= CONSUMERS / 32;
-    const int team = producer ? warp - CONSUMERS / 32 : warp / 4;
-    const unsigned weight_barrier = shared_address(barriers);
-    const unsigned full = weight_barrier + 8 + team * 16 * SLOTS, empty = full + 8 * SLOTS;
-    const unsigned base = (shared_address(memory) + ALIGNMENT - 1) & ~(ALIGNMENT - 1u);
-    const unsigned slots = base + team * SLOTS * SLOT;
-    const unsigned first_base = base + TEAMS * SLOTS * SLOT, second_base = first_base + FIRST_BYTES;
-
-    if (threadIdx.x == 0) {
-      for (int i = 0; i < 1 + TEAMS * 2 * SLOTS; ++i) mbarrier_init(weight_barrier + 8 * i, 1);
-      mbarrier_init_fence();
-    }
+    const Teams teams(barriers, memory, 1);
+    const unsigned second_base = teams.weights + FIRST_BYTES;
     for (int i = threadIdx.x; i < K_MID / 2; i += THREADS) wide_pairs[i] = wide_channels[i];
     for (int i = threadIdx.x; i < K_OUT / 2; i += THREADS) narrow_pairs[i] = narrow_channels[i];
     __syncthreads();
 
     let_next_start();
-    const int first_tile = blockIdx.x * TEAMS + team, tile_step = gridDim.x * TEAMS;
-    Ring ring(SLOTS);
-
-    if (producer) {
-      release_registers<24>();
-      if (team >= TEAMS || lane != 0) return;
-      if (team == 0) {
-        mbarrier_arrive_expect(weight_barrier, FIRST_BYTES + SECOND_BYTES);
-        bulk_copy(first_base, first_weights, FIRST_BYTES, weight_barrier);
-        bulk_copy(second_base, second_weights, SECOND_BYTES, weight_barrier);
-      }
-      wait_for_previous();
-      for (int tile = first_tile; tile < tiles; tile += tile_step) {
-        const unsigned slot = slots + ring.slot * SLOT, barrier = full + 8 * ring.slot;
-        mbarrier_wait(empty + 8 * ring.slot, ring.parity ^ 1);
-        mbarrier_arrive_expect(barrier, IN_BYTES + BOXES * BOX);
+    if (teams.producer) {
+      auto copy_weights = [&](unsigned barrier) {
+        bulk_copy(teams.weights, first_weights, FIRST_BYTES, barrier);
+        bulk_copy(second_base, second_weights, SECOND_BYTES, barrier);
+      };
+      auto fetch = [&](unsigned slot, unsigned barrier, int tile) {
         rows_copy(slot + BOXES * BOX, &input, barrier, 0, tile * TILE_M);
         for (int box = 0; box < BOXES; ++box)
           rows_copy(slot + box * BOX, &residual, barrier, box * BOX_ROW, tile * TILE_M);
-        ring.advance();
-      }
+      };
+      teams.produce(tiles, FIRST_BYTES + SECOND_BYTES, IN_BYTES + BOXES * BOX, copy_weights, fetch);
       return;
     }
 
-    claim_registers<CONSUMER_REGISTERS>();
+    claim_registers<Teams::CONSUMER_REGISTERS>();
     wait_for_previous();
-    const Boxes boxes(warp, lane);
-    const unsigned long long first_descriptor = wgmma_descriptor(first_base, CHUNK * 16, 128);
+    const Boxes boxes(teams.warp, teams.lane);
+    const unsigned long long first_descriptor = wgmma_descriptor(teams.weights, CHUNK * 16, 128);
     const unsigned long long second_descriptor = wgmma_descriptor(second_base, K_OUT * 16, 128);
     const bool leader = threadIdx.x % 128 == 0;
     int previous = -1;  // the slot that the copy engine may still read
-    mbarrier_wait(weight_barrier, 0);
+    mbarrier_wait(teams.weight_full, 0);
+    Ring ring(SLOTS);
 
-    for (int tile = first_tile; tile < tiles; tile += tile_step) {
-      const unsigned slot = slots + ring.slot * SLOT, rows = slot + BOXES * BOX;
-      mbarrier_wait(full + 8 * ring.slot, ring.parity);
+    for (int tile = teams.first; tile < tiles; tile += teams.step) {
+      const unsigned slot = teams.slot(ring), rows = slot + BOXES * BOX;
+      mbarrier_wait(teams.full + 8 * ring.slot, ring.parity);
       typename Boxes::Input a;
       boxes.load_input(a, rows);
       int narrow_sums[SUBTILES][K_OUT / 2];
-      typename Boxes::Sums wide_sums[AHEAD ? 2 : 1];
-
-      if (AHEAD) Boxes::begin(wide_sums[0], a, first_descriptor, 0);
-#pragma unroll
-      for (int chunk = 0; chunk < CHUNKS; ++chunk) {
-        auto& sums = wide_sums[AHEAD ? chunk % 2 : 0];
-        const bool more = AHEAD && chunk + 1 < CHUNKS;
-        if (!AHEAD) Boxes::begin(sums, a, first_descriptor, chunk);
-        if (more) Boxes::begin(wide_sums[AHEAD ? (chunk + 1) % 2 : 0], a, first_descriptor, chunk + 1);
-        typename Boxes::Words kept, packed;
-        const unsigned place = boxes.place(slot, chunk);
-        Boxes::load(kept, place);
-        // The second product of the chunk before is done with its fragments, too.
-        if (more) {
-          wgmma_wait<1>();
-        } else {
-          wgmma_wait<0>();
-        }
+      auto multiply_chunk = [&](int chunk, auto& sums, const auto& kept, unsigned place) {
+        typename Boxes::Words packed;
         boxes.template requantize<0>(sums, wide_pairs, chunk, kept, packed);
         Boxes::share(place, packed);
         unsigned b[SUBTILES][CHUNK_WORDS][4];
@@ -141,9 +99,10 @@ struct PairWgmma {
         wgmma_commit();
         if (chunk == 1 && leader && previous >= 0) {  // by now the tile before should have left its slot
           bulk_store_wait_read<0>();
-          mbarrier_arrive(empty + 8 * previous);
+          mbarrier_arrive(teams.empty + 8 * previous);
         }
-      }
+      };
+      boxes.template for_chunks<CHUNKS, AHEAD>(a, first_descriptor, slot, multiply_chunk);
       wgmma_wait<0>();
 #pragma unroll
       for (int sub = 0; sub < SUBTILES; ++sub) pin_registers(narrow_sums[sub]);
@@ -152,7 +111,7 @@ struct PairWgmma {
 #pragma unroll
       for (int word = 0; word < K_OUT / 32; ++word)
         requantize_words<0, 0>(narrow_sums, narrow_pairs, boxes.quad, word, unused, packed);
-      named_barrier(1 + team, 128);  // everyone has read the input, whose place the narrow rows take
+      named_barrier(1 + teams.team, 128);  // everyone has read the input, whose place the narrow rows take
 #pragma unroll
       for (int sub = 0; sub < SUBTILES; ++sub)
 #pragma unroll
@@ -160,7 +119,7 @@ struct PairWgmma {
           share_words(rows + (boxes.row + sub * 64 + half * 8) * (K_OUT / 2) + boxes.quad * (K_OUT / 8),
                       packed[sub][half]);
       fence_async_proxy();
-      named_barrier(1 + team, 128);
+      named_barrier(1 + teams.team, 128);
       if (leader) {
         for (int box = 0; box < BOXES; ++box) rows_store(&wide, slot + box * BOX, box * BOX_ROW, tile * TILE_M);
         rows_store(&narrow, rows, 0, tile * TILE_M);

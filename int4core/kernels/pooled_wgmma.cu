@@ -14,9 +14,7 @@
 //   leave in shared memory, in one of two places in turn.
 //
 // Compile-time constants: C_IN, TILE_N, PIXELS, TEAMS, SLOTS, CHUNK, AHEAD.
-#include "ptx/bulk_copy.cuh"
-#include "ptx/dependency.cuh"
-#include "ptx/mbarrier.cuh"
+#include "boxed_teams.cuh"
 #include "ptx/named_barrier.cuh"
 #include "residual_boxes.cuh"
 
@@ -27,99 +25,60 @@ struct PooledWgmma {
   static constexpr int BOX_ROW = Boxes::BOX_ROW, BOX = Boxes::BOX, BOXES = TILE_N / (2 * BOX_ROW);
   static constexpr int IN_BOXES = C_IN / (2 * BOX_ROW), SLOT = (BOXES + IN_BOXES) * BOX;
   static constexpr int WEIGHT_BYTES = C_IN * TILE_N;
-  static constexpr int CONSUMERS = TEAMS * 128;
-  static constexpr int THREADS = CONSUMERS + 128;
-  static constexpr int CONSUMER_REGISTERS = TEAMS == 2 ? 240 : 160;
+  using Teams = BoxedTeams<TEAMS, SLOTS, SLOT>;
+  static constexpr int THREADS = Teams::THREADS;
   static constexpr int BLOCKS = 1;          // a multiprocessor
   static constexpr int WORDS = CHUNK / 16;  // of four u7 outputs, that a thread has of a row of a chunk
   static constexpr int SUMS = CHUNK / 8;    // two channels each, 16 bits of each: as many as there are rows
   static constexpr int TILE_SUMS = TILE_N / 2;
-  static_assert(TEAMS == 2 || TEAMS == 3);
   static_assert(CHUNK == 64, "eight sums for the eight lanes that hold rows of the same channels");
-  static_assert(PIXELS <= 64 && TILE_N % (2 * BOX_ROW) == 0 && CHUNKS >= 2 && SLOTS >= 2 && Boxes::BOXED_INPUT);
+  static_assert(PIXELS <= 64 && TILE_N % (2 * BOX_ROW) == 0 && CHUNKS >= 2 && Boxes::BOXED_INPUT);
 
   static __device__ __forceinline__ void run(const TensorMap& input, const TensorMap& residual,
                                              const unsigned char* __restrict__ weights,
                                              const ChannelPair* __restrict__ channels,
                                              unsigned char* __restrict__ output, int images, int features) {
     extern __shared__ __align__(128) unsigned char memory[];
-    __shared__ __align__(8) unsigned long long barriers[1 + TEAMS * 2 * SLOTS];
+    __shared__ __align__(8) unsigned long long barriers[Teams::BARRIERS];
     __shared__ ChannelPair pairs[TILE_N / 2];
     __shared__ unsigned warp_sums[TEAMS][2][4][TILE_SUMS];
-
-    const int warp = __shfl_sync(0xFFFFFFFFu, threadIdx.x / 32, 0), lane = threadIdx.x % 32;
-    const bool producer = warp >= CONSUMERS / 32;
-    const int team = producer ? warp - CONSUMERS / 32 : warp / 4;
+    const Teams teams(barriers, memory, 4);  // warps
+    const int warp = teams.warp, lane = teams.lane, team = teams.team;
     const int tile_n = blockIdx.y, first_byte = tile_n * (TILE_N / 2);
-    const unsigned weight_barrier = shared_address(barriers);
-    const unsigned full = weight_barrier + 8 + team * 16 * SLOTS, empty = full + 8 * SLOTS;
-    const unsigned base = (shared_address(memory) + Boxes::ALIGNMENT - 1) & ~(Boxes::ALIGNMENT - 1u);
-    const unsigned slots = base + team * SLOTS * SLOT, weight_base = base + TEAMS * SLOTS * SLOT;
-
-    if (threadIdx.x == 0) {
-      mbarrier_init(weight_barrier, 1);
-      for (int i = 0; i < TEAMS * 2 * SLOTS; ++i)
-        mbarrier_init(weight_barrier + 8 + 8 * i, i / SLOTS % 2 == 0 ? 1 : 4);  // filled by a copy, emptied by warps
-      mbarrier_init_fence();
-    }
     for (int i = threadIdx.x; i < TILE_N / 2; i += THREADS) pairs[i] = channels[tile_n * (TILE_N / 2) + i];
     __syncthreads();
 
     let_next_start();
-    const int first_image = blockIdx.x * TEAMS + team, image_step = gridDim.x * TEAMS;
-    Ring ring(SLOTS);
-
-    if (producer) {
-      release_registers<24>();
-      if (team >= TEAMS || lane != 0) return;
-      if (team == 0) {
-        mbarrier_arrive_expect(weight_barrier, WEIGHT_BYTES);
-        bulk_copy(weight_base, weights + static_cast<size_t>(tile_n) * WEIGHT_BYTES, WEIGHT_BYTES, weight_barrier);
-      }
-      wait_for_previous();
-      for (int image = first_image; image < images; image += image_step) {
-        const unsigned slot = slots + ring.slot * SLOT, barrier = full + 8 * ring.slot;
-        mbarrier_wait(empty + 8 * ring.slot, ring.parity ^ 1);
-        mbarrier_arrive_expect(barrier, (BOXES + IN_BOXES) * PIXELS * BOX_ROW);
+    if (teams.producer) {
+      auto copy_weights = [&](unsigned barrier) {
+        bulk_copy(teams.weights, weights + static_cast<size_t>(tile_n) * WEIGHT_BYTES, WEIGHT_BYTES, barrier);
+      };
+      auto fetch = [&](unsigned slot, unsigned barrier, int image) {
         for (int box = 0; box < IN_BOXES; ++box)
           rows_copy(slot + (BOXES + box) * BOX, &input, barrier, box * BOX_ROW, image * PIXELS);
         for (int box = 0; box < BOXES; ++box)
           rows_copy(slot + box * BOX, &residual, barrier, first_byte + box * BOX_ROW, image * PIXELS);
-        ring.advance();
-      }
+      };
+      teams.produce(images, WEIGHT_BYTES, (BOXES + IN_BOXES) * PIXELS * BOX_ROW, copy_weights, fetch);
       return;
     }
 
-    claim_registers<CONSUMER_REGISTERS>();
+    claim_registers<Teams::CONSUMER_REGISTERS>();
     wait_for_previous();
     const Boxes boxes(warp, lane);
     const int group = lane / 4;
     const unsigned rows[2] = {boxes.row < PIXELS ? ~0u : 0, boxes.row + 8 < PIXELS ? ~0u : 0};
-    const unsigned long long descriptor = wgmma_descriptor(weight_base, CHUNK * 16, 128);
+    const unsigned long long descriptor = wgmma_descriptor(teams.weights, CHUNK * 16, 128);
     int place = 0;  // of the two for sums
-    mbarrier_wait(weight_barrier, 0);
+    mbarrier_wait(teams.weight_full, 0);
+    Ring ring(SLOTS);
 
-    for (int image = first_image; image < images; image += image_step) {
-      const unsigned slot = slots + ring.slot * SLOT;
-      mbarrier_wait(full + 8 * ring.slot, ring.parity);
+    for (int image = teams.first; image < images; image += teams.step) {
+      const unsigned slot = teams.slot(ring);
+      mbarrier_wait(teams.full + 8 * ring.slot, ring.parity);
       typename Boxes::Input a;
       boxes.load_input(a, slot + BOXES * BOX);
-      typename Boxes::Sums chunk_sums[AHEAD ? 2 : 1];
-
-      if (AHEAD) Boxes::begin(chunk_sums[0], a, descriptor, 0);
-#pragma unroll
-      for (int chunk = 0; chunk < CHUNKS; ++chunk) {
-        auto& sums = chunk_sums[AHEAD ? chunk % 2 : 0];
-        const bool more = AHEAD && chunk + 1 < CHUNKS;
-        if (!AHEAD) Boxes::begin(sums, a, descriptor, chunk);
-        if (more) Boxes::begin(chunk_sums[AHEAD ? (chunk + 1) % 2 : 0], a, descriptor, chunk + 1);
-        typename Boxes::Words kept;
-        Boxes::load(kept, boxes.place(slot, chunk));
-        if (more) {
-          wgmma_wait<1>();
-        } else {
-          wgmma_wait<0>();
-        }
+      auto add_up_chunk = [&](int chunk, auto& sums, const auto& kept, unsigned) {
         unsigned packed[1][2][WORDS];
         boxes.template requantize<1>(sums, pairs, chunk, kept, packed);
 
@@ -142,8 +101,9 @@ struct PooledWgmma {
           }
         }
         warp_sums[team][place][warp % 4][chunk * (CHUNK / 2) + boxes.quad * SUMS + group] = left[0];
-      }
-      if (lane == 0) mbarrier_arrive(empty + 8 * ring.slot);  // what it held has been used up
+      };
+      boxes.template for_chunks<CHUNKS, AHEAD>(a, descriptor, slot, add_up_chunk);
+      if (lane == 0) mbarrier_arrive(teams.empty + 8 * ring.slot);  // what it held has been used up
       ring.advance();
 
       named_barrier(1 + team, 128);

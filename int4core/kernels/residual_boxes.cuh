@@ -10,14 +10,15 @@
 #include "ptx/wgmma.cuh"
 #include "stages.cuh"
 
-// A box has ROWS rows, and takes a whole number of ALIGNMENTs.
+constexpr int BOX_ALIGNMENT = 1024;  // of a swizzled box
+
+// A box has ROWS rows, and takes a whole number of BOX_ALIGNMENTs.
 template <int C_IN, int SUBTILES, int CHUNK, int ROWS = SUBTILES * 64>
 struct ResidualBoxes {
   static constexpr int TILE_M = SUBTILES * 64;    // pixels of a team's tile
   static constexpr int IN_WORDS = C_IN / 32;      // 32-bit words a thread reads of a row of the input
   static constexpr int CHUNK_WORDS = CHUNK / 32;  // and holds of a row of a chunk
-  static constexpr int ALIGNMENT = 1024;          // of a swizzled box
-  static constexpr int BOX_ROW = 128, BOX = (ROWS * BOX_ROW + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
+  static constexpr int BOX_ROW = 128, BOX = (ROWS * BOX_ROW + BOX_ALIGNMENT - 1) / BOX_ALIGNMENT * BOX_ALIGNMENT;
   static constexpr bool BOXED_INPUT = C_IN % (2 * BOX_ROW) == 0;  // swizzled, too
 
   using Input = unsigned[SUBTILES][IN_WORDS][4];
@@ -71,6 +72,31 @@ struct ResidualBoxes {
       for (int i = 0; i < IN_WORDS; ++i)
         Wgmma<CHUNK>::mma(sums[sub], a[sub][i], weights + (chunk * IN_WORDS + i) * (CHUNK * 2), i);
     wgmma_commit();
+  }
+
+  // A tile's chunks, one after the other: done(chunk, sums, kept, place) has a chunk's products, its residual and where
+  // that lies. With AHEAD the products of the next chunk run under it.
+  template <int CHUNKS, bool AHEAD, class Done>
+  __device__ __forceinline__ void for_chunks(Input& a, unsigned long long weights, unsigned slot, Done done) const {
+    Sums chunk_sums[AHEAD ? 2 : 1];
+    if (AHEAD) begin(chunk_sums[0], a, weights, 0);
+#pragma unroll
+    for (int chunk = 0; chunk < CHUNKS; ++chunk) {
+      auto& sums = chunk_sums[AHEAD ? chunk % 2 : 0];
+      const bool more = AHEAD && chunk + 1 < CHUNKS;
+      if (!AHEAD) begin(sums, a, weights, chunk);
+      if (more) begin(chunk_sums[AHEAD ? (chunk + 1) % 2 : 0], a, weights, chunk + 1);
+      Words kept;
+      const unsigned chunk_place = place(slot, chunk);
+      load(kept, chunk_place);
+      // All groups but the one just begun are done: what `done` has multiplied of the chunk before, too.
+      if (more) {
+        wgmma_wait<1>();
+      } else {
+        wgmma_wait<0>();
+      }
+      done(chunk, sums, kept, chunk_place);
+    }
   }
 
   // Where a chunk of the boxes at `slot` lies: residual, then outputs.

@@ -11,11 +11,11 @@ import numpy as np
 import numpy.typing as npt
 
 from int4core.backends.cuda.chips import Chip
+from int4core.backends.cuda.families.boxed_teams import ALIGNMENT, BARRIER_BYTES
 from int4core.backends.cuda.families.choose import choose
 from int4core.backends.cuda.families.conv_wgmma import check_chip
 from int4core.backends.cuda.families.head import LINEAR_SHAPE
 from int4core.backends.cuda.families.kernel import Arguments, Grid, address
-from int4core.backends.cuda.families.pair_wgmma import ALIGNMENT, BARRIER_BYTES
 from int4core.backends.cuda.jit.source import KernelSource
 from int4core.backends.cuda.jit.tensor_map import rows_map
 from int4core.backends.cuda.plan.ops import LinearOp

@@ -11,10 +11,11 @@ import numpy as np
 import numpy.typing as npt
 
 from int4core.backends.cuda.chips import Chip
+from int4core.backends.cuda.families.boxed_teams import BOX_CHANNELS, BOX_ROW, BoxedTeams
 from int4core.backends.cuda.families.choose import choose
 from int4core.backends.cuda.families.conv_wgmma import check_chip
 from int4core.backends.cuda.families.epilogue import CHANNEL_PAIR, ELEMENTS, narrow_constants
-from int4core.backends.cuda.families.kernel import Arguments, Grid, address
+from int4core.backends.cuda.families.kernel import Arguments, address
 from int4core.backends.cuda.families.layouts import arrange_wgmma
 from int4core.backends.cuda.jit.source import KernelSource
 from int4core.backends.cuda.jit.tensor_map import rows_map
@@ -24,18 +25,6 @@ from int4core.errors import EngineError
 
 FIRST_NUMBER = 160
 """The number of CONFIGS' first entry in a tuning file."""
-
-BOX_ROW = 128
-"""Bytes of a row of the wide tensor that one copy takes."""
-
-ALIGNMENT = 1024
-"""Of a swizzled box in shared memory; what lies before the dynamic part need not keep it."""
-
-BARRIER_BYTES = 256
-"""At least what the barriers of MOST_SLOTS slots take."""
-
-MOST_SLOTS = 4
-"""Slots of a ring: more have nothing left to hide."""
 
 INPUTS, OUTPUTS = (64, 128), (64, 128)
 """Input channels that a team's registers hold, and outputs."""
@@ -77,7 +66,7 @@ CONFIGS: tuple[PairConfig, ...] = (
 
 
 @dataclass(frozen=True, eq=False)
-class WgmmaPair:
+class WgmmaPair(BoxedTeams):
     """Two layers on entry `number` of the table. Raises EngineError when they do not fit; the message is the reason."""
 
     op: PairOp
@@ -89,15 +78,14 @@ class WgmmaPair:
         first, second, config = self.first, self.second, self.config
         if first.taps != 1 or first.stride != 1 or first.output != Output.U4:
             raise EngineError("a pair begins with a 1x1 convolution with stride 1 to u4")
-        if first.c not in INPUTS or first.k % (2 * BOX_ROW) or second.k not in OUTPUTS:
+        if first.c not in INPUTS or first.k % BOX_CHANNELS or second.k not in OUTPUTS:
             raise EngineError(
                 f"{first.c} to {first.k} to {second.k} channels: pairs take 64 or 128 inputs and outputs, and "
-                f"multiples of {2 * BOX_ROW} between them"
+                f"multiples of {BOX_CHANNELS} between them"
             )
         if self.serialises:
             raise EngineError(f"{config}: too few registers for {first.c} to {second.k} channels")
-        if self.slots < 2:
-            raise EngineError(f"{config}: two slots do not fit shared memory")
+        self.check_slots()
         narrow_constants(self.op.first, config.chunk)
         narrow_constants(self.op.second, second.k)
 
@@ -120,8 +108,16 @@ class WgmmaPair:
         return crowded and (self.config.ahead or self.config.chunk == 64)
 
     @property
-    def threads(self) -> int:
-        return 128 * (self.config.teams + 1)
+    def teams(self) -> int:
+        return self.config.teams
+
+    @property
+    def tiles(self) -> int:
+        return math.ceil(self.first.pixels / self.config.tile_m)
+
+    @property
+    def columns(self) -> int:
+        return 1
 
     @property
     def weight_bytes(self) -> int:
@@ -133,23 +129,8 @@ class WgmmaPair:
         return self.config.tile_m * (self.first.k + max(self.first.c, self.second.k)) // 2
 
     @property
-    def slots(self) -> int:
-        pairs = (self.first.k + self.second.k) // 2 * CHANNEL_PAIR.itemsize
-        room: int = self.chip.shared_bytes - pairs - BARRIER_BYTES - ALIGNMENT - self.weight_bytes
-        return min(MOST_SLOTS, room // (self.config.teams * self.slot_bytes))
-
-    @property
-    def shared_bytes(self) -> int:
-        """Dynamic shared memory of a block."""
-        return ALIGNMENT + self.weight_bytes + self.config.teams * self.slots * self.slot_bytes
-
-    @property
-    def tiles(self) -> int:
-        return math.ceil(self.first.pixels / self.config.tile_m)
-
-    @property
-    def grid(self) -> Grid:
-        return min(math.ceil(self.tiles / self.config.teams), self.chip.multiprocessors), 1, 1
+    def static_bytes(self) -> int:
+        return (self.first.k + self.second.k) // 2 * CHANNEL_PAIR.itemsize
 
     @property
     def source(self) -> KernelSource:

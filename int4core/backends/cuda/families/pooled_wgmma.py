@@ -11,12 +11,12 @@ import numpy as np
 import numpy.typing as npt
 
 from int4core.backends.cuda.chips import Chip
+from int4core.backends.cuda.families.boxed_teams import ALIGNMENT, BOX_CHANNELS, BOX_ROW, BoxedTeams
 from int4core.backends.cuda.families.choose import choose
 from int4core.backends.cuda.families.conv_wgmma import check_chip
 from int4core.backends.cuda.families.epilogue import CHANNEL_PAIR, ELEMENTS, narrow_constants
-from int4core.backends.cuda.families.kernel import Arguments, Grid, address
+from int4core.backends.cuda.families.kernel import Arguments, address
 from int4core.backends.cuda.families.layouts import arrange_wgmma
-from int4core.backends.cuda.families.pair_wgmma import ALIGNMENT, BARRIER_BYTES, BOX_ROW, MOST_SLOTS
 from int4core.backends.cuda.jit.source import KernelSource
 from int4core.backends.cuda.jit.tensor_map import rows_map
 from int4core.backends.cuda.plan.convolution import Convolution, Output
@@ -26,7 +26,6 @@ from int4core.errors import EngineError
 FIRST_NUMBER = 250
 """The number of CONFIGS' first entry in a tuning file."""
 
-BOX_CHANNELS = 2 * BOX_ROW
 INPUTS = (256, 512)
 """Input channels that a team's registers hold, in whole boxes."""
 
@@ -56,7 +55,7 @@ CONFIGS: tuple[PooledConfig, ...] = (
 
 
 @dataclass(frozen=True, eq=False)
-class WgmmaPooled:
+class WgmmaPooled(BoxedTeams):
     """Two layers on entry `number` of the table. Raises EngineError when they do not fit; the message is the reason."""
 
     op: PooledOp
@@ -77,8 +76,7 @@ class WgmmaPooled:
             raise EngineError(
                 f"{conv.c} to {conv.k} channels: it takes 256 or 512 inputs and multiples of {BOX_CHANNELS} outputs"
             )
-        if self.slots < 2:
-            raise EngineError(f"{self.config}: two slots do not fit shared memory")
+        self.check_slots()
         narrow_constants(self.op.first, CHUNK)
 
     @property
@@ -95,12 +93,20 @@ class WgmmaPooled:
         return self.conv.p * self.conv.q
 
     @property
-    def threads(self) -> int:
-        return 128 * (self.config.teams + 1)
+    def teams(self) -> int:
+        return self.config.teams
+
+    @property
+    def tiles(self) -> int:
+        """Images."""
+        return self.conv.n
+
+    @property
+    def columns(self) -> int:
+        return self.conv.k // BOX_CHANNELS
 
     @property
     def weight_bytes(self) -> int:
-        """Of a block."""
         return BOX_CHANNELS * self.conv.c
 
     @property
@@ -110,21 +116,9 @@ class WgmmaPooled:
         return (1 + self.conv.c // BOX_CHANNELS) * box
 
     @property
-    def slots(self) -> int:
-        pairs, sums = BOX_CHANNELS // 2 * CHANNEL_PAIR.itemsize, self.config.teams * 2 * 4 * BOX_CHANNELS // 2 * 4
-        room: int = self.chip.shared_bytes - pairs - sums - BARRIER_BYTES - ALIGNMENT - self.weight_bytes
-        return min(MOST_SLOTS, room // (self.config.teams * self.slot_bytes))
-
-    @property
-    def shared_bytes(self) -> int:
-        """Dynamic shared memory of a block."""
-        return ALIGNMENT + self.weight_bytes + self.config.teams * self.slots * self.slot_bytes
-
-    @property
-    def grid(self) -> Grid:
-        columns = self.conv.k // BOX_CHANNELS
-        teams = math.ceil(self.conv.n / self.config.teams)
-        return min(teams, max(1, self.chip.multiprocessors // columns)), columns, 1
+    def static_bytes(self) -> int:
+        """The epilogue's constants, and of each team two times what four warps have of an image."""
+        return BOX_CHANNELS // 2 * CHANNEL_PAIR.itemsize + self.teams * 2 * 4 * BOX_CHANNELS // 2 * 4
 
     @property
     def source(self) -> KernelSource:

@@ -11,12 +11,12 @@ import numpy as np
 import numpy.typing as npt
 
 from int4core.backends.cuda.chips import Chip
+from int4core.backends.cuda.families.boxed_teams import BOX_CHANNELS, BOX_ROW, BoxedTeams
 from int4core.backends.cuda.families.choose import choose
 from int4core.backends.cuda.families.conv_wgmma import check_chip
 from int4core.backends.cuda.families.epilogue import CHANNEL_PAIR, ELEMENTS, narrow_constants
-from int4core.backends.cuda.families.kernel import Arguments, Grid, address
+from int4core.backends.cuda.families.kernel import Arguments, address
 from int4core.backends.cuda.families.layouts import arrange_wgmma
-from int4core.backends.cuda.families.pair_wgmma import ALIGNMENT, BARRIER_BYTES, BOX_ROW, MOST_SLOTS
 from int4core.backends.cuda.jit.source import KernelSource
 from int4core.backends.cuda.jit.tensor_map import rows_map
 from int4core.backends.cuda.plan.convolution import Convolution, Output, Residual
@@ -51,7 +51,7 @@ class LineConfig:
     @property
     def tile_n(self) -> int:
         """Output channels of a block."""
-        return 2 * BOX_ROW * self.boxes
+        return BOX_CHANNELS * self.boxes
 
     @property
     def tile_m(self) -> int:
@@ -75,7 +75,7 @@ CONFIGS: tuple[LineConfig, ...] = (
 
 
 @dataclass(frozen=True, eq=False)
-class WgmmaResidual:
+class WgmmaResidual(BoxedTeams):
     """A 1x1 convolution and residual tensor on entry `number` of the table. Raises EngineError if it does not fit."""
 
     op: ConvOp
@@ -94,8 +94,7 @@ class WgmmaResidual:
                 f"{conv.c} to {conv.k} channels: {config} takes {', '.join(map(str, INPUTS))} to multiples of "
                 f"{config.tile_n}"
             )
-        if self.slots < 2:
-            raise EngineError(f"{config}: two slots do not fit shared memory")
+        self.check_slots()
         narrow_constants(self.op, config.chunk)
 
     @property
@@ -107,12 +106,19 @@ class WgmmaResidual:
         return CONFIGS[self.number - FIRST_NUMBER]
 
     @property
-    def threads(self) -> int:
-        return 128 * (self.config.teams + 1)
+    def teams(self) -> int:
+        return self.config.teams
+
+    @property
+    def tiles(self) -> int:
+        return math.ceil(self.conv.pixels / self.config.tile_m)
+
+    @property
+    def columns(self) -> int:
+        return self.conv.k // self.config.tile_n
 
     @property
     def weight_bytes(self) -> int:
-        """Of a block."""
         return self.config.tile_n * self.conv.c
 
     @property
@@ -121,25 +127,8 @@ class WgmmaResidual:
         return self.config.tile_m * (self.config.tile_n + self.conv.c) // 2
 
     @property
-    def slots(self) -> int:
-        pairs = self.config.tile_n // 2 * CHANNEL_PAIR.itemsize
-        room: int = self.chip.shared_bytes - pairs - BARRIER_BYTES - ALIGNMENT - self.weight_bytes
-        return min(MOST_SLOTS, room // (self.config.teams * self.slot_bytes))
-
-    @property
-    def shared_bytes(self) -> int:
-        """Dynamic shared memory of a block."""
-        return ALIGNMENT + self.weight_bytes + self.config.teams * self.slots * self.slot_bytes
-
-    @property
-    def tiles(self) -> int:
-        return math.ceil(self.conv.pixels / self.config.tile_m)
-
-    @property
-    def grid(self) -> Grid:
-        columns = self.conv.k // self.config.tile_n
-        rows = min(math.ceil(self.tiles / self.config.teams), max(1, self.chip.multiprocessors // columns))
-        return rows, columns, 1
+    def static_bytes(self) -> int:
+        return self.config.tile_n // 2 * CHANNEL_PAIR.itemsize
 
     @property
     def source(self) -> KernelSource:
