@@ -8,7 +8,7 @@ torch = pytest.importorskip("torch", reason="the training extra (torch) is not i
 
 from int4core.engine import Engine  # noqa: E402
 from int4core.layers import BasicBlock  # noqa: E402
-from tests.tools.test_finetune import CPU, SIZE, calibrated  # noqa: E402
+from tests.tools.finetune.tiny import CPU, SIZE, calibrated  # noqa: E402
 from tools.finetune import checkpoint, data, export  # noqa: E402
 from tools.finetune.resnet import ARCHITECTURES, Architecture, ResNet  # noqa: E402
 from tools.finetune.verify import compare  # noqa: E402
