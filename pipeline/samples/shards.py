@@ -13,10 +13,8 @@ from bisect import bisect_left
 from collections.abc import Container, Iterable, Iterator
 from typing import BinaryIO, NamedTuple, TypeAlias
 
-import numpy as np
-
 from pipeline.errors import ImageError
-from pipeline.samples.headers import Headers, Plain, plain_member
+from pipeline.samples.headers import Headers, Plain
 from pipeline.samples.left_out import LeftOut
 from pipeline.samples.library import IMAGE_SUFFIXES
 from pipeline.samples.remote import open_binary
@@ -130,27 +128,19 @@ class _Members:
                 # The end, or the seam of tars that were put one behind the other.
                 offset, ended = offset + tarfile.BLOCKSIZE, True
                 continue
-            member: Listed
-            plain = None if tar.pax_headers else plain_member(block, offset)
-            if plain is not None:
-                name, begin, length, regular = plain.name, plain.offset_data, plain.size, True
-                offset = begin + -(-length // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
-                member = Plain([name], np.array([(begin, length)], np.int64), {}, offset, more=True)
-            else:
-                file.seek(offset)
-                budget.budget = MOST_HEADER_BYTES
-                member = tarfile.TarInfo.fromtarfile(tar)
-                if member.size < 0 or tar.offset <= offset:
-                    raise tarfile.ReadError(f"a header says {member.size} bytes")
-                offset = tar.offset
-                name, begin, length, regular = member.name, member.offset_data, member.size, member.isreg()
+            file.seek(offset)
+            budget.budget = MOST_HEADER_BYTES
+            member = tarfile.TarInfo.fromtarfile(tar)
+            if member.size < 0 or tar.offset <= offset:
+                raise tarfile.ReadError(f"a header says {member.size} bytes")
+            offset = tar.offset
             ended = False
             self._found += 1
             # A member that the shard ends within is the loader's to report, under its own name.
-            whole = not regular or begin + length <= size
+            whole = not member.isreg() or member.offset_data + member.size <= size
             yield member
             if not whole:
-                raise tarfile.ReadError(f"it ends within {name}")
+                raise tarfile.ReadError(f"it ends within {member.name}")
             self._whole += 1
 
 
