@@ -81,7 +81,7 @@ $(VENV)/.ray: $(VENV)/.test
 # The tests that take long: every configuration of every kernel compiled for every chip, and its machine code read. Then
 # those that draw their examples, with others each time.
 check-all: $(VENV)/.test
-	@echo 'About half an hour on two cores without a GPU. What is not tested, and what that would need, is listed at the end.'
+	@echo 'About a quarter of an hour on two cores without a GPU. What is not tested, and what that would need, is listed at the end.'
 	INT4CORE_TEST_ALL=1 $(WITH_GPU) $(BIN)/python -m pytest tests/kernels --timeout=3600 --durations=10 $(ARGS)
 	INT4CORE_TEST_ALL=1 $(WITH_GPU) $(BIN)/python -m pytest -m hypothesis $(ARGS)
 
