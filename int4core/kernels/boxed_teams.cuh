@@ -35,7 +35,7 @@ struct BoxedTeams {
     weight_full = shared_address(barriers);
     full = weight_full + 8 + team * 16 * SLOTS;
     empty = full + 8 * SLOTS;
-    const unsigned base = (shared_address(memory) + BOX_ALIGNMENT - 1) & ~(BOX_ALIGNMENT - 1u);
+    const unsigned base = first_box(memory);
     rings = base + team * SLOTS * SLOT;
     weights = base + TEAMS * SLOTS * SLOT;
     first = blockIdx.x * TEAMS + team;

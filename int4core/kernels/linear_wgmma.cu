@@ -11,6 +11,7 @@
 #include "ptx/mbarrier.cuh"
 #include "ptx/wgmma.cuh"
 #include "stages.cuh"
+#include "swizzle.cuh"
 
 template <int TEAMS, int SLOTS>
 struct LinearWgmma {
@@ -18,7 +19,6 @@ struct LinearWgmma {
   static constexpr int ROW_BYTES = TILE_M * DEPTH, WEIGHT_BYTES = TILE_N * DEPTH, SLOT = ROW_BYTES + WEIGHT_BYTES;
   static constexpr int CONSUMERS = TEAMS * 128;
   static constexpr int THREADS = CONSUMERS + 32;
-  static constexpr int ALIGNMENT = 1024;  // of a swizzled box
 
   static __device__ __forceinline__ void run(const TensorMap& input, const unsigned char* __restrict__ weights,
                                              const int* __restrict__ bias, int* __restrict__ output,
@@ -28,7 +28,7 @@ struct LinearWgmma {
 
     const int warp = __shfl_sync(0xFFFFFFFFu, threadIdx.x / 32, 0), lane = threadIdx.x % 32;
     const unsigned full = shared_address(barriers), empty = full + 8 * SLOTS;
-    const unsigned base = (shared_address(memory) + ALIGNMENT - 1) & ~(ALIGNMENT - 1u);
+    const unsigned base = first_box(memory);
     const int blocks = shape.features / DEPTH, first_row = blockIdx.y * TILE_M;
 
     if (threadIdx.x == 0) {
@@ -66,8 +66,7 @@ struct LinearWgmma {
 
     wait_for_previous();
     const int group = lane / 4, quad = lane % 4;
-    // Groups 0 to 3 take rows 0, 3, 5, 6 of each eight, groups 4 to 7 rows 1, 2, 4, 7: see residual_boxes.cuh.
-    const int row8 = 2 * (group & 3) + ((group ^ (group >> 1) ^ (group >> 2)) & 1);
+    const int row8 = dealt_row(group);
     const int thread_row = warp * 16 + row8;  // and the one 8 further
     int sums[TILE_N / 2];
     unsigned fragments[2][STEPS][4];

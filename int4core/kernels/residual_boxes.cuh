@@ -1,16 +1,13 @@
 // A tile of 1x1 convolutions whose residual is a packed u4 tensor as wide as the outputs, on sm_90a: the outputs take
 // the residual's place in shared memory and leave as whole boxes.
 //
-// The copy engine brings a tile's rows of the residual in boxes of 128 bytes a row, swizzled: piece i (16 bytes) of row
-// r lies at place i xor (r mod 8). A team, one warpgroup, takes CHUNK channels at a time; of every row a thread reads
-// and writes a quarter of a chunk. Rows are dealt to lanes so that a quarter of a warp meets all eight places that a
-// piece can be swizzled to.
+// The copy engine brings a tile's rows of the residual in boxes of 128 bytes a row: swizzle.cuh. A team, one warpgroup,
+// takes CHUNK channels at a time; of every row a thread reads and writes a quarter of a chunk.
 #pragma once
 #include "epilogue/narrow.cuh"
 #include "ptx/wgmma.cuh"
 #include "stages.cuh"
-
-constexpr int BOX_ALIGNMENT = 1024;  // of a swizzled box
+#include "swizzle.cuh"
 
 // A box has ROWS rows, and takes a whole number of BOX_ALIGNMENTs.
 template <int C_IN, int SUBTILES, int CHUNK, int ROWS = SUBTILES * 64>
@@ -30,8 +27,7 @@ struct ResidualBoxes {
 
   __device__ __forceinline__ ResidualBoxes(int warp, int lane) {
     const int group = lane / 4;
-    // Groups 0 to 3 take rows 0, 3, 5, 6 of each eight, groups 4 to 7 rows 1, 2, 4, 7.
-    const int row8 = 2 * (group & 3) + ((group ^ (group >> 1) ^ (group >> 2)) & 1);
+    const int row8 = dealt_row(group);
     quad = lane % 4;
     row = warp % 4 * 16 + row8;
     piece = row * BOX_ROW + ((quad * (CHUNK_WORDS * 4)) ^ (row8 << 4));
