@@ -62,7 +62,9 @@ def results(network: DeviceNetwork, kernels: Sequence[Kernel], site: Site) -> tu
         output.fill(0xA5)
     for launch in network.launches(tuple(kernels), site.addresses(0)):
         launch()
-    return tuple(output.copy() for output in written)
+    copies = tuple(output.copy() for output in written)
+    network.device.synchronize()  # or what is timed next, on another stream, would write what is being copied
+    return copies
 
 
 def microseconds(network: DeviceNetwork, kernel: Kernel, site: Site) -> float:

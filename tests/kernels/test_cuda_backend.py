@@ -145,6 +145,29 @@ def run_one(network: DeviceNetwork, kernel: Kernel, inputs: dict[str, Any]) -> l
     return [array.get() for array in written.values()]
 
 
+def test_a_launch_finds_its_constants_whatever_its_stream_waits_for(model: Model, cupy: Any) -> None:
+    """The current stream has much to do before it copies them; the launch is on another one."""
+    network = DeviceNetwork(model)
+    kernel = next(step.kernel for step in network.plan(2).steps if step.op.name == "layer1_0_conv1")
+    op = kernel.op
+    network.load([kernel.source])
+    source = cupy.random.randint(0, 256, 2 * 56 * 56 * 32, cupy.uint8)
+    poison = [cupy.full(max(1, array.nbytes), 0x55, cupy.uint8) for array in kernel.constants()]
+    work = cupy.zeros(1 << 28, cupy.int32)
+    network.device.synchronize()
+    del poison  # where the constants will lie
+    written = [cupy.full(op.output.bytes, 0xA5, np.uint8) for _ in range(2)]
+    stream = cupy.cuda.Stream(non_blocking=True)
+    for _ in range(50):
+        work += 1
+    for output in written:  # the second launch has what the first one may have missed
+        (launch,) = network.launches((kernel,), {op.source: source.data.ptr, op.target: output.data.ptr})
+        with stream:
+            launch()
+    network.device.synchronize()
+    np.testing.assert_array_equal(written[0].get(), written[1].get())
+
+
 @pytest.mark.parametrize("n", [1, 3])
 @pytest.mark.parametrize("basic", [False, True], ids=["default model", "ResNet-18"])
 def test_every_kernel_of_the_table_agrees(model: Model, n: int, basic: bool) -> None:

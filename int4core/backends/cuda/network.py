@@ -155,6 +155,8 @@ class DeviceNetwork:
             arrays = [np.frombuffer(array.tobytes() or b"\0", np.uint8) for array in kernel.constants()]
             with memory_errors(f"{kernel.op.name}'s weights", self.tuning.batch):
                 self._constants[key] = tuple(self.cupy.asarray(array) for array in arrays)
+            # The copy is the current stream's: a launch on another one would not wait for it.
+            self.cupy.cuda.get_current_stream().synchronize()
         return self._constants[key]
 
 
