@@ -15,10 +15,9 @@
 // Roles: one warpgroup fetches bands of image rows and turns them into V, TEAMS warpgroups multiply and requantise, a
 // unit of 32 pairs at a time, in turns. U is A: 64 output channels, 24 k-steps in registers. V is B: a plane holds
 // sixteen places of K of all pairs of a band with its border, 16 bytes a pair, so that a row of taps is an offset. The
-// planes of position p, half h of the channels, low or high nibbles follow one another. Three teams have too few
-// registers for all of U: each position's last k-step is read from shared memory, as its products come.
+// planes of position p, half h of the channels, low or high nibbles follow one another.
 //
-// Compile-time constants: WIDTH of the image, BAND: its rows of a band, TEAMS (2 or 3), BUFFERS of image rows.
+// Compile-time constants: WIDTH of the image, BAND: its rows of a band, BUFFERS of image rows.
 #include "epilogue/narrow.cuh"
 #include "ptx/bulk_copy.cuh"
 #include "ptx/bulk_store.cuh"
@@ -30,7 +29,7 @@
 #include "ptx/wgmma_s8u8.cuh"
 #include "stages.cuh"
 
-template <int WIDTH, int BAND, int TEAMS, int BUFFERS>
+template <int WIDTH, int BAND, int BUFFERS>
 struct WinogradWgmma {
   static constexpr int CHANNELS = 64, PIXEL = CHANNELS / 2;  // inputs, and their bytes
   static constexpr int PAIRS = (WIDTH + 1) / 2, LINES = BAND + 2;
@@ -44,19 +43,17 @@ struct WinogradWgmma {
   static constexpr int PLANE = PLACES * 16, V_BYTES = 16 * PLANE;
   static constexpr int STAGE = UNIT * 2 * PIXEL;  // a unit's outputs
   static constexpr int K_STEPS = 3 * 4 * 2;
-  static constexpr bool LENT = TEAMS == 3;  // whether shared memory holds some of U
+  static constexpr int TEAMS = 2;  // a third one would leave too few registers for U
   static constexpr int THREADS = 128 * (TEAMS + 1);
   static constexpr int BLOCKS = 1;  // a multiprocessor
   // Eight lanes take two pairs of two lines, half of the channels each.
   static constexpr int PAIRED = (PAIRS + 1) / 2, SQUARES = LINES / 2 * PAIRED, PASSES = (SQUARES + 15) / 16;
-  static_assert(TEAMS == 2 || TEAMS == 3);
   static_assert(BAND % 2 == 0 && UNITS >= TEAMS && BUFFERS >= 2);
 
   // Of a row of taps, a position, a half of the channels.
   static __device__ __forceinline__ constexpr int step(int r, int position, int half) {
     return (r * 4 + position) * 2 + half;
   }
-  static __device__ __forceinline__ constexpr bool is_lent(int i) { return LENT && i >= step(2, 0, 0) && i % 2; }
 
   static __device__ __forceinline__ void run(const TensorMap& input, const uint4* __restrict__ weights,
                                              const WinogradPair* __restrict__ channels,
@@ -64,7 +61,6 @@ struct WinogradWgmma {
     extern __shared__ __align__(128) unsigned char memory[];
     __shared__ __align__(8) unsigned long long barriers[BUFFERS + 4];
     __shared__ WinogradPair pairs[CHANNELS / 2];
-    __shared__ uint4 lent[LENT ? 4 * 128 : 1];
 
     const int warp = __shfl_sync(0xFFFFFFFFu, threadIdx.x / 32, 0), lane = threadIdx.x % 32;
     const int team = warp / 4, part = blockIdx.y;
@@ -79,23 +75,19 @@ struct WinogradWgmma {
       mbarrier_init_fence();
     }
     if (threadIdx.x < CHANNELS / 2) pairs[threadIdx.x] = channels[part * (CHANNELS / 2) + threadIdx.x];
-    const uint4* const part_weights = weights + part * (K_STEPS * 128);
-    if (LENT) {
-      for (int i = threadIdx.x; i < 4 * 128; i += THREADS) lent[i] = part_weights[step(2, i / 128, 1) * 128 + i % 128];
-    }
     __syncthreads();
     let_next_start();
     // Bands of this block: every gridDim.x-th.
     const int bands =
         (shape.bands - static_cast<int>(blockIdx.x) + static_cast<int>(gridDim.x) - 1) / static_cast<int>(gridDim.x);
     if (team == TEAMS) {
-      release_registers<TEAMS == 3 ? 56 : 88>();
+      release_registers<88>();
       wait_for_previous();
       transform(input, rows_full, rows_base, v_full, v_empty, v_base, bands, shape);
     } else {
-      claim_registers<TEAMS == 3 ? 152 : 208>();
-      multiply(part_weights, shared_address(lent), shared_address(pairs), output + part * PIXEL, v_full, v_empty,
-               v_base, rows_base + BUFFERS * BUFFER + team * (2 * STAGE), team, bands, shape);
+      claim_registers<208>();
+      multiply(weights + part * (K_STEPS * 128), shared_address(pairs), output + part * PIXEL, v_full, v_empty, v_base,
+               rows_base + BUFFERS * BUFFER + team * (2 * STAGE), team, bands, shape);
     }
   }
 
@@ -164,7 +156,7 @@ struct WinogradWgmma {
   }
 
   // A team's products and requantisation; its results are staged in shared memory, and leave under the next products.
-  static __device__ __forceinline__ void multiply(const uint4* __restrict__ weights, unsigned lent, unsigned pairs,
+  static __device__ __forceinline__ void multiply(const uint4* __restrict__ weights, unsigned pairs,
                                                   unsigned char* __restrict__ output, unsigned v_full, unsigned v_empty,
                                                   unsigned v_base, unsigned stage, int team, int bands,
                                                   const BandShape& shape) {
@@ -172,7 +164,6 @@ struct WinogradWgmma {
     unsigned a[K_STEPS][4];
 #pragma unroll
     for (int i = 0; i < K_STEPS; ++i) {
-      if (is_lent(i)) continue;
       const uint4 words = weights[i * 128 + thread];
       a[i][0] = words.x;
       a[i][1] = words.y;
@@ -217,40 +208,23 @@ struct WinogradWgmma {
       store_words(target, even);
       if (second) store_words(target + row_bytes, odd);
     };
-    unsigned borrowed[2][4];
-    auto borrow = [&](int px, int py) {  // for the next products
-      if constexpr (LENT) {
-        load_words(borrowed[0], lent + (px * 128 + thread) * 16);
-        load_words(borrowed[1], lent + (py * 128 + thread) * 16);
-      }
-    };
     // Starts the products of positions PX and PY of the next unit.
     unsigned long long at = descriptor + unit * UNIT;
     auto begin = [&](int (&x)[16], int (&y)[16], auto px, auto py, bool add) {
       constexpr int PX = decltype(px)::value, PY = decltype(py)::value;
 #pragma unroll
-      for (int i = 0; i < K_STEPS; ++i) {
-        if (!is_lent(i)) pin_registers(a[i]);
-      }
-      if constexpr (LENT) {
-        pin_registers(borrowed[0]);
-        pin_registers(borrowed[1]);
-      }
+      for (int i = 0; i < K_STEPS; ++i) pin_registers(a[i]);
       wgmma_fence();
 #pragma unroll
       for (int r = 0; r < 3; ++r)
 #pragma unroll
         for (int h = 0; h < 2; ++h) {
-          const int i = step(r, PX, h), j = step(r, PY, h);
-          WgmmaS8U8<UNIT>::mma(x, is_lent(i) ? borrowed[0] : a[i], at + (PX * 2 + h) * 2 * PLACES + r * PAIRS,
-                               add || r + h);
-          WgmmaS8U8<UNIT>::mma(y, is_lent(j) ? borrowed[1] : a[j], at + (PY * 2 + h) * 2 * PLACES + r * PAIRS,
-                               add || r + h);
+          WgmmaS8U8<UNIT>::mma(x, a[step(r, PX, h)], at + (PX * 2 + h) * 2 * PLACES + r * PAIRS, add || r + h);
+          WgmmaS8U8<UNIT>::mma(y, a[step(r, PY, h)], at + (PY * 2 + h) * 2 * PLACES + r * PAIRS, add || r + h);
         }
       wgmma_commit();
     };
 
-    borrow(1, 2);
     if (bands > 0) mbarrier_wait(v_full, 0);
 #pragma unroll 1
     for (int i = team; i < units; i += TEAMS) {
@@ -261,7 +235,6 @@ struct WinogradWgmma {
       wgmma_wait<0>();
       pin_registers(even);
       pin_registers(odd);
-      borrow(0, 3);
       unsigned offsets[4];  // of the even output's two channels, and of the odd one's
       load_words(offsets, constants);
 #pragma unroll
@@ -293,7 +266,6 @@ struct WinogradWgmma {
         __syncwarp();
         if (lane == 0) mbarrier_arrive(empty);
       }
-      borrow(1, 2);
       unsigned scale[4];  // factors of the two channels, and corrections
       load_words(scale, constants + 16);
       unsigned words[4];

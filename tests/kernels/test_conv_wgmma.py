@@ -277,7 +277,7 @@ def test_pairs_equal_to_integers(cupy_hopper: Any, size: int, c: int, middle: in
     expected = problem.expected()
     inputs = {"input": problem.first.input, "residual": problem.first.residual}
     kernels = list(candidates(problem.op, chip))
-    assert len(kernels) > 2
+    assert kernels
     for kernel in kernels:
         written = [np.full_like(array, POISON) for array in expected.values()]
         for found, wanted in zip(run_all(cupy_hopper, kernel, inputs, written), expected.values(), strict=True):

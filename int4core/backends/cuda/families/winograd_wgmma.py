@@ -56,23 +56,21 @@ BAND_SHAPE = np.dtype([(name, "<i4") for name in ("bands", "bands_of_image", "he
 """`BandShape` in winograd_wgmma.cu: bands of all images, and of one; its rows."""
 
 
+TEAMS = 2
+"""Warpgroups that multiply."""
+
+
 @dataclass(frozen=True)
 class BandConfig:
-    """Image rows of a band, and warpgroups that multiply."""
+    """Image rows of a band."""
 
     band: int
-    teams: int
 
     def __str__(self) -> str:
-        return f"{self.teams} teams, bands of {self.band} rows"
+        return f"bands of {self.band} rows"
 
 
-CONFIGS: tuple[BandConfig, ...] = (
-    BandConfig(8, 2),
-    BandConfig(8, 3),
-    BandConfig(4, 2),
-    BandConfig(4, 3),
-)
+CONFIGS: tuple[BandConfig, ...] = (BandConfig(8), BandConfig(4))
 """Numbered from FIRST_NUMBER."""
 
 
@@ -92,7 +90,7 @@ class WgmmaWinograd:
             raise EngineError(f"{conv.c} to {conv.k} channels: it takes 64 to multiples of 64")
         if self.columns > 256:
             raise EngineError(f"{conv.w} columns: a copy takes at most 256 with the border")
-        if self.units < self.config.teams:
+        if self.units < TEAMS:
             raise EngineError(f"{self.config}: {self.units} units of {UNIT} pairs in a band of {conv.w} columns")
         if not self.buffers:
             raise EngineError(f"{self.config}: bands of {conv.w} columns do not fit shared memory")
@@ -136,7 +134,7 @@ class WgmmaWinograd:
     def fixed_bytes(self) -> int:
         """Two buffers of V, and two units of every team."""
         places = max((self.config.band + 2) * self.pairs, self.units * UNIT + 2 * self.pairs) | 1
-        return 2 * 16 * places * 16 + self.config.teams * 2 * UNIT * CHANNELS
+        return 2 * 16 * places * 16 + TEAMS * 2 * UNIT * CHANNELS
 
     @property
     def shared_bytes(self) -> int:
@@ -144,7 +142,7 @@ class WgmmaWinograd:
 
     @property
     def threads(self) -> int:
-        return 128 * (self.config.teams + 1)
+        return 128 * (TEAMS + 1)
 
     @property
     def bands(self) -> int:
@@ -157,9 +155,7 @@ class WgmmaWinograd:
 
     @property
     def source(self) -> KernelSource:
-        constants = {
-            "WIDTH": self.conv.w, "BAND": self.config.band, "TEAMS": self.config.teams, "BUFFERS": self.buffers
-        }  # fmt: skip
+        constants = {"WIDTH": self.conv.w, "BAND": self.config.band, "BUFFERS": self.buffers}
         structs, elements = {"BandShape": BAND_SHAPE}, ELEMENTS | {"WinogradPair": WINOGRAD_PAIR}
         return KernelSource.of("winograd_wgmma.cu", "winograd_wgmma", constants, structs, elements)
 
