@@ -14,9 +14,10 @@
 // shuffle; `int4core.backends.cuda.families.layouts` lays the weights out to match.
 //
 // Compile-time constants: TILE_N, SUBTILES, WARPGROUPS, TEAMS, K_BYTES, WEIGHTS_RESIDENT, ORDERED,
-// OUTPUT (0 u4, 1 u7 bytes), RESIDUAL (0 none, 1 a u4 tensor, 2 a 1x1 convolution of one), RESCALE_SHIFT (of that
-// convolution: see epilogue/rescale_s8.cuh). A convolution as residual is the first part of K: its sums are rescaled
-// where they lie, in the accumulators, and the rest is added to them.
+// OUTPUT (0 u4, 1 u7 bytes), RESIDUAL (0 none, 1 a u4 tensor, 2 a 1x1 convolution of one, 3 such a one whose rescaled
+// sums hold the outputs' bias), RESCALE_SHIFT (of that convolution: see epilogue/rescale_s8.cuh). A convolution as
+// residual is the first part of K: its sums are rescaled where they lie, in the accumulators, and the rest is added to
+// them.
 #include "epilogue/narrow.cuh"
 #include "epilogue/rescale_s8.cuh"
 #include "ptx/bulk_copy.cuh"
@@ -33,6 +34,7 @@ struct ConvWgmma {
   static constexpr int ACTIVATION_BYTES = TILE_M * K_BYTES;  // of one stage
   static constexpr int WEIGHT_BYTES = WORDS * 32 * TILE_N;   // of one block of K
   static constexpr int STAGE_BYTES = ACTIVATION_BYTES + (WEIGHTS_RESIDENT ? 0 : WEIGHT_BYTES);
+  static constexpr bool CONVOLVED = RESIDUAL >= 2;
   static constexpr int RESIDUAL_STAGES = RESIDUAL == 1 ? 2 : 0;
   static constexpr int RESIDUAL_ROW = TILE_N / 2;
   static constexpr int RESIDUAL_BYTES = TILE_M * RESIDUAL_ROW;
@@ -53,7 +55,7 @@ struct ConvWgmma {
     extern __shared__ __align__(128) unsigned char memory[];
     __shared__ __align__(8) unsigned long long barriers[1 + TEAMS * (2 * (MAX_STAGES + 2) + 1)];
     __shared__ ChannelPair pairs[TILE_N / 2];
-    __shared__ S8ResidualPair residual_pairs[RESIDUAL == 2 ? TILE_N / 2 : 1];
+    __shared__ S8ResidualPair residual_pairs[CONVOLVED ? TILE_N / 2 : 1];
 
     // Through lane 0, so that the compiler sees a warp-uniform value.
     const int warp = __shfl_sync(0xFFFFFFFFu, threadIdx.x / 32, 0), lane = threadIdx.x % 32;
@@ -92,7 +94,7 @@ struct ConvWgmma {
     }
     for (int i = threadIdx.x; i < TILE_N / 2; i += THREADS) {
       pairs[i] = channels[tile_n * (TILE_N / 2) + i];
-      if constexpr (RESIDUAL == 2) residual_pairs[i] = residual_channels[tile_n * (TILE_N / 2) + i];
+      if constexpr (CONVOLVED) residual_pairs[i] = residual_channels[tile_n * (TILE_N / 2) + i];
     }
     __syncthreads();
 
@@ -130,7 +132,7 @@ struct ConvWgmma {
           if (!WEIGHTS_RESIDENT)
             bulk_copy(stage + ACTIVATION_BYTES, tile_weights + block * WEIGHT_BYTES, WEIGHT_BYTES, barrier);
           ring.advance();
-          if (RESIDUAL == 2 && block < shape.residual_blocks) {
+          if (CONVOLVED && block < shape.residual_blocks) {
             im2col_copy(stage, &residual, barrier, block * K_BYTES, column * shape.residual_stride,
                         row * shape.residual_stride, n, 0, 0);
             continue;
@@ -214,7 +216,7 @@ struct ConvWgmma {
         ring.advance();
       };
 
-      const int turn_end = RESIDUAL == 2 ? shape.residual_blocks : shape.blocks;
+      const int turn_end = CONVOLVED ? shape.residual_blocks : shape.blocks;
       auto multiply_blocks = [&](int block, int end) {
         if constexpr (SUBTILES == 1) {
           for (; block + 1 < end; block += 2) {
@@ -230,7 +232,7 @@ struct ConvWgmma {
       // The tile's sums: those of the residual convolution first, rescaled where they lie.
       auto multiply = [&] {
         wait_turn();
-        if constexpr (RESIDUAL == 2) {
+        if constexpr (CONVOLVED) {
           multiply_blocks(0, shape.residual_blocks);
 #pragma unroll
           for (int j = 0; j < TILE_N / 8; ++j) {
@@ -239,12 +241,13 @@ struct ConvWgmma {
             for (int sub = 0; sub < SUBTILES; ++sub)
 #pragma unroll
               for (int i = 0; i < 4; ++i)
-                sums[sub][j * 4 + i] = rescale_residual<RESCALE_SHIFT>(sums[sub][j * 4 + i], constants, i % 2);
+                sums[sub][j * 4 + i] =
+                    rescale_residual<RESCALE_SHIFT, RESIDUAL == 3>(sums[sub][j * 4 + i], constants, i % 2);
           }
 #pragma unroll
           for (int sub = 0; sub < SUBTILES; ++sub) pin_registers(sums[sub]);
         }
-        multiply_blocks(RESIDUAL == 2 ? shape.residual_blocks : 0, shape.blocks);
+        multiply_blocks(CONVOLVED ? shape.residual_blocks : 0, shape.blocks);
         if (!WEIGHTS_RESIDENT && lane == 0) mbarrier_arrive(empty + 8 * previous);
       };
 

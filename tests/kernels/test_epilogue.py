@@ -135,6 +135,21 @@ def test_every_s8_is_rescaled_by_every_factor_in_an_integer_product(shift: int) 
         assert np.array_equal(product >> (8 + shift), requantize(np.int64(n), factors, shift, S32))
 
 
+@pytest.mark.parametrize(("shift", "base"), [(0, 1 << 23), (2, 1 << 21), (6, 1 << 17)])
+def test_every_s8_is_rescaled_and_added_to_in_32_bits_without_sign(shift: int, base: int) -> None:
+    """As above, with what is `added`, as the kernel computes it: modulo 2^32."""
+    factors = np.arange(1 << 16).astype(np.uint16)
+    added = base + RNG.integers(-20000, 20000, len(factors))
+    pairs = s8_residual_constants(branch_of(Rescale(factors, 16), Rescale(factors, shift)), 8, added)
+    up, start = (pairs[name].ravel().view(np.uint32) for name in ("up", "start"))
+    for n in range(-128, 128):
+        wanted = requantize(np.int64(n), factors, shift, S32) + added
+        fits = (wanted >= 0) & (wanted < 1 << 24 - shift)
+        assert fits.sum() > 60000
+        found = (np.uint32(n + 128) * up + start) >> np.uint32(8 + shift)
+        assert np.array_equal(found[fits], wanted[fits])
+
+
 def test_sums_are_rescaled_to_s8_in_a_float_that_is_clamped_as_an_integer() -> None:
     """rescale_s8.cuh's first half: the float is rounded once, from an exact double."""
     factors = np.array(

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from int4core.backends.cuda.chips import CHIPS, Chip
-from int4core.backends.cuda.families.conv_wgmma import WgmmaConv
+from int4core.backends.cuda.families.conv_wgmma import STARTED, WgmmaConv
 from int4core.backends.cuda.families.kernel import Kernel
 from int4core.backends.cuda.families.linear_wgmma import WgmmaLinear
 from int4core.backends.cuda.families.pair_wgmma import WgmmaPair
@@ -31,10 +31,11 @@ from int4core.backends.cuda.families.winograd_wgmma import WgmmaWinograd
 from int4core.backends.cuda.jit import tensor_map
 from int4core.backends.cuda.jit.source import KernelSource, flatten
 from int4core.backends.cuda.plan.convolution import Convolution, Output, Residual, Source
-from int4core.backends.cuda.plan.ops import LinearOp
+from int4core.backends.cuda.plan.ops import Limits, LinearOp
+from int4core.backends.cuda.plan.requantise import Rescale
 from int4core.errors import EngineError
 from tests.kernels.emulator.driver import EAGER, PROMPT, REVERSE, Emulated, emulated_driver, needs_compiler
-from tests.kernels.problems import PairProblem, PooledProblem, Problem, draws
+from tests.kernels.problems import MOST_UP, PairProblem, PooledProblem, Problem, draws
 from tests.kernels.stems import StemProblem
 
 LONG = pytest.mark.skipif(os.environ.get("INT4CORE_TEST_ALL") != "1", reason="like others: make check-all")
@@ -103,6 +104,26 @@ def check(kernel: Kernel, emulated: Emulated, inputs: dict[str, Any], outputs: d
         emulated(kernel.grid, kernel.threads, arguments, flags, kernel.shared_bytes)
         for name, array in outputs.items():
             np.testing.assert_array_equal(written[name], array, f"{kernel.number}: {kernel}, {name}, flags {flags}")
+
+
+@needs_compiler
+@pytest.mark.parametrize(("most", "shift", "residual"), [(MOST_UP, 3, 2), (MOST_UP >> 6, 2, STARTED)])
+def test_the_bias_is_in_the_rescaled_residual_where_that_fits(
+    most: int, shift: int, residual: int, folder: Any
+) -> None:
+    conv = Convolution(1, 9, 13, 64, 128, 1, 1, 0, residual=Residual.CONVOLUTION, source=Source(9, 13, 64, 1))
+    rng = draws()
+    problem = Problem(conv, rng)
+    assert problem.branch is not None
+    # The largest factor first, so that it decides.
+    up = Rescale(np.append(most - 1, rng.integers(0, most, conv.k - 1)).astype(np.uint16), shift)
+    problem.branch = replace(problem.branch, up=up)
+    limits = Limits.of(problem.weight, problem.bias, 0, 15) + Limits(-128 * most, 128 * most)
+    op = replace(problem.op, limits=limits)
+    kernel = tight(lambda chip: WgmmaConv(op, 105, chip))
+    assert kernel.residual == residual
+    inputs = {"input": problem.input, "residual": problem.residual}
+    check(kernel, Emulated(kernel.source, folder, 900), inputs, {"output": problem.expected()})
 
 
 @needs_compiler

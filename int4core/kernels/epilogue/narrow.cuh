@@ -51,10 +51,11 @@ __device__ __forceinline__ float add_residual(float sum, float factor, const uns
   return __fmaf_rn(__uint_as_float(nibble), factor, sum);
 }
 
+// Residual 3: x has the bias and the offset already, as rescale_s8.cuh can leave them.
 template <int Residual, int COUNT>
 __device__ __forceinline__ int requantize(int x, const ChannelPair& pair, int odd, const unsigned (&kept)[COUNT],
                                           int index) {
-  float sum = __int_as_float(x + pair.offset[odd]);
+  float sum = __int_as_float(Residual == 3 ? x : x + pair.offset[odd]);
   if constexpr (Residual == 1) sum = add_residual(sum, pair.residual_factor[odd], kept, index);
   return __float_as_int(__fmaf_rd(sum, pair.factor[odd], pair.correction[odd]));
 }

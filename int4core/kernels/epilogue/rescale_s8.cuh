@@ -10,12 +10,15 @@
 // Those bits less the constant are clamped as an integer: to 0 ... 255, 128 too high. The second is an integer product
 // n * factor with a fraction of eight bits more, in which n itself is added: it moves a half away from zero, on either
 // side, and nothing else across a half, since |n| <= 128 is less than the 2^8 that a unit of the product is.
-template <int SHIFT>
+//
+// STARTED: the result is never negative, for `start` holds the offset of the last requantisation, too (narrow.cuh).
+template <int SHIFT, bool STARTED>
 __device__ __forceinline__ int rescale_residual(int x, const S8ResidualPair& pair, int odd) {
   constexpr float MAGIC = 12582912.0f;
   constexpr int MAGIC_BITS = 0x4B400000;
   const float sum = __int_as_float(x + pair.offset[odd]) - MAGIC;
   const int rounded = __float_as_int(__fmaf_rn(sum, pair.down[odd], MAGIC));
   const int narrow = __viaddmin_s32_relu(rounded, 128 - MAGIC_BITS, 255);
-  return (narrow * pair.up[odd] + pair.start[odd]) >> SHIFT;
+  const int product = narrow * pair.up[odd] + pair.start[odd];
+  return STARTED ? static_cast<int>(static_cast<unsigned>(product) >> SHIFT) : product >> SHIFT;
 }

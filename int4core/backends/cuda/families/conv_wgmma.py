@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from int4core.backends.cuda.chips import Chip
 from int4core.backends.cuda.families.choose import choose
-from int4core.backends.cuda.families.epilogue import ELEMENTS, S8_FRACTION, StructArray, s8_constants
+from int4core.backends.cuda.families.epilogue import ELEMENTS, S8_FRACTION, StructArray, s8_constants, start_of
 from int4core.backends.cuda.families.kernel import Arguments, Grid, address, resident_grid
 from int4core.backends.cuda.families.layouts import arrange_wgmma, join_weights
 from int4core.backends.cuda.jit.source import KernelSource
@@ -31,6 +31,9 @@ STATIC_BYTES = 8 * 1024
 
 MAX_STAGES = 16
 """Buffers of a ring: MAX_STAGES in the kernel."""
+
+STARTED = 3
+"""RESIDUAL in the kernel for Residual.CONVOLUTION where its rescaled sums hold the outputs' bias."""
 
 _SHAPE_FIELDS = (
     "pixels tiles p q taps_w stride pad channel_blocks residual_blocks residual_stride blocks out_channels stages"
@@ -195,10 +198,15 @@ class WgmmaConv:
         constants = {
             "TILE_N": config.tile_n, "SUBTILES": config.subtiles, "WARPGROUPS": config.warpgroups,
             "TEAMS": config.teams, "WEIGHTS_RESIDENT": int(config.resident), "ORDERED": int(config.ordered),
-            "K_BYTES": self.conv.k_bytes, "OUTPUT": int(self.conv.output), "RESIDUAL": int(self.conv.residual),
+            "K_BYTES": self.conv.k_bytes, "OUTPUT": int(self.conv.output), "RESIDUAL": self.residual,
             "RESCALE_SHIFT": S8_FRACTION + self.op.branch.up.shift if self.op.branch else 0,
         }  # fmt: skip
         return KernelSource.of("conv_wgmma.cu", "conv_wgmma", constants, {"ConvShape": CONV_SHAPE}, ELEMENTS)
+
+    @property
+    def residual(self) -> int:
+        """RESIDUAL in the kernel."""
+        return int(self.conv.residual) if start_of(self.op) is None else STARTED
 
     @property
     def layout(self) -> str:

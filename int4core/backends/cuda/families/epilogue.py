@@ -49,7 +49,8 @@ S8_RESIDUAL_PAIR = np.dtype([("offset", "<i4", 2), ("down", "<f4", 2), ("up", "<
 """What rescaling a residual convolution on sm_90 needs of two neighbouring channels.
 
 offset: bias + the bits of 1.5 * 2^23; down: as in RESIDUAL_PAIR; up: requant factor of the second requantisation times
-2^S8_FRACTION, plus 1; start: half of 2^(S8_FRACTION + shift), less 128 * up.
+2^S8_FRACTION, plus 1; start: half of 2^(S8_FRACTION + shift), less 128 * up, plus that power times `start_of` if it is
+not None, modulo 2^32.
 """
 
 WIDE_PAIR = np.dtype(
@@ -112,7 +113,28 @@ def s8_constants(op: ConvOp, tile_n: int) -> Constants:
         return narrow_constants(op, tile_n)
     check_sums(op.limits.low, op.limits.high, op.rescale.shift)
     check_branch(branch)
-    return Constants(channel_constants(op.bias, op.rescale, tile_n), s8_residual_constants(branch, tile_n))
+    start = start_of(op)
+    base = OFFSET_BASE if start is None else smallest_base(op)
+    channels = channel_constants(op.bias, op.rescale, tile_n, base=base)
+    return Constants(channels, s8_residual_constants(branch, tile_n, start))
+
+
+def smallest_base(op: ConvOp) -> int:
+    """The power of two that is enough of an offset for the sums of `op`, OFFSET_BASE at most."""
+    return min(OFFSET_BASE, 1 << max(op.rescale.shift, (-op.limits.low).bit_length()))
+
+
+def start_of(op: ConvOp) -> npt.NDArray[np.int64] | None:
+    """Bias and offset (K,), where the residual convolution's rescaled sums can hold them: none of these is negative
+    then, nor beyond 32 bits as a product (rescale_s8.cuh). None where they cannot."""
+    if op.branch is None:
+        return None
+    start = accumulator_offset(op.rescale.wide, op.rescale.shift, smallest_base(op)) + op.bias
+    up = op.branch.up
+    # Halves are rounded away from zero: the least and the most are one further than the quotients, at most.
+    least, most = (-128 * up.wide >> up.shift) - 1 + start, (127 * up.wide >> up.shift) + 2 + start
+    fits = int(least.min()) >= 0 and int(most.max()) << S8_FRACTION + up.shift < 1 << 32
+    return start if fits else None
 
 
 def check_branch(branch: Branch) -> None:
@@ -155,11 +177,11 @@ def _pairs(dtype: np.dtype[np.void], bias: Int16Array, rescales: dict[str, Resca
     return pairs
 
 
-def accumulator_offset(factor: npt.NDArray[np.int64], shift: int) -> npt.NDArray[np.int64]:
-    """Offsets near OFFSET_BASE with offset * factor / 2^shift = integer + 1/2, where factor is not 0."""
+def accumulator_offset(factor: npt.NDArray[np.int64], shift: int, base: int = OFFSET_BASE) -> npt.NDArray[np.int64]:
+    """Offsets from `base` on, a power of two: offset * factor / 2^shift = integer + 1/2, where factor is not 0."""
     half = 1 << (shift - 1)
     low_bit = np.where(factor > 0, factor & -factor, 1)
-    offset: npt.NDArray[np.int64] = OFFSET_BASE + half // np.minimum(low_bit, half)
+    offset: npt.NDArray[np.int64] = base + half // np.minimum(low_bit, half)
     return offset
 
 
@@ -177,11 +199,17 @@ def check_sums(low: int, high: int, shift: int) -> None:
 
 
 def channel_constants(
-    bias: Int16Array, rescale: Rescale, tile_n: int, kept: Rescale | None = None, convolved: bool = False
+    bias: Int16Array,
+    rescale: Rescale,
+    tile_n: int,
+    kept: Rescale | None = None,
+    convolved: bool = False,
+    base: int = OFFSET_BASE,
 ) -> StructArray:
     """CHANNEL_PAIR (K / tile_n, tile_n / 2) of the convolution, its own bias and final requantisation.
 
-    `kept` rescales a residual tensor (Residual.U4); `convolved` says that the residual is a convolution.
+    `kept` rescales a residual tensor (Residual.U4); `convolved` says that the residual is a convolution; `base` is what
+    takes the least sum to 0 and more.
 
     Raises:
         EngineError: a requantisation is none the one-instruction rounding can do exactly.
@@ -191,7 +219,7 @@ def channel_constants(
         raise EngineError(f"requantisation shift {shift}: one multiply-add takes 1..22")
     if (OFFSET_BASE * int(wide.max(initial=0))) >> shift >= LINEAR // 2:
         raise EngineError(f"requant factor {wide.max()} / 2^{shift}: too large for one multiply-add")
-    offset = accumulator_offset(wide, shift)
+    offset = accumulator_offset(wide, shift, base)
     if np.any((offset * wide) % (1 << shift) != np.where(wide > 0, (1 << shift) >> 1, 0)):
         raise EngineError(f"a requant factor is a multiple of 2^{shift}: one multiply-add takes none")
     correction = (offset * wide) >> shift
@@ -226,8 +254,8 @@ def residual_constants(bias: Int16Array, down: Rescale, up: Rescale, tile_n: int
     return pairs
 
 
-def s8_residual_constants(branch: Branch, tile_n: int) -> StructArray:
-    """S8_RESIDUAL_PAIR (K / tile_n, tile_n / 2) of a residual convolution.
+def s8_residual_constants(branch: Branch, tile_n: int, added: npt.NDArray[np.int64] | None = None) -> StructArray:
+    """S8_RESIDUAL_PAIR (K / tile_n, tile_n / 2) of a residual convolution, with `added` (K,) in its rescaled sums.
 
     Raises:
         EngineError: what is clamped, or the product with the second factor, could leave 32 bits.
@@ -242,5 +270,8 @@ def s8_residual_constants(branch: Branch, tile_n: int) -> StructArray:
     pairs["offset"] = spread_channels(branch.bias.astype(np.int64) + MAGIC, tile_n)
     pairs["down"] = spread_channels(branch.down.nudged, tile_n)
     pairs["up"] = spread_channels(up, tile_n)
-    pairs["start"] = spread_channels(half - 128 * up, tile_n)
+    start = half - 128 * up
+    if added is not None:
+        start = (start + (added << S8_FRACTION + branch.up.shift)).astype(np.uint32).view(np.int32)
+    pairs["start"] = spread_channels(start, tile_n)
     return pairs
