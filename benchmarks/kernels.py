@@ -35,7 +35,8 @@ from int4core.errors import EngineError, Int4CoreError, printed
 from int4core.model import Model
 from int4core.options import CudaOptions
 from int4core.streams import run_command
-from int4core.tune import groups, parse_numbers
+from int4core.tune import parse_numbers
+from int4core.tuning.choices import groups
 from int4core.tuning.measure import Site, microseconds, results, tensor_bytes
 
 ROOT = Path(__file__).resolve().parents[1]

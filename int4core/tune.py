@@ -13,74 +13,26 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-from collections.abc import Collection, Hashable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from int4core.backends.cuda.chips import CHIPS
-from int4core.backends.cuda.families.kernel import Kernel
 from int4core.backends.cuda.families.table import KNOWN_NUMBERS, candidates, default_kernel, digest
 from int4core.backends.cuda.network import DeviceNetwork
-from int4core.backends.cuda.plan.ops import (
-    ConvOp,
-    JointOp,
-    LinearOp,
-    Op,
-    PairOp,
-    PooledOp,
-    PoolOp,
-    StemOp,
-    joined,
-    parts,
-)
+from int4core.backends.cuda.plan.ops import ConvOp, JointOp, joined, parts
 from int4core.errors import EngineError, Int4CoreError, printable, printed, shown
 from int4core.model import Model
 from int4core.options import CudaOptions
 from int4core.streams import run_command
 from int4core.tuning import autoconfig
 from int4core.tuning.autoconfig import Autoconfig
+from int4core.tuning.choices import Choice, Timed, fastest, groups
 from int4core.tuning.files import TABLE, file_of, has_basic_blocks, user_folder
 from int4core.tuning.measure import Site, microseconds, results, tensor_bytes
 
 MAIN_BATCH = 1024
 """The batch size of `autoconfig/GPU`; other sizes have files of their own."""
-
-
-@dataclass(frozen=True)
-class Timed:
-    """A kernel's median microseconds; `equal` says whether it writes what the first candidate wrote."""
-
-    kernel: Kernel
-    us: float
-    equal: bool
-
-
-@dataclass(frozen=True)
-class Choice:
-    """Layers of one shape, and their candidates, fastest first."""
-
-    ops: tuple[Op, ...]
-    timed: tuple[Timed, ...]
-
-    @property
-    def best(self) -> Timed:
-        return self.timed[0]
-
-
-def groups(ops: Sequence[Op]) -> list[list[Op]]:
-    """The operations that have a choice of kernels, those of the same shape together, and what may be joined to one."""
-    found: dict[Hashable, list[Op]] = {}
-    for op in ops:
-        if isinstance(op, PairOp):
-            found.setdefault((op.first.shape, op.second.shape), []).append(op)
-        elif isinstance(op, PooledOp):
-            found.setdefault((op.first.shape, op.pool), []).append(op)
-        elif isinstance(op, (PoolOp, LinearOp)):
-            found.setdefault(op.name, []).append(op)
-        elif isinstance(op, (ConvOp, StemOp)):
-            found.setdefault(op.shape if isinstance(op, ConvOp) else op.name, []).append(op)
-    return list(found.values())
 
 
 def tune(network: DeviceNetwork, n: int, numbers: Collection[int] = KNOWN_NUMBERS) -> Iterator[Choice]:
@@ -120,16 +72,6 @@ def tune(network: DeviceNetwork, n: int, numbers: Collection[int] = KNOWN_NUMBER
 
 def _equal(found: Sequence[Any], wanted: Sequence[Any]) -> bool:
     return all(bool((one == other).all()) for one, other in zip(found, wanted, strict=True))
-
-
-def fastest(choices: Sequence[Choice]) -> dict[str, Timed]:
-    """Operation name -> the kernel for it: one for two, under both names, where it takes less than theirs."""
-    best = {op.name: choice.best for choice in choices for op in choice.ops if not isinstance(op, JointOp)}
-    for choice in choices:
-        for op in choice.ops:
-            if isinstance(op, JointOp) and choice.best.us < sum(best[part.name].us for part in parts(op)):
-                best |= {part.name: choice.best for part in parts(op)}
-    return best
 
 
 def to_autoconfig(network: DeviceNetwork, n: int, choices: Sequence[Choice]) -> Autoconfig:

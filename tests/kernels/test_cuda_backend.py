@@ -19,8 +19,9 @@ from int4core.errors import EngineError
 from int4core.model import Model
 from int4core.options import CudaOptions, NumpyOptions
 from int4core.random_model import random_model
-from int4core.tune import groups, to_autoconfig, tune
+from int4core.tune import to_autoconfig, tune
 from int4core.tuning.autoconfig import Autoconfig
+from int4core.tuning.choices import groups
 from tests.int4core.networks import as_model, random_input, random_network
 from tests.kernels.problems import draws
 from tests.paths import SHARED, needs_shared

@@ -23,7 +23,7 @@ from int4core.errors import EngineError
 from int4core.layers import ResNet
 from int4core.model import Model
 from int4core.random_model import random_model
-from int4core.tune import groups
+from int4core.tuning.choices import groups
 from tests.paths import ROOT
 
 
