@@ -192,6 +192,8 @@ def test_pairs(name: str, folder: Any) -> None:
 LINES = {
     "layer2's, a tile's remainder": (191, Convolution(1, 23, 29, 128, 256, 1, 1, 0, residual=Residual.U4)),
     "layer3's, two parts, three teams": (193, Convolution(3, 11, 15, 256, 512, 1, 1, 0, residual=Residual.U4)),
+    "tiles of 256 pixels": (197, Convolution(1, 41, 37, 64, 256, 1, 1, 0, residual=Residual.U4)),
+    "tiles of 192 pixels": (198, Convolution(1, 35, 29, 128, 256, 1, 1, 0, residual=Residual.U4)),
     "two boxes": (195, Convolution(7, 7, 7, 64, 512, 1, 1, 0, residual=Residual.U4)),
 }
 

@@ -70,6 +70,10 @@ CONFIGS: tuple[LineConfig, ...] = (
     LineConfig(1, 32, 1, 3, True),
     LineConfig(1, 64, 1, 3, False),
     LineConfig(2, 64, 1, 2, True),
+    LineConfig(1, 32, 4, 2, False),
+    LineConfig(1, 32, 4, 2, True),
+    LineConfig(1, 64, 3, 2, False),
+    LineConfig(1, 32, 3, 2, True),
 )
 """Numbered from FIRST_NUMBER."""
 
