@@ -5,7 +5,8 @@ comes with the package.
 
 Each candidate must write the same bytes as the first one; that those are right is the tests' business. Layers of
 one shape are timed once. Buffers rotate over several times the L2, unless the whole batch's tensors fit it: then
-they stay, as they do when the network runs.
+they stay, as they do when the network runs. The fastest few of each shape are then tried in the whole network
+(`int4core.tuning.finalists`), which decides.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import Any
 from int4core.backends.cuda.chips import CHIPS
 from int4core.backends.cuda.families.table import KNOWN_NUMBERS, candidates, default_kernel, digest
 from int4core.backends.cuda.network import DeviceNetwork
-from int4core.backends.cuda.plan.ops import ConvOp, JointOp, joined, parts
+from int4core.backends.cuda.plan.ops import ConvOp, JointOp, SingleOp, joined, parts
 from int4core.errors import EngineError, Int4CoreError, printable, printed, shown
 from int4core.model import Model
 from int4core.options import CudaOptions
@@ -29,6 +30,7 @@ from int4core.tuning import autoconfig
 from int4core.tuning.autoconfig import Autoconfig
 from int4core.tuning.choices import Choice, Timed, fastest, groups
 from int4core.tuning.files import TABLE, file_of, has_basic_blocks, user_folder
+from int4core.tuning.finalists import InNetwork, Numbers, best_together
 from int4core.tuning.measure import Site, microseconds, results, tensor_bytes
 
 MAIN_BATCH = 1024
@@ -44,7 +46,7 @@ def tune(network: DeviceNetwork, n: int, numbers: Collection[int] = KNOWN_NUMBER
     plan = network.plan(n)
     sizes = tensor_bytes(plan)
     rotate = plan.arena.bytes > network.device.attributes["L2CacheSize"] // 2
-    single = [part for step in plan.steps for part in parts(step.op)]
+    single = single_ops(network, n)
     found = {
         tuple(group): [kernel for kernel in candidates(group[0], network.chip) if kernel.number in {*numbers, None}]
         for group in groups([*single, *joined(single)])
@@ -74,21 +76,25 @@ def _equal(found: Sequence[Any], wanted: Sequence[Any]) -> bool:
     return all(bool((one == other).all()) for one, other in zip(found, wanted, strict=True))
 
 
-def to_autoconfig(network: DeviceNetwork, n: int, choices: Sequence[Choice]) -> Autoconfig:
+def to_autoconfig(network: DeviceNetwork, n: int, numbers: Numbers) -> Autoconfig:
     """The choice as a file; a downsample convolution has the number of the one that computes it."""
-    numbers: dict[str, int] = {}
-    best = fastest(choices)
-    for op in (op for choice in choices for op in choice.ops if not isinstance(op, JointOp)):
-        number = best[op.name].kernel.number
+    lines: dict[str, int] = {}
+    for op in single_ops(network, n):
+        number = numbers.get(op.name)
         if number is None:  # what every chip has needs no line
             continue
         names = [op.name] + ([op.branch.name] if isinstance(op, ConvOp) and op.branch else [])
-        numbers |= {key: number for name in names if (key := autoconfig.key_of(name)) is not None}
+        lines |= {key: number for name in names if (key := autoconfig.key_of(name)) is not None}
     metadata = {
         "engine": "int4core", "gpu": network.chip.name, "origin": "measured", "batch": str(n),
-        TABLE: digest(numbers.values()),
+        TABLE: digest(lines.values()),
     }  # fmt: skip
-    return Autoconfig(dict(sorted(numbers.items())), metadata)
+    return Autoconfig(dict(sorted(lines.items())), metadata)
+
+
+def single_ops(network: DeviceNetwork, n: int) -> list[SingleOp]:
+    """The network's operations, none joined to another."""
+    return [part for step in network.plan(n).steps for part in parts(step.op)]
 
 
 def parse_numbers(text: str) -> frozenset[int]:
@@ -111,6 +117,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--model", type=Path, default=Path(__file__).resolve().parents[1] / "model")
     parser.add_argument("--numbers", type=parse_numbers, default=KNOWN_NUMBERS, help="try only these, as 100-113,200")
     parser.add_argument("--out", type=Path, default=user_folder(), help="folder of the file; %(default)s")
+    parser.add_argument(
+        "--finalists", type=int, default=3, metavar="N",
+        help="how many kernels of a shape are tried in the network; 1: the fastest alone (default %(default)s)",
+    )  # fmt: skip
     parser.add_argument("--verbose", action="store_true", help="print every candidate, not only the three fastest")
     options = parser.parse_args(argv)
     try:
@@ -141,11 +151,24 @@ def _tune_batch(network: DeviceNetwork, n: int, options: argparse.Namespace) -> 
                 f"    {number:>4}  {timed.us:9.1f} us | {tops:7.1f} TOPS | {gbs:7.1f} GB/s | {timed.kernel}",
                 flush=True,
             )
+    best = fastest(choices)
+    alone = {op.name: choice.best.kernel.number for choice in choices for op in choice.ops if op.name in best}
+    order = [op.name for op in single_ops(network, n) if op.name in best]
+    numbers: Numbers = {name: best[name].kernel.number for name in order}
+    if options.finalists > 1:
+        print("in the network")
+        tried = best_together(
+            choices, numbers, {name: alone[name] for name in order}, options.finalists, InNetwork(network, n).compare
+        )
+        for change, best_so_far in tried:
+            numbers = best_so_far
+            if change.kept or options.verbose:
+                print(f"    {change}", flush=True)
     basic = has_basic_blocks(network.model.network)
-    total = sum(timed.us / len(parts(timed.kernel.op)) for timed in fastest(choices).values())
+    total = sum(timed.us / len(parts(timed.kernel.op)) for timed in best.values())
     file = file_of(network.chip.name, None if n == MAIN_BATCH else n, options.out, basic=basic)
-    autoconfig.write(file, to_autoconfig(network, n, choices))
-    print(f"{printable(file)}: {total:,.0f} us for all but the top-1 of {n} images, each timed alone")
+    autoconfig.write(file, to_autoconfig(network, n, numbers))
+    print(f"{printable(file)}: {total:,.0f} us for the fastest of all but the top-1 of {n} images, each timed alone")
 
 
 if __name__ == "__main__":

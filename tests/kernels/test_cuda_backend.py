@@ -19,9 +19,9 @@ from int4core.errors import EngineError
 from int4core.model import Model
 from int4core.options import CudaOptions, NumpyOptions
 from int4core.random_model import random_model
-from int4core.tune import to_autoconfig, tune
-from int4core.tuning.autoconfig import Autoconfig
-from int4core.tuning.choices import groups
+from int4core.tune import main, to_autoconfig, tune
+from int4core.tuning.autoconfig import Autoconfig, read
+from int4core.tuning.choices import fastest, groups
 from tests.int4core.networks import as_model, random_input, random_network
 from tests.kernels.problems import draws
 from tests.paths import SHARED, needs_shared
@@ -196,11 +196,20 @@ def test_the_tuner_chooses_for_every_layer_of_basic_blocks() -> None:
     network = DeviceNetwork(random_model(blocks=(1, 2, 1, 1), width=64, basic=True))
     with network.device:
         choices = list(tune(network, 8))
-    numbers = to_autoconfig(network, 8, choices).by_layer()
+    fastest_alone = {name: timed.kernel.number for name, timed in fastest(choices).items()}
+    numbers = to_autoconfig(network, 8, fastest_alone).by_layer()
     plan = make_plan(network.model.network, network.chip, 8, numbers=numbers)
     assert plan.misfits == ()
     assert {step.op.name for step in plan.steps if step.kernel.number is not None} <= numbers.keys()
     assert {f"layer{i}_0_downsample_0" for i in (2, 3, 4)} <= numbers.keys()
+
+
+def test_the_network_chooses_among_the_fastest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--batch", "4", "--out", str(tmp_path), "--verbose", "--finalists", "2"]) == 0
+    assert " kept | layer" in capsys.readouterr().out
+    (file,) = tmp_path.iterdir()
+    network = DeviceNetwork(Model.load(DEFAULT_MODEL), CudaOptions(autoconfig=read(file)))
+    assert network.plan(4).misfits == ()
 
 
 def test_numbers_of_an_autoconfig_are_used(model: Model) -> None:
