@@ -13,11 +13,12 @@
 // the constants, take their registers; and the products of positions 0 and 3 add to those.
 //
 // Roles: one warpgroup fetches bands of image rows and turns them into V, TEAMS warpgroups multiply and requantise, a
-// unit of 32 pairs at a time, in turns. U is A: 64 output channels, 24 k-steps in registers. V is B: a plane holds
-// sixteen places of K of all pairs of a band with its border, 16 bytes a pair, so that a row of taps is an offset. The
-// planes of position p, half h of the channels, low or high nibbles follow one another.
+// unit of 32 pairs at a time, in turns; with AHEAD a team's next products run under its requantisation. U is A: 64
+// output channels, 24 k-steps in registers. V is B: a plane holds sixteen places of K of all pairs of a band with its
+// border, 16 bytes a pair, so that a row of taps is an offset. The planes of position p, half h of the channels, low or
+// high nibbles follow one another.
 //
-// Compile-time constants: WIDTH of the image, BAND: its rows of a band, BUFFERS of image rows.
+// Compile-time constants: WIDTH of the image, BAND: its rows of a band, BUFFERS of image rows, AHEAD.
 #include "epilogue/narrow.cuh"
 #include "ptx/bulk_copy.cuh"
 #include "ptx/bulk_store.cuh"
@@ -29,7 +30,7 @@
 #include "ptx/wgmma_s8u8.cuh"
 #include "stages.cuh"
 
-template <int WIDTH, int BAND, int BUFFERS>
+template <int WIDTH, int BAND, int BUFFERS, bool AHEAD>
 struct WinogradWgmma {
   static constexpr int CHANNELS = 64, PIXEL = CHANNELS / 2;  // inputs, and their bytes
   static constexpr int PAIRS = (WIDTH + 1) / 2, LINES = BAND + 2;
@@ -190,11 +191,11 @@ struct WinogradWgmma {
 
     unsigned char* target = nullptr;  // of this thread's pair of the unit that is staged; null where there is none
     bool second = false;              // whether the pair's odd output exists
-    auto aim = [&] {
+    auto aim = [&](int i) {
       const int place = unit * UNIT + thread / 4;
       // Of an even width, a band's pairs follow one another.
       const int line = WIDTH % 2 ? place / PAIRS : 0;
-      target = place < band_pairs ? band_output + (2 * place - line) * row_bytes : nullptr;
+      target = i < units && place < band_pairs ? band_output + (2 * place - line) * row_bytes : nullptr;
       second = WIDTH % 2 == 0 || 2 * (place - line * PAIRS) + 1 < WIDTH;
     };
     auto leave = [&] {
@@ -208,12 +209,18 @@ struct WinogradWgmma {
       store_words(target, even);
       if (second) store_words(target + row_bytes, odd);
     };
-    // Starts the products of positions PX and PY of the next unit.
+    // Starts the products of positions PX and PY of the next unit. Only their part of U is pinned: the rest may be in
+    // use.
     unsigned long long at = descriptor + unit * UNIT;
     auto begin = [&](int (&x)[16], int (&y)[16], auto px, auto py, bool add) {
       constexpr int PX = decltype(px)::value, PY = decltype(py)::value;
 #pragma unroll
-      for (int i = 0; i < K_STEPS; ++i) pin_registers(a[i]);
+      for (int r = 0; r < 3; ++r)
+#pragma unroll
+        for (int h = 0; h < 2; ++h) {
+          pin_registers(a[step(r, PX, h)]);
+          pin_registers(a[step(r, PY, h)]);
+        }
       wgmma_fence();
 #pragma unroll
       for (int r = 0; r < 3; ++r)
@@ -224,14 +231,21 @@ struct WinogradWgmma {
         }
       wgmma_commit();
     };
+    // Set, for the compiler would else copy registers between the products; while none is under way.
+    auto clear = [&](int (&even)[16], int (&odd)[16]) {
+#pragma unroll
+      for (int e = 0; e < 16; ++e) even[e] = odd[e] = 0;
+    };
 
-    if (bands > 0) mbarrier_wait(v_full, 0);
-#pragma unroll 1
-    for (int i = team; i < units; i += TEAMS) {
-      int even[16] = {}, odd[16] = {};  // set, for the compiler would else copy registers between the products
-      begin(even, odd, Constant<1>{}, Constant<2>{}, false);
+    // The team's unit `i`; with AHEAD its products of positions 1 and 2 are under way, and so are then those of the
+    // next unit. Behind the last unit there is one that is none, so that products begin and end without a condition.
+    auto finish_unit = [&](int (&even)[16], int (&odd)[16], int (&next_even)[16], int (&next_odd)[16], int i) {
+      if (!AHEAD) {
+        clear(even, odd);
+        begin(even, odd, Constant<1>{}, Constant<2>{}, false);
+      }
       if (i > team) leave();
-      aim();
+      aim(i);
       wgmma_wait<0>();
       pin_registers(even);
       pin_registers(odd);
@@ -246,6 +260,7 @@ struct WinogradWgmma {
       }
       pin_registers(even);
       pin_registers(odd);
+      if (AHEAD) clear(next_even, next_odd);
       begin(even, odd, Constant<0>{}, Constant<3>{}, true);
       const unsigned empty = v_empty + 8 * buffer;
       unit += TEAMS;
@@ -259,10 +274,11 @@ struct WinogradWgmma {
         if (i + TEAMS < units) mbarrier_wait(v_full + 8 * buffer, parity);
       }
       at = descriptor + buffer * (V_BYTES / 16) + unit * UNIT;
-      wgmma_wait<0>();
+      if (AHEAD) begin(next_even, next_odd, Constant<1>{}, Constant<2>{}, false);
+      wgmma_wait<AHEAD>();
       pin_registers(even);
       pin_registers(odd);
-      if (last) {
+      if (last && (!AHEAD || i < units)) {
         __syncwarp();
         if (lane == 0) mbarrier_arrive(empty);
       }
@@ -284,7 +300,20 @@ struct WinogradWgmma {
           words[j] = pack_u4(y[1], y[0], byte == 3 ? 0 : words[j]);
         }
       store_transposed(put + stage_offset, words);
+    };
+
+    if (bands > 0) mbarrier_wait(v_full, 0);
+    int even[1 + AHEAD][16], odd[1 + AHEAD][16];
+    if (AHEAD) {
+      clear(even[0], odd[0]);
+      begin(even[0], odd[0], Constant<1>{}, Constant<2>{}, false);
     }
+#pragma unroll 1
+    for (int i = team; i < units; i += (1 + AHEAD) * TEAMS) {
+      finish_unit(even[0], odd[0], even[AHEAD], odd[AHEAD], i);
+      if (AHEAD) finish_unit(even[AHEAD], odd[AHEAD], even[0], odd[0], i + TEAMS);
+    }
+    if (AHEAD) wgmma_wait<0>();
     if (team < units) leave();
   }
 };

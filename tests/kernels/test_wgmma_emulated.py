@@ -247,8 +247,10 @@ def test_pools(number: int, conv: Convolution, folder: Any) -> None:
     [
         (170, Convolution(1, 18, 56, 64, 64, 3, 1, 1)),
         (171, Convolution(2, 9, 31, 64, 128, 3, 1, 1)),
+        (172, Convolution(1, 18, 56, 64, 64, 3, 1, 1)),
+        (173, Convolution(3, 7, 26, 64, 64, 3, 1, 1)),
     ],
-    ids=["56 columns", "an odd width, two parts"],
+    ids=["56 columns", "an odd width, two parts", "ahead", "ahead, an odd number of units"],
 )
 def test_winograd(number: int, conv: Convolution, folder: Any) -> None:
     problem = Problem(conv, draws())

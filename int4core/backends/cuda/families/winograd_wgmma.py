@@ -62,15 +62,21 @@ TEAMS = 2
 
 @dataclass(frozen=True)
 class BandConfig:
-    """Image rows of a band."""
+    """Image rows of a band; `ahead`: a team's next products run under its requantisation."""
 
     band: int
+    ahead: bool
 
     def __str__(self) -> str:
-        return f"bands of {self.band} rows"
+        return f"bands of {self.band} rows{', ahead' if self.ahead else ''}"
 
 
-CONFIGS: tuple[BandConfig, ...] = (BandConfig(8), BandConfig(4))
+CONFIGS: tuple[BandConfig, ...] = (
+    BandConfig(8, False),
+    BandConfig(4, False),
+    BandConfig(8, True),
+    BandConfig(4, True),
+)
 """Numbered from FIRST_NUMBER."""
 
 
@@ -155,7 +161,9 @@ class WgmmaWinograd:
 
     @property
     def source(self) -> KernelSource:
-        constants = {"WIDTH": self.conv.w, "BAND": self.config.band, "BUFFERS": self.buffers}
+        constants = {
+            "WIDTH": self.conv.w, "BAND": self.config.band, "BUFFERS": self.buffers, "AHEAD": int(self.config.ahead)
+        }  # fmt: skip
         structs, elements = {"BandShape": BAND_SHAPE}, ELEMENTS | {"WinogradPair": WINOGRAD_PAIR}
         return KernelSource.of("winograd_wgmma.cu", "winograd_wgmma", constants, structs, elements)
 
