@@ -121,13 +121,17 @@ class LinesStem:
         return math.ceil(self.op.pooled[0] / self.config.band), self.op.n, 1
 
     @property
-    def source(self) -> KernelSource:
+    def dimensions(self) -> dict[str, int]:
+        """Compile-time constants of the shape."""
         op = self.op
-        constants = {
+        return {
             "TAPS_H": op.weight.shape[2], "STRIDE_H": op.stride[0], "WIDTH": op.w, "LEAD_QUADS": self.lead_quads,
             "ROWS": op.p, "COLUMNS": op.q, "POOLED": op.pooled[1], "TILE_N": self.tile_n, "RING": self.ring,
-            "BAND": self.config.band, "BLOCKS_AT_ONCE": self.config.blocks,
         }  # fmt: skip
+
+    @property
+    def source(self) -> KernelSource:
+        constants = self.dimensions | {"BAND": self.config.band, "BLOCKS_AT_ONCE": self.config.blocks}
         return KernelSource.of(
             "stem_lines_wgmma.cu", "stem_lines_wgmma", constants, {"LinesShape": LINES_SHAPE}, ELEMENTS
         )
