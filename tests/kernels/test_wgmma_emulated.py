@@ -25,6 +25,7 @@ from int4core.backends.cuda.families.pooled_wgmma import WgmmaPooled
 from int4core.backends.cuda.families.residual_wgmma import WgmmaResidual
 from int4core.backends.cuda.families.rows_wgmma import WgmmaRows
 from int4core.backends.cuda.families.stem_lines_wgmma import LinesStem
+from int4core.backends.cuda.families.stem_teams_wgmma import TeamsStem
 from int4core.backends.cuda.families.stem_wgmma import WgmmaStem
 from int4core.backends.cuda.families.winograd_deep_wgmma import WgmmaDeepWinograd
 from int4core.backends.cuda.families.winograd_wgmma import WgmmaWinograd
@@ -168,6 +169,22 @@ def test_stem(folder: Any) -> None:
 def test_stem_with_weights_as_a(number: int, size: tuple[int, int], window: tuple[int, int, int], folder: Any) -> None:
     problem = StemProblem(draws(), 2, size, window=window[:2], padding=(window[2], window[2]))
     kernel = LinesStem(problem.op, number, CHIPS["h200"])
+    check(kernel, Emulated(kernel.source, folder, 900), {"input": problem.input}, {"maxpool": problem.expected()})
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    ("number", "n", "size", "window"),
+    [
+        (248, 2, (45, 224), (7, 7, 3)),
+        (249, 3, (31, 93), (7, 7, 3)),
+        (245, 3, (19, 251), (3, 4, 4)),
+    ],
+    ids=["224 columns", "an odd number of columns", "rows of 128, whole images"],
+)
+def test_stem_in_teams(number: int, n: int, size: tuple[int, int], window: tuple[int, int, int], folder: Any) -> None:
+    problem = StemProblem(draws(), n, size, window=window[:2], padding=(window[2], window[2]))
+    kernel = TeamsStem(problem.op, number, replace(CHIPS["h200"], multiprocessors=1))
     check(kernel, Emulated(kernel.source, folder, 900), {"input": problem.input}, {"maxpool": problem.expected()})
 
 

@@ -341,6 +341,7 @@ inline void setmaxnreg_inc_sync_aligned_u32(int) {}
 inline void setmaxnreg_dec_sync_aligned_u32(int) {}
 inline void griddepcontrol_launch_dependents() {}
 inline void griddepcontrol_wait() {}
+inline void prefetch_global_L2(const void* address) { (void)*static_cast<const volatile char*>(address); }
 
 // --- barriers
 // ---------------------------------------------------------------------------------------------------------
