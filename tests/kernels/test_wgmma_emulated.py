@@ -24,6 +24,7 @@ from int4core.backends.cuda.families.pair_wgmma import WgmmaPair
 from int4core.backends.cuda.families.pooled_wgmma import WgmmaPooled
 from int4core.backends.cuda.families.residual_wgmma import WgmmaResidual
 from int4core.backends.cuda.families.rows_wgmma import WgmmaRows
+from int4core.backends.cuda.families.stem_dense_wgmma import DenseStem
 from int4core.backends.cuda.families.stem_lines_wgmma import LinesStem
 from int4core.backends.cuda.families.stem_teams_wgmma import TeamsStem
 from int4core.backends.cuda.families.stem_wgmma import WgmmaStem
@@ -174,17 +175,23 @@ def test_stem_with_weights_as_a(number: int, size: tuple[int, int], window: tupl
 
 @needs_compiler
 @pytest.mark.parametrize(
-    ("number", "n", "size", "window"),
+    ("make", "number", "n", "size", "window"),
     [
-        (248, 2, (45, 224), (7, 7, 3)),
-        (249, 3, (31, 93), (7, 7, 3)),
-        (245, 3, (19, 251), (3, 4, 4)),
+        (TeamsStem, 246, 2, (61, 224), (7, 7, 3)),
+        (TeamsStem, 245, 3, (31, 93), (7, 7, 3)),
+        (TeamsStem, 245, 3, (19, 251), (3, 4, 4)),
+        (DenseStem, 249, 2, (45, 224), (7, 7, 3)),
+        (DenseStem, 247, 3, (31, 93), (7, 7, 3)),
+        (DenseStem, 249, 3, (37, 251), (3, 4, 4)),
+        (DenseStem, 248, 3, (23, 128), (5, 5, 1)),
     ],
-    ids=["224 columns", "an odd number of columns", "rows of 128, whole images"],
+    ids=lambda value: value.__name__ if isinstance(value, type) else None,
 )
-def test_stem_in_teams(number: int, n: int, size: tuple[int, int], window: tuple[int, int, int], folder: Any) -> None:
+def test_stem_in_teams(
+    make: type[TeamsStem], number: int, n: int, size: tuple[int, int], window: tuple[int, int, int], folder: Any
+) -> None:
     problem = StemProblem(draws(), n, size, window=window[:2], padding=(window[2], window[2]))
-    kernel = TeamsStem(problem.op, number, replace(CHIPS["h200"], multiprocessors=1))
+    kernel = make(problem.op, number, replace(CHIPS["h200"], multiprocessors=1))
     check(kernel, Emulated(kernel.source, folder, 900), {"input": problem.input}, {"maxpool": problem.expected()})
 
 

@@ -155,15 +155,23 @@ class LinesStem:
 def arrange_lines(weight: Int8Array, lead: int) -> Int8Array:
     """int8 (64, 3, R, S) -> (R, 4 warps, 32 lanes, 4 words, 4): the A operand of each line of the window.
 
-    A pixel is four places of K, the last of them zero; `lead` pixels without weight come before the window. Rows `i`
-    and `i` + 8 of a warp's sixteen are channels 2 * i and 2 * i + 1 of its own.
+    A pixel is four places of K, the last of them zero; `lead` pixels without weight come before the window.
     """
     k, c, r, s = weight.shape
     places = np.zeros((k, r, STEP_PIXELS, 4), np.int8)
     places[:, :, lead : lead + s, :c] = weight.transpose(0, 2, 3, 1)
-    # warp, group, row of the two, line, half of K, quad, place
-    split = places.reshape(4, 8, 2, r, 2, 4, 4)
-    return np.ascontiguousarray(split.transpose(3, 0, 1, 5, 4, 2, 6)).reshape(r, 4, 32, 4, 4)
+    return arrange_rows(places.reshape(k, r, 32))
+
+
+def arrange_rows(places: Int8Array) -> Int8Array:
+    """int8 (64, k-steps, 32) -> (k-steps, 4 warps, 32 lanes, 4 words, 4): the A operands.
+
+    Rows `i` and `i` + 8 of a warp's sixteen are channels 2 * i and 2 * i + 1 of its own.
+    """
+    steps = places.shape[1]
+    # warp, group, row of the two, step, half of K, quad, place
+    split = places.reshape(4, 8, 2, steps, 2, 4, 4)
+    return np.ascontiguousarray(split.transpose(3, 0, 1, 5, 4, 2, 6)).reshape(steps, 4, 32, 4, 4)
 
 
 def default(op: StemOp, chip: Chip) -> LinesStem:

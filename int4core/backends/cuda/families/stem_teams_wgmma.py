@@ -12,7 +12,7 @@ from int4core.backends.cuda.chips import Chip
 from int4core.backends.cuda.families.choose import choose
 from int4core.backends.cuda.families.epilogue import ELEMENTS
 from int4core.backends.cuda.families.kernel import Arguments, Grid, address, resident_grid
-from int4core.backends.cuda.families.stem_lines_wgmma import LinesStem
+from int4core.backends.cuda.families.stem_lines_wgmma import LinesConfig, LinesStem
 from int4core.backends.cuda.jit.source import KernelSource
 from int4core.backends.cuda.plan.ops import StemOp
 from int4core.errors import EngineError
@@ -28,18 +28,16 @@ TEAMS_SHAPE = np.dtype([(name, "<i4") for name in ("bands", "bands_of_image", "h
 
 
 @dataclass(frozen=True)
-class TeamsConfig:
-    """Rows of maxima of a band."""
+class TeamsConfig(LinesConfig):
+    """Rows of maxima of a band; a multiprocessor has one block."""
 
-    band: int
     blocks: int = 1
-    """Of a multiprocessor."""
 
     def __str__(self) -> str:
         return f"{TEAMS} teams, bands of {self.band} rows"
 
 
-CONFIGS: tuple[TeamsConfig, ...] = tuple(TeamsConfig(band) for band in (56, 28, 14, 7, 2))
+CONFIGS: tuple[TeamsConfig, ...] = tuple(TeamsConfig(band) for band in (56, 14))
 """Numbered from FIRST_NUMBER."""
 
 
@@ -57,7 +55,7 @@ class TeamsStem(LinesStem):
             )
 
     @property
-    def config(self) -> TeamsConfig:  # type: ignore[override]
+    def config(self) -> TeamsConfig:
         return CONFIGS[self.number - FIRST_NUMBER]
 
     @property
@@ -93,12 +91,13 @@ class TeamsStem(LinesStem):
         return f"wgmma, weights as A, {self.config}"
 
 
+def band_cost(kernel: TeamsStem) -> tuple[int, int]:
+    """What is to be small: bands that leave no team without one, and of those the largest."""
+    filled = kernel.op.n * kernel.bands_of_image >= TEAMS * kernel.chip.multiprocessors
+    return (0, -kernel.config.band) if filled else (1, kernel.config.band)
+
+
 def default(op: StemOp, chip: Chip) -> TeamsStem:
     """The most rows a band that still give every team one. Raises EngineError when none fits."""
-
-    def cost(kernel: TeamsStem) -> tuple[int, int]:
-        filled = op.n * kernel.bands_of_image >= TEAMS * chip.multiprocessors
-        return (0, -kernel.config.band) if filled else (1, kernel.config.band)
-
     numbers = range(FIRST_NUMBER, FIRST_NUMBER + len(CONFIGS))
-    return choose(f"{op.name}: no bands of lines", numbers, lambda number: TeamsStem(op, number, chip), cost)
+    return choose(f"{op.name}: no bands of lines", numbers, lambda number: TeamsStem(op, number, chip), band_cost)

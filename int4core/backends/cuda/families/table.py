@@ -18,6 +18,7 @@ from int4core.backends.cuda.families import (
     pooled_wgmma,
     residual_wgmma,
     rows_wgmma,
+    stem_dense_wgmma,
     stem_lines_wgmma,
     stem_mma,
     stem_strips,
@@ -85,6 +86,7 @@ STRIPS = _family("stem, in strips", stem_strips, stem_strips.StripStem)
 WGMMA_STEM = _family("stem, wgmma", stem_wgmma, stem_wgmma.WgmmaStem)
 LINES_STEM = _family("stem, weights as A", stem_lines_wgmma, stem_lines_wgmma.LinesStem)
 TEAMS_STEM = _family("stem, in teams", stem_teams_wgmma, stem_teams_wgmma.TeamsStem)
+DENSE_STEM = _family("stem, five k-steps", stem_dense_wgmma, stem_dense_wgmma.DenseStem)
 PAIR = _family("wgmma u8.s8, pairs", pair_wgmma, pair_wgmma.WgmmaPair)
 WINOGRAD = _family("wgmma, F(2, 3)", winograd_wgmma, winograd_wgmma.WgmmaWinograd)
 DEEP_WINOGRAD = _family("wgmma, F(2, 3)", winograd_deep_wgmma, winograd_deep_wgmma.WgmmaDeepWinograd)
@@ -96,7 +98,7 @@ LINES = _family("wgmma, whole lines", residual_wgmma, residual_wgmma.WgmmaResidu
 CONVOLUTIONS: tuple[Family, ...] = (ROWS, WGMMA, MMA4, MMA, WINOGRAD, DEEP_WINOGRAD, SLICES, LINES)
 """Families that compute a ConvOp, the ones to prefer first."""
 
-STEMS: tuple[Family, ...] = (WGMMA_STEM, STRIPS, STEM, LINES_STEM, TEAMS_STEM)
+STEMS: tuple[Family, ...] = (WGMMA_STEM, STRIPS, STEM, LINES_STEM, TEAMS_STEM, DENSE_STEM)
 """Likewise of a StemOp."""
 
 PAIRS: tuple[Family, ...] = (PAIR,)
