@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import signal
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing.context import SpawnContext, SpawnProcess
@@ -12,8 +13,11 @@ from typing import Any
 
 import psutil
 
+from pipeline.errors import shortage
+from pipeline.stages.base import StageFailure
 from pipeline.stages.channels import FROM_WORKER, TO_WORKER, Channel, Rates, Task
 from pipeline.stages.place import At, Place
+from pipeline.stages.worker import GROUP_SIGNALS
 from pipeline.telemetry.trace import Records
 
 # How long an ending process may take before it is killed, and a killed one before it is left to the system.
@@ -55,29 +59,34 @@ class Child:
         *,
         name: str,
         number: int,
-        has_place: bool,
-        now_s: float,
-        timeout_s: float,
+        has_place: bool = False,
+        now_s: float = 0.0,
+        timeout_s: float | None = None,
     ) -> Child:
-        """Start a process that runs `serve(pipe, make_worker)`. Raises OSError where the system refuses.
+        """Start a process that runs `serve(pipe, make_worker)`. Raises StageFailure where the system refuses.
 
-        `timeout_s` bounds the wait for the rest of a message that has begun, in either direction.
+        `timeout_s` bounds the wait for the rest of a message that has begun, in either direction. It is born with
+        signals to the group blocked: one that comes while it is still importing stays with us.
         """
-        place = Place(context) if has_place else None
-        ours, theirs = context.Pipe()
-        try:
-            process = context.Process(
-                target=serve if place is None else partial(serve, place=place),
-                args=(theirs, make_worker),
-                name=f"{name}-{number}",
-                daemon=True,
-            )
-            process.start()
-        except BaseException:
-            ours.close()
-            raise
-        finally:
-            theirs.close()
+        with ExitStack() as always, ExitStack() as failed:
+            masked = signal.pthread_sigmask(signal.SIG_BLOCK, GROUP_SIGNALS)
+            always.callback(signal.pthread_sigmask, signal.SIG_SETMASK, masked)
+            try:
+                place = Place(context) if has_place else None
+                ours, theirs = context.Pipe()
+                always.callback(theirs.close)
+                failed.callback(ours.close)
+                process = context.Process(
+                    target=serve if place is None else partial(serve, place=place),
+                    args=(theirs, make_worker),
+                    name=f"{name}-{number}",
+                    daemon=True,
+                )
+                process.start()
+            except OSError as error:
+                why = shortage(error) or error.strerror or error
+                raise StageFailure(name, f"worker {number} cannot be started: {why}") from error
+            failed.pop_all()
         channel = Channel(ours, sends=TO_WORKER, receives=FROM_WORKER, timeout_s=timeout_s)
         return cls(process, process.pid or 0, channel, number, place, heard_s=now_s)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import selectors
-import signal
 import threading
 import time
 from collections import deque
@@ -14,14 +13,13 @@ from functools import partial
 from multiprocessing import resource_tracker
 from typing import TypeAlias, TypeVar
 
-from pipeline.errors import shortage
 from pipeline.stages.base import Stage, StageFailure
 from pipeline.stages.channels import ChannelClosed, Crashed, Done, Rates, Ready, ReportTrace, Stop, Task, Traced
 from pipeline.stages.child import GRACE_S, Child
 from pipeline.stages.clock import AwakeClock
 from pipeline.stages.lost import Lost
 from pipeline.stages.place import At
-from pipeline.stages.worker import GROUP_SIGNALS, Resident, serve
+from pipeline.stages.worker import Resident, serve
 from pipeline.telemetry.trace import Records
 
 T = TypeVar("T")
@@ -141,24 +139,16 @@ class ProcessStage(Stage[T, R]):
                 self._thread.start()
 
     def _spawn(self, number: int) -> Child:
-        # Workers are born with these signals blocked: one that comes while they are still importing stays with us.
-        masked = signal.pthread_sigmask(signal.SIG_BLOCK, GROUP_SIGNALS)
-        try:
-            return Child.spawn(
-                multiprocessing.get_context("spawn"),
-                self._serve,
-                partial(self._make_worker, number),
-                name=self.name,
-                number=number,
-                has_place=self._on_lost is not None,
-                now_s=self._clock.now_s,
-                timeout_s=self._timeout_s,
-            )
-        except OSError as error:
-            why = shortage(error) or error.strerror or error
-            raise StageFailure(self.name, f"worker {number} cannot be started: {why}") from error
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, masked)
+        return Child.spawn(
+            multiprocessing.get_context("spawn"),
+            self._serve,
+            partial(self._make_worker, number),
+            name=self.name,
+            number=number,
+            has_place=self._on_lost is not None,
+            now_s=self._clock.now_s,
+            timeout_s=self._timeout_s,
+        )
 
     def start(self) -> None:
         if not self._children:
