@@ -32,6 +32,7 @@ import psutil
 from benchmarks.sections import add_sections
 from int4core.options import NumpyOptions
 from pipeline.classify.intake import Intake
+from pipeline.classify.listing import Listing
 from pipeline.classify.writing import ROWS_WAIT_S, Writing
 from pipeline.defaults import DEMO_IMAGES
 from pipeline.device.scheduler import Sizes
@@ -184,13 +185,17 @@ def main_process(source: str, folder: Path, options: argparse.Namespace) -> None
         Session(spec) as session,
     ):
         session.start()
-        with Threads() as threads, open_sink(f"{folder}/answers.parquet", identity={"model": "none"}) as sink:
-            intake = Intake((source,), column=None, part=(0, 1), done=sink.done, labels_below=CLASSES)
+        with (
+            Threads() as threads,
+            open_sink(f"{folder}/answers.parquet", identity={"model": "none"}) as sink,
+            Intake(Listing((source,), labels=True), done=sink.done, labels_below=CLASSES) as intake,
+        ):
 
             def write(answers: Answers) -> None:
                 sink.write(rows_of(answers)) if len(answers) else sink.tick()
 
             began_s, count = time.perf_counter(), 0
+            intake.count(print)
             with Writing(write, TOP) as writing:
                 for answers in session.classify_in_batches(intake.sources(), wait_s=ROWS_WAIT_S):
                     count += len(answers)

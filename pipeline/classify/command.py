@@ -10,6 +10,7 @@ from int4core.errors import printable
 from pipeline.classify.begin import begin
 from pipeline.classify.evaluation import Evaluation
 from pipeline.classify.intake import Intake
+from pipeline.classify.listing import Listing
 from pipeline.classify.on_ray import RayCommand
 from pipeline.classify.options import Options, parse
 from pipeline.classify.summary import summarise, summary_path
@@ -99,10 +100,10 @@ class ClassifyCommand:
                 self._say(f"{options.out}: going on after {sink.rows:,} rows")
             if options.dry_run:
                 sink.leave()
-            intake = self._supervisor.watch(lambda: self._intake(sink, setup.network.classes))
-            if options.dry_run:
-                return self._supervisor.watch(lambda: self._dry_run(intake))
-            self._run(setup, sink, intake, names)
+            with self._supervisor.watch(lambda: self._intake(sink, setup.network.classes)) as intake:
+                if options.dry_run:
+                    return self._supervisor.watch(lambda: self._dry_run(intake))
+                self._run(setup, sink, intake, names)
         self._write_page()
         where = "" if options.out in (STDOUT, NOWHERE) else f" in {options.out}"
         self._say(f"{sink.rows:,} rows{where}")
@@ -119,14 +120,14 @@ class ClassifyCommand:
 
     def _intake(self, sink: Sink, classes: int) -> Intake:
         options = self._options
-        return Intake(
+        listing = Listing(
             options.sources,
             column=options.column,
             part=options.shard,
-            done=sink.done,
-            labels_below=classes if self._labels is None else None,
+            labels=self._labels is None,
             apart=belongs_to(options.out, summary_path(options), options.report, options.show.trace),
         )
+        return Intake(listing, done=sink.done, labels_below=classes if self._labels is None else None)
 
     def _dry_run(self, intake: Intake) -> int:
         """Say what would be classified; the table is left as it is."""
@@ -169,12 +170,10 @@ class ClassifyCommand:
                 )
                 with dashboard:
                     self._say = lambda line: dashboard.say(printable(line), self._shell.console)
-                    intake.count()
                     self._supervisor.watch(lambda: self._job(session, sink, intake, progress))
                 self._say = self._shell.say
                 self._report(setup, session, sink, intake, progress, dashboard, names)
         finally:
-            intake.stop_counting()
             self._supervisor.settle()
 
     def _job(self, session: Session, sink: Sink, intake: Intake, progress: Progress) -> None:
@@ -183,6 +182,7 @@ class ClassifyCommand:
         for line in introductions(session):
             self._say(line)
         progress.enter("running")
+        intake.count(self._say)
         with (
             Writing(lambda answers: self._write(sink, answers), self._options.top) as writing,
             closing(

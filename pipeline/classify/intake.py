@@ -2,79 +2,67 @@
 
 from __future__ import annotations
 
-import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from types import TracebackType
 
-from pipeline.samples.expand import expand_some, shard_some
+from pipeline.classify.counter import Counter
+from pipeline.classify.lister import lister
+from pipeline.classify.listing import Listing
 from pipeline.samples.keys import KeySet
 from pipeline.samples.labels import KeptLabels
 from pipeline.samples.left_out import LeftOut
 from pipeline.samples.sources import Sources
 
-# The count goes on beside the run and yields to it: what is listed together, then a breath, several times as long.
-BREATH_S = 0.001
-BREATHS = 4
-
 
 class Intake:
-    """The sources of a command line, once each.
+    """The sources of a command line, once each: they begin to be listed by `with`, and end with it.
 
     Args:
         done: keys that are answered already; grows by what is given out.
         labels_below: how many classes there are, where the labels that sources bring are wanted; None: they are not.
-        apart: whether a path that is found is to be passed over: the run's own output.
 
     Attributes:
-        left_out: what the listing passed over.
         kept_labels: of sources that were answered by an earlier run.
         odd_labels: labels that sources brought and that are no class.
         skipped: sources that were not given out: answered by an earlier run, or named twice.
-        total: sources there are, None until they have been counted.
     """
 
-    def __init__(
-        self,
-        arguments: tuple[str, ...],
-        *,
-        column: str | None,
-        part: tuple[int, int],
-        done: KeySet,
-        labels_below: int | None = None,
-        apart: Callable[[str], bool] = lambda path: False,
-    ) -> None:
+    def __init__(self, listing: Listing, *, done: KeySet, labels_below: int | None = None) -> None:
         """Looks at the arguments. Raises PipelineError when one is not there, or needs a library."""
-        self.left_out = LeftOut()
         self.kept_labels = KeptLabels()
         self.odd_labels = 0
         self.skipped = 0
-        self.total: int | None = None
+        self._listing = listing
+        self._lister = lister(listing)
         self._done = done
         self._labels_below = labels_below
-
-        def listed(left_out: LeftOut, labels: bool = False) -> Iterator[Sources]:
-            found = expand_some(arguments, column=column, left_out=left_out, shard_labels=labels, apart=apart)
-            return shard_some(found, *part)
-
-        self._list = listed
-        self._sources = listed(self.left_out, labels_below is not None)
-        # What is read from a pipe is there once.
-        self._countable = all(a != "-" and (not a.startswith("@") or Path(a[1:]).is_file()) for a in arguments)
         self._given = 0
-        self._stopping = False
+        self._total: int | None = None
+        self._counter: Counter | None = None
+
+    def __enter__(self) -> Intake:
+        """Raises StageFailure where the system refuses another process."""
+        self._lister.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop_counting()
+        self._lister.close()
 
     def sources(self) -> Iterator[Sources]:
         """Those that are left to do, lazily, some at a time."""
-        for found in self._sources:
+        for found, digests in self._lister:
             some = Sources(found.keys, found.locators, self._labels(found.labels))
-            new = self._done.add_all(some.keys)
+            new = self._done.add_digests(digests)
             if not all(new):
                 self._skip([place for place, is_new in enumerate(new) if not is_new], some)
                 some = some.take([place for place, is_new in enumerate(new) if is_new])
             self._given += len(some)
             yield some
-        self.total = self._given + self.skipped
+        self._total = self._given + self.skipped
+        self._stop_counting()
 
     def _skip(self, places: Sequence[int], some: Sources) -> None:
         self.skipped += len(places)
@@ -97,21 +85,21 @@ class Intake:
         """Sources that have been listed so far."""
         return self._given + self.skipped
 
-    def count(self) -> None:
-        """Begin to count the sources beside the run, where they can be listed twice: `total` says when it is done."""
-        if self._countable:
-            threading.Thread(target=self._count, name="count", daemon=True).start()
+    @property
+    def total(self) -> int | None:
+        """Sources there are, None until they have been listed or counted."""
+        return self._total if self._total is not None or self._counter is None else self._counter.total
 
-    def stop_counting(self) -> None:
-        self._stopping = True
+    @property
+    def left_out(self) -> LeftOut:
+        """What the listing passed over, once it has come to its end."""
+        return self._lister.left_out
 
-    def _count(self) -> None:
-        total, listed = 0, self._list(LeftOut())
-        while not self._stopping and self.total is None:
-            began_s = time.thread_time()
-            some = next(listed, None)
-            if some is None:
-                self.total = total
-                return
-            total += len(some)
-            time.sleep(max(BREATH_S, BREATHS * (time.thread_time() - began_s)))
+    def count(self, say: Callable[[str], None]) -> None:
+        """Begin to count the sources beside the run; `say` is called with a line if that fails."""
+        self._counter = Counter(self._listing, say)
+        self._counter.start()
+
+    def _stop_counting(self) -> None:
+        if self._counter is not None:
+            self._counter.stop()

@@ -83,6 +83,17 @@ def expand_some(
     return chain.from_iterable(listing() for listing in planned)
 
 
+def look_at(arguments: Iterable[str], *, column: str | None = None) -> None:
+    """Raises the PipelineError that `expand` raises at once, if it does; nothing is listed. For no argument of `-`."""
+    expander = _Expander(column, False, LeftOut(), None, lambda path: False)
+    for argument in arguments:
+        if argument.startswith("@"):
+            _open_list(argument[1:]).close()
+        else:
+            for _ in expander.plan(argument):
+                pass
+
+
 def spelled_out(argument: str) -> list[str]:
     """The arguments that `argument` stands for: more than one where it has braces. Raises PipelineError."""
     listed = argument == "-" or argument.startswith("@")

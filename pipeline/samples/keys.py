@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from hashlib import blake2b
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +17,8 @@ import numpy.typing as npt
 DIGEST_BYTES = 16
 # All are of one length, so that numpy's taking closing zeros for nothing makes no two of them equal.
 DIGEST = np.dtype(f"S{DIGEST_BYTES}")
+# To be moved and not looked at.
+WHOLE = np.dtype("V16")
 
 UNWRITABLE = re.compile("[\\\\\0\ud800-\udfff]")
 ESCAPED = re.compile(r"\\(\\|x[0-9a-f]{2}|u[0-9a-f]{4})")
@@ -53,6 +56,10 @@ def _unescaped(match: re.Match[str]) -> str:
     return chr(code + 0xDC00 if what[0] == "x" and code else code)
 
 
+# Of a set; the low bits of a digest's first byte say which. With more of them, they are small and grow more often.
+TABLES = 64
+
+
 class KeySet:
     """A set of keys, kept as digests of 16 bytes (BLAKE2b) in 28 bytes each: 2.8 GB for 100 million.
 
@@ -60,26 +67,30 @@ class KeySet:
     """
 
     def __init__(self) -> None:
-        # Many small tables: each grows alone, so that growing takes neither long nor the memory twice.
-        self._tables = tuple(_Table() for _ in range(256))
+        # Several tables: each grows alone, so that growing takes neither long nor the memory twice.
+        self._tables = tuple(_Table() for _ in range(TABLES))
 
     def add(self, key: str) -> bool:
         """Whether `key` is new; it is in the set afterwards."""
         return self.add_escaped(escape(key))
 
-    def add_all(self, keys: Sequence[str]) -> list[bool]:
-        """`add` of each, in their order."""
+    def add_digests(self, digests: npt.NDArray[np.bytes_]) -> list[bool]:
+        """`add` of each of the keys that have these `digests` (n,), in their order."""
+        data = digests.tobytes()
+        leading = _leading(digests).tolist()
+        # As bytes: numpy's own have lost their closing zeros.
+        each = [data[at : at + DIGEST_BYTES] for at in range(0, len(data), DIGEST_BYTES)]
         tables = self._tables
-        return [tables[digest[0]].add(digest) for digest in map(_digest, escape_all(keys))]
+        return [tables[digest[0] & TABLES - 1].add(digest, lead) for digest, lead in zip(each, leading, strict=True)]
 
     def add_escaped(self, text: str) -> bool:
         """`add` of the key that `escape` made `text` of."""
         digest = _digest(text)
-        return self._tables[digest[0]].add(digest)
+        return self._tables[digest[0] & TABLES - 1].add(digest, int.from_bytes(digest[1:5], "big"))
 
     def __contains__(self, key: str) -> bool:
         digest = _digest(escape(key))
-        return self._tables[digest[0]].holds(digest)
+        return self._tables[digest[0] & TABLES - 1].holds(digest, int.from_bytes(digest[1:5], "big"))
 
     def __len__(self) -> int:
         return sum(table.size for table in self._tables)
@@ -121,8 +132,14 @@ def _digest(text: str) -> bytes:
     return blake2b(text.encode(), digest_size=DIGEST_BYTES).digest()
 
 
+def _leading(digests: npt.NDArray[Any]) -> npt.NDArray[np.uint64]:
+    """The 32 bits of digests (n,) that a place in a table goes by: uint64 (n,)."""
+    rows = digests.view(np.uint8).reshape(-1, DIGEST_BYTES)
+    return np.ascontiguousarray(rows[:, 1:5]).view(">u4")[:, 0].astype(np.uint64)
+
+
 class _Table:
-    """Digests in buckets of equal size by their leading bits; the few for whom there is no room are in a set."""
+    """Digests in buckets of equal size by their `_leading` bits; the few for whom there is no room are in a set."""
 
     SLOTS = 32
     BUCKET_BYTES = SLOTS * DIGEST_BYTES
@@ -142,15 +159,15 @@ class _Table:
         self._used = bytearray(buckets)
         self._spilled: set[bytes] = set()
 
-    def holds(self, digest: bytes) -> bool:
+    def holds(self, digest: bytes, leading: int) -> bool:
         # A hit between two slots is as unlikely as two keys of one digest.
-        home = int.from_bytes(digest[1:5], "big") * self._buckets >> 32
+        home = leading * self._buckets >> 32
         start = home * self.BUCKET_BYTES
         end = start + self._used[home] * DIGEST_BYTES
         return self._slots.find(digest, start, end) >= 0 or digest in self._spilled
 
-    def add(self, digest: bytes) -> bool:
-        home = int.from_bytes(digest[1:5], "big") * self._buckets >> 32
+    def add(self, digest: bytes, leading: int) -> bool:
+        home = leading * self._buckets >> 32
         start = home * self.BUCKET_BYTES
         used = self._used[home]
         end = start + used * DIGEST_BYTES
@@ -169,22 +186,22 @@ class _Table:
     def _grow(self) -> None:
         digests = self._all()
         self._make(int(self._buckets * self.GROWTH) + self.MORE)
-        leading = np.ascontiguousarray(digests[:, 1:5]).view(">u4")[:, 0].astype(np.uint64)
-        homes = (leading * np.uint64(self._buckets) >> np.uint64(32)).astype(np.int64)
+        homes = (_leading(digests) * np.uint64(self._buckets) >> np.uint64(32)).astype(np.int64)
+        # Nearly in order: they come by the bucket that they were in.
         order = np.argsort(homes, kind="stable")
         homes, digests = homes[order], digests[order]
         count = np.bincount(homes, minlength=self._buckets)
-        place = np.arange(len(homes)) - (np.cumsum(count) - count)[homes]
+        place = np.arange(len(homes)) - np.repeat(np.cumsum(count) - count, count)
         fits = place < self.SLOTS
-        slots = np.frombuffer(self._slots, np.uint8).reshape(-1, DIGEST_BYTES)
-        slots[homes[fits] * self.SLOTS + place[fits]] = digests[fits]
+        slots = np.frombuffer(self._slots, WHOLE)
+        slots[(homes * self.SLOTS + place)[fits]] = digests[fits]
         self._used[:] = np.minimum(count, self.SLOTS).astype(np.uint8).tobytes()
-        self._spilled = {row.tobytes() for row in digests[~fits]}
+        self._spilled = {digest.tobytes() for digest in digests[~fits]}
 
-    def _all(self) -> npt.NDArray[np.uint8]:
-        """Every digest: uint8 (n, 16)."""
-        slots = np.frombuffer(self._slots, np.uint8).reshape(self._buckets, self.SLOTS, DIGEST_BYTES)
+    def _all(self) -> npt.NDArray[np.void]:
+        """Every digest (n,)."""
+        slots = np.frombuffer(self._slots, WHOLE)
         used = np.frombuffer(self._used, np.uint8)
-        held = slots[np.arange(self.SLOTS) < used[:, None]]
-        spilled = np.frombuffer(b"".join(self._spilled), np.uint8).reshape(-1, DIGEST_BYTES)
+        held = slots[(np.arange(self.SLOTS, dtype=np.uint8) < used[:, None]).reshape(-1)]
+        spilled = np.frombuffer(b"".join(self._spilled), WHOLE)
         return np.concatenate([held, spilled])

@@ -6,6 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -69,7 +70,23 @@ def open_sink(
     return PartsSink(out, FORMATS[ending](class_names), about, **limits)
 
 
-def belongs_to(out: str, *others: Path | None) -> Callable[[str], bool]:
+@dataclass(frozen=True)
+class Belongs:
+    """Whether a path is that of an output, called with it. Picklable: sources are listed by other processes.
+
+    Attributes:
+        files, folders: what belongs to the output, by its real path; folders end in a slash.
+    """
+
+    files: frozenset[str]
+    folders: tuple[str, ...]
+
+    def __call__(self, path: str) -> bool:
+        real = os.path.realpath(path)
+        return real in self.files or real.startswith(self.folders)
+
+
+def belongs_to(out: str, *others: Path | None) -> Belongs:
     """Whether a path is that of the output `out`, of what is written beside it, or of one of `others`."""
     files = {os.path.realpath(path) for path in others if path is not None}
     folders: tuple[str, ...] = ()
@@ -77,12 +94,7 @@ def belongs_to(out: str, *others: Path | None) -> Callable[[str], bool]:
         place = os.path.realpath(out)
         files |= {place, *(f"{place}{ending}" for ending in BESIDE)}
         folders = (f"{place}/", f"{place}{PARTS}/")
-
-    def belongs(path: str) -> bool:
-        real = os.path.realpath(path)
-        return real in files or real.startswith(folders)
-
-    return belongs
+    return Belongs(frozenset(files), folders)
 
 
 def _standard_output() -> BinaryIO:

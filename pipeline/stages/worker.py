@@ -1,17 +1,20 @@
 """What runs inside a worker process: set up, serve tasks until asked to stop, report any crash.
 
-There are three kinds of worker: one that does a task at a time (`serve`), one that also says which item of it it is
-on (`serve_items`), and one that has several tasks under way, on a device (`serve_overlapped`).
+There are four kinds of worker: one that does a task at a time (`serve`), one that also says which item of it it is
+on (`serve_items`), one that has several tasks under way, on a device (`serve_overlapped`), and one that has a single
+task, known when it is spawned, and sends what comes of it as fast as it is taken (`serve_unasked`).
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import sys
+import threading
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
@@ -75,6 +78,13 @@ class ItemWorker(Resident, Protocol):
         """Do one task, calling `begin(i)` before its item `i`, 0 on."""
 
 
+class Giver(Resident, Protocol):
+    """A worker whose task it was made with."""
+
+    def give(self) -> Iterator[Any]:
+        """What comes of it."""
+
+
 @runtime_checkable
 class Noticing(Protocol):
     """A worker with something to say when it is set up."""
@@ -118,6 +128,11 @@ def serve_items(pipe: Any, make_worker: Callable[[], ItemWorker], place: Place) 
 def serve_overlapped(pipe: Any, make_worker: Callable[[], OverlappedWorker]) -> None:
     """The same for an OverlappedWorker."""
     _serve(pipe, make_worker, _several_at_a_time)
+
+
+def serve_unasked(pipe: Any, make_worker: Callable[[], Giver]) -> None:
+    """The same for a Giver. It ends with the main process even while it has nothing to send."""
+    _serve(pipe, make_worker, _all_it_gives)
 
 
 def _one_at_a_time(channel: Channel, worker: Worker) -> None:
@@ -167,6 +182,19 @@ def _several_at_a_time(channel: Channel, worker: OverlappedWorker) -> None:
             channel.send(Traced(worker.tracer.to_records()))
         else:
             worker.begin(task)
+
+
+def _all_it_gives(channel: Channel, worker: Giver) -> None:
+    threading.Thread(target=_end_when_asked, args=(channel,), daemon=True).start()
+    for number, some in enumerate(worker.give()):
+        channel.send(Done(number, some, 0.0))
+
+
+def _end_when_asked(channel: Channel) -> None:
+    """Whatever the other threads do: they wait for a file system, perhaps, or until somebody takes what they send."""
+    with contextlib.suppress(ChannelClosed):
+        channel.receive()
+    os._exit(0)
 
 
 def _serve(pipe: Any, make_worker: Callable[[], W], loop: Callable[[Channel, W], None]) -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.samples.keys import KeySet, escape, escape_all, unescape
+from pipeline.samples.keys import DIGEST, KeySet, digests, escape, escape_all, unescape
 
 ANY_TEXT = st.text(st.characters(exclude_categories=()) | st.sampled_from("\\xu\0\udcff\ud800"))
 
@@ -48,6 +49,22 @@ def test_a_set_of_keys(keys: list[str]) -> None:
         assert mine.add(key) == (key not in theirs)
         theirs.add(key)
     assert len(mine) == len(theirs)
+
+
+@given(st.lists(st.lists(st.text(max_size=2))))
+def test_keys_by_their_digests(some: list[list[str]]) -> None:
+    mine, theirs = KeySet(), KeySet()
+    for keys in some:
+        assert mine.add_digests(digests(escape_all(keys))) == [theirs.add(key) for key in keys]
+    assert len(mine) == len(theirs)
+
+
+def test_digests_that_end_in_zeros() -> None:
+    """numpy takes closing zeros of bytes for nothing."""
+    zeros = np.frombuffer(b"".join(bytes([n]) + bytes(15) for n in range(256)), DIGEST)
+    keys = KeySet()
+    assert all(keys.add_digests(zeros))
+    assert not any(keys.add_digests(zeros))
 
 
 def test_many_keys_in_little_memory() -> None:

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -55,6 +55,24 @@ class Gated(Doubler):
     def work(self, task: Task[int]) -> int:
         self._gate.wait()
         return super().work(task)
+
+
+class Teller(Doubler):
+    """Gives words; some it acts on."""
+
+    def __init__(self, words: tuple[str, ...]) -> None:
+        super().__init__()
+        self._words = words
+
+    def give(self) -> Iterator[str]:
+        for word in self._words:
+            if word == "raise":
+                raise ValueError(word)
+            if word == "die":
+                os.kill(os.getpid(), signal.SIGKILL)
+            if word == "wait":
+                time.sleep(600)
+            yield word
 
 
 class Starter(Doubler):

@@ -1,0 +1,297 @@
+"""Sources that a process of its own lists: the same as here, whatever happens to it; and their count."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.classify import counter as counter_module
+from pipeline.classify.ahead import AHEAD, TOGETHER, Ahead
+from pipeline.classify.counter import Counter
+from pipeline.classify.intake import Intake
+from pipeline.classify.lister import Lister, lister
+from pipeline.classify.listing import Listing
+from pipeline.errors import PipelineError
+from pipeline.memory.segment import sweep_stale
+from pipeline.samples.keys import KeySet, digests, escape_all
+from pipeline.samples.left_out import LeftOut
+from pipeline.samples.sources import SOME, Paths, Source, Sources
+from pipeline.session.session import Session
+from pipeline.stages.base import StageFailure
+from tests.paths import ROOT
+from tests.pipeline.application import CPU
+from tests.pipeline.classify.conftest import Classify, rows_in
+from tests.pipeline.conftest import IMAGES, PATIENCE_S, all_ended, wait_for
+from tests.pipeline.samples.expanded import touch, write_tar
+
+MANY = 20_000
+
+
+@pytest.fixture(autouse=True)
+def nothing_left(clean: None) -> None:
+    """After each test."""
+
+
+@pytest.fixture
+def many(tmp_path: Path) -> Path:
+    """A list of more names than are listed ahead of what is asked for; no file has them."""
+    path = tmp_path / "many.txt"
+    path.write_text("".join(f"{tmp_path}/none/{number:06}.jpg\n" for number in range(MANY)))
+    return path
+
+
+def of_every_kind(folder: Path) -> tuple[str, ...]:
+    """Arguments of every kind, and more images than are sent together."""
+    os.chdir(folder)
+    touch("photos/a.jpg", "photos/.hidden.jpg", "photos/b/c.png", "photos/b/notes.txt", "photos/b/rows.csv")
+    touch(*(f"photos/d/{number:04}.jpg" for number in range(SOME + 40)), "list/1.jpg", "list/\udcff.jpg")
+    os.symlink("nowhere", "photos/broken.jpg")
+    members = {"s/1.jpg": b"1", "s/1.cls": b"3", "s/2.cls": b"12", "s/2.jpg": b"2", "s/3.jpg": b"3", "s/x.json": b"{}"}
+    write_tar("labelled.tar", members)
+    write_tar("many.tar", {f"{number:05}.jpg": b"" for number in range(2 * TOGETHER + 5)})
+    write_tar("photos/found.tar", {"in.jpg": b"in"})
+    Path("damaged.tar").write_bytes(Path("many.tar").read_bytes()[: 512 * 100])
+    pq.write_table(pa.table({"image": [b"1", b"2", b"3"], "name": ["a", "b", "c"]}), "table.parquet")
+    Path("names.txt").write_bytes(b"list/1.jpg\r\nlist/\xff.jpg\nlabelled.tar\nmissing.jpg\n\n")
+    shards = ("labelled.tar", "many.tar", "damaged.tar")
+    return ("photos", "@names.txt", *shards, "table.parquet", "list/{1,1}.jpg", "photos/**/*.png", "photos/*")
+
+
+def apart(path: str) -> bool:
+    return path.endswith(".csv")
+
+
+def refuse(path: str) -> bool:
+    raise PipelineError(f"{path}: the disk is gone; put it back")
+
+
+def break_down(path: str) -> bool:
+    raise RuntimeError(f"{path}: a mistake")
+
+
+def listed_here(listing: Listing) -> tuple[list[Source], LeftOut]:
+    left_out = LeftOut()
+    return [source for some in listing.begin(left_out) for source in some], left_out
+
+
+def started(listing: Listing) -> Lister:
+    made = lister(listing)
+    assert isinstance(made, Lister)
+    made.start()
+    return made
+
+
+@pytest.mark.parametrize(("part", "labels"), [((0, 1), True), ((1, 3), False)])
+def test_another_process_lists_the_same(
+    part: tuple[int, int], labels: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    listing = Listing(of_every_kind(tmp_path), part=part, labels=labels, apart=apart)
+    expected, left_out = listed_here(listing)
+    there = started(listing)
+    found: list[Source] = []
+    for sources, their_digests in there:
+        assert their_digests.tobytes() == digests(escape_all(sources.keys)).tobytes()
+        found += sources
+    assert found == expected
+    assert (there.left_out.files, there.left_out.folders) == (left_out.files, left_out.folders)
+    assert left_out.files[".csv"] == 0 < left_out.files[".txt"]
+    assert labels == any(source.label is not None for source in found)
+    there.close()
+
+
+def test_what_comes_together_stays_in_columns() -> None:
+    parts = [Sources([f"{n}"], Paths([f"{n}"])) for n in range(3000)]
+    joined = list(Ahead(iter(parts)))
+    assert Sources.joined(joined) == Sources.joined(parts) or [*Sources.joined(joined)] == [*Sources.joined(parts)]
+    assert all(isinstance(some.locators, Paths) for some in joined)
+    assert max(map(len, joined)) <= TOGETHER
+    assert len(joined) < len(parts)
+
+
+def test_no_more_is_listed_than_a_little_ahead() -> None:
+    given = taken = 0
+
+    def endless() -> Iterator[Sources]:
+        nonlocal given
+        while True:
+            # What is taken is counted a moment later.
+            assert given - taken <= AHEAD + 2 * (TOGETHER + SOME)
+            names = [str(given + n) for n in range(SOME)]
+            given += SOME
+            yield Sources(names, Paths(names))
+
+    for some in Ahead(endless()):
+        assert some.keys[0] == str(taken)
+        taken += len(some)
+        if taken > 10 * AHEAD:
+            break
+
+
+def test_what_listing_raises_comes_after_what_was_listed_before() -> None:
+    def sources() -> Iterator[Sources]:
+        yield Sources(["a"], Paths(["a"]))
+        raise RuntimeError("no more")
+
+    ahead = iter(Ahead(sources()))
+    assert next(ahead).keys == ["a"]
+    with pytest.raises(RuntimeError, match="no more"):
+        next(ahead)
+
+
+@pytest.mark.parametrize(
+    ("fails", "kind", "words"),
+    [
+        (refuse, PipelineError, r"^photos/notes\.txt: the disk is gone; put it back$"),
+        (break_down, StageFailure, r"^stage list: worker 0 \(pid \d+\) failed: RuntimeError: .*a mistake$"),
+    ],
+)
+def test_an_error_in_the_middle(
+    fails: Any, kind: type[PipelineError], words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    touch("photos/a.jpg", "photos/notes.txt", "photos/z.jpg")
+    there = started(Listing(("photos",), apart=fails))
+    found = iter(there)
+    assert next(found).sources.keys == ["photos/a.jpg"]
+    with pytest.raises(PipelineError, match=words) as caught:
+        next(found)
+    assert type(caught.value) is kind
+    there.close()
+
+
+def test_a_lister_that_is_killed_is_one_sentence(many: Path) -> None:
+    there = started(Listing((f"@{many}",)))
+    found = iter(there)
+    next(found)
+    assert there.pid is not None
+    os.kill(there.pid, signal.SIGKILL)
+    with pytest.raises(StageFailure, match=r"^stage list: worker 0 .* was killed by SIGKILL.*; give the same command"):
+        list(found)
+    there.close()
+
+
+def test_a_run_whose_lister_is_killed_goes_on(
+    classify: Classify,
+    images: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out, many, real = tmp_path / "rows.csv", tmp_path / "many.txt", Session.classify_in_batches
+    # More than goes into a pipe, and soon done.
+    many.write_text("".join(f"{images}/{n}.jpg\n" for n in range(IMAGES)) + MANY * f"{tmp_path}/no-such-file.jpg\n")
+
+    def killing(self: Session, sources: Iterator[Sources], **options: Any) -> Any:
+        def killed() -> Iterator[Sources]:
+            yield next(sources)
+            (there,) = [c for c in multiprocessing.active_children() if c.name == "list-0"]
+            there.kill()
+            yield from sources
+
+        return real(self, killed(), **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Session, "classify_in_batches", killing)
+        assert classify(f"@{many}", "--out", out) == 1
+    said = capsys.readouterr().err
+    assert "error: stage list: worker 0" in said
+    assert "SIGKILL" in said
+    assert "Traceback" not in said
+    assert classify(f"@{many}", "--out", out) == 0
+    assert "going on after 25 rows" in capsys.readouterr().out
+    assert len({row["key"] for row in rows_in(out)}) == len(rows_in(out)) == IMAGES + 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_a_run_that_ends_takes_its_lister_along(
+    number: signal.Signals, model_dir: Path, many: Path, tmp_path: Path
+) -> None:
+    """A signal from a terminal comes to all processes at once; SIGKILL to the main process alone."""
+    with subprocess.Popen(
+        [sys.executable, "-m", "pipeline.classify", f"@{many}", "--out", "rows.csv", *CPU, "--model", model_dir,
+         "--loaders", "1", "--json"],
+        cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+        text=True, start_new_session=True,
+    ) as process:  # fmt: skip
+        watchdog = threading.Timer(PATIENCE_S, process.kill)
+        watchdog.start()
+        assert process.stdout is not None
+        next(line for line in process.stdout if '"phase"' in line)
+        pids = [child.pid for child in psutil.Process(process.pid).children(recursive=True)]
+        if number == signal.SIGKILL:
+            process.kill()
+        else:
+            os.killpg(process.pid, number)
+        process.stdout.read()
+        status = process.wait(PATIENCE_S)
+        watchdog.cancel()
+    assert status == (-number if number == signal.SIGKILL else 128 + number)
+    wait_for(lambda: all_ended(pids))
+    sweep_stale()
+
+
+def test_what_only_this_process_can_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("list.txt").touch()
+    os.symlink("list.txt", "link")
+    os.symlink("/dev/stdin", "stdin")
+    os.symlink("loop", "loop")
+    os.mkfifo("pipe")
+    elsewhere = ("a.jpg", "@list.txt", "@link", "@https://a/list", "@missing", "@loop", f"@{tmp_path}/list.txt")
+    assert all(Listing((argument,)).elsewhere for argument in elsewhere)
+    assert Listing(elsewhere).elsewhere
+    for argument in ("-", "@pipe", "@/dev/stdin", "@stdin", "@/proc/self/fd/0", "@/dev/fd/63"):
+        assert not Listing(("a.jpg", argument)).elsewhere
+
+
+def test_sources_are_counted_beside_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(counter_module, "PATIENCE_S", 0.0)
+    said: list[str] = []
+    monkeypatch.chdir(tmp_path)
+    listing = Listing(of_every_kind(tmp_path), part=(1, 3))
+    counter = Counter(listing, said.append)
+    counter.start()
+    wait_for(lambda: counter.total is not None or said)
+    assert counter.total == len(listed_here(listing)[0])
+    assert not said
+    counter.stop()
+
+
+def test_a_count_that_is_lost_is_said(many: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(counter_module, "PATIENCE_S", 0.0)
+    said: list[str] = []
+    counter = Counter(Listing((f"@{many}.not",)), said.append)
+    counter.start()
+    wait_for(lambda: said)
+    assert said == [
+        f"how many sources there are is not known: {many}.not: the list cannot be read: there is no such file"
+    ]
+    assert counter.total is None
+
+
+def test_what_is_listed_soon_is_not_counted_besides(many: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(counter_module, "PATIENCE_S", PATIENCE_S)
+    with Intake(Listing((f"@{many}",)), done=KeySet()) as intake:
+        intake.count(pytest.fail)
+        assert intake.total is None
+        assert sum(map(len, intake.sources())) == intake.total == MANY
+
+
+def test_a_count_that_is_not_waited_for(many: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(counter_module, "PATIENCE_S", 0.0)
+    for _ in range(3):
+        with Intake(Listing((f"@{many}",)), done=KeySet()) as intake:
+            intake.count(pytest.fail)
