@@ -26,10 +26,11 @@ struct DensePixels {
   static constexpr int PIECE = TILE_N * 16;  // of all windows of a row, even columns, then odd ones
   static constexpr int SLOT = 4 * PIECE, SLOTS = 8;
   static constexpr int ROW = 1, FIRST = -3, LEAD = 2;
-  static constexpr int STEPS = 5;
+  static constexpr int STEPS = 5, GROUP_LINES = 4;
   static constexpr int FILL_REGISTERS = 72, MULTIPLY_REGISTERS = 216;
   static_assert(HALF <= STEM_FILLERS && PAD_W >= 1 && PAD_W <= 4);
 
+  static __device__ __forceinline__ constexpr int first_line(int group) { return 4 * group + 6; }
   static __device__ __forceinline__ constexpr int slot(int i) { return i == 4 ? 1 : i; }
   // From the first of a step's pieces to the second is one piece, and two in step 3; step 4 begins with the third
   // piece.
@@ -38,30 +39,31 @@ struct DensePixels {
   }
 
   const int worker, window;
+  bool exists[3];           // whether the four pixels before 4 * window do, those there, and those after
   unsigned words[4][3][3];  // of four lines, three colours: the four pixels at 4 * window, those before and after
   unsigned tails[2][2], lasts[2];  // of the two lines before, of the even column and the odd one: tails, and their B6
 
   __device__ __forceinline__ explicit DensePixels(int thread)
-      : worker(thread), window(Runs<HALF>::window(thread)), tails{}, lasts{} {}
+      : worker(thread), window(Runs<HALF>::window(thread)), tails{}, lasts{} {
+#pragma unroll
+    for (int x = 0; x < 3; ++x) exists[x] = worker < HALF && static_cast<unsigned>(window + x - 1) < QUADS;
+  }
 
   static __device__ __forceinline__ void clear(unsigned, int, int) {}
 
-  __device__ __forceinline__ void fetch(const signed char* image, int height, int pad_h, int group) {
-    const int first_line = 4 * group + 6 - pad_h;
+  __device__ __forceinline__ void fetch(const signed char* image, int height, int first_line) {
+    const signed char* const start = image + first_line * WIDTH;
 #pragma unroll
     for (int c = 0; c < 3; ++c) {
-      const signed char* const plane = image + (c * height + first_line) * WIDTH;
+      const signed char* const plane = start + c * height * WIDTH;
 #pragma unroll
-      for (int x = 0; x < 3; ++x)
+      for (int i = 0; i < 4; ++i) {
+        const bool line = static_cast<unsigned>(first_line + i) < static_cast<unsigned>(height);
 #pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          const int quad = window - 1 + x;
-          const bool exists = static_cast<unsigned>(quad) < QUADS && worker < HALF &&
-                              static_cast<unsigned>(first_line + i) < static_cast<unsigned>(height);
-          words[i][c][x] = exists ? four_pixels<WIDTH>(plane + i * WIDTH, quad * 4) : 0;
-        }
+        for (int x = 0; x < 3; ++x)
+          words[i][c][x] = line && exists[x] ? four_pixels<WIDTH>(plane + i * WIDTH, (window + x - 1) * 4) : 0;
+      }
     }
-    prefetch_lines<WIDTH, 4>(image, height, first_line + 8);
   }
 
   // Bytes FROM ... FROM + 3 of twelve; zeros after the last.

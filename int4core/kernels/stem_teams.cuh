@@ -14,10 +14,11 @@
 // `Lines` says how windows lie in the ring, and fills it:
 //   SLOTS of SLOT bytes are the ring, a row's windows begin ROW slots after those of the row before, and a group is two
 //   rows; those of a row of maxima begin FIRST slots after its own group, LEAD groups before it;
-//   STEPS of K, each with the slot where it begins, counted from the row's, and what it adds to the DESCRIPTOR;
+//   STEPS of K: step i begins in the row's slot(i), and adds descriptor(i) to the lower word of the slot's descriptor;
 //   FILL_REGISTERS of a thread that fills, and MULTIPLY_REGISTERS of one that multiplies;
 //   clear(ring, thread, threads) makes the ring's parts that are never filled;
-//   fetch(image, height, pad_h, group) reads a group into registers, put(address) lays them there.
+//   a group is GROUP_LINES of the image from first_line(group) on, counted from the lines above it that windows read:
+//   fetch(image, height, line) reads them into registers, put(address) lays them there.
 #pragma once
 #include "epilogue/narrow.cuh"
 #include "ptx/bulk_store.cuh"
@@ -70,7 +71,7 @@ struct StemTeams {
   static constexpr int ROW_BYTES = POOLED * (CHANNELS / 2);
   static constexpr int RING_BYTES = SLOTS * Lines::SLOT, TEAM_BYTES = RING_BYTES + 2 * ROW_BYTES;
   static constexpr int NOTHING = -2147483647 - 1;  // less than every sum
-  static_assert((SLOTS & (SLOTS - 1)) == 0 && SLOTS % GROUP == 0 && GROUPS >= LEAD + 2);
+  static_assert(SLOTS % GROUP == 0 && GROUPS >= LEAD + 2);
 
   // Bands of a team, one after another.
   struct Bands {
@@ -126,11 +127,19 @@ struct StemTeams {
     Lines lines(threadIdx.x % FILLERS);
     Ring ring(GROUPS);
     Bands bands(shape, team);
+    const auto image_of = [&](const Bands& those) {
+      return images + static_cast<size_t>(those.n) * 3 * shape.height * WIDTH;
+    };
     while (bands.take(shape)) {
-      const signed char* const image = images + static_cast<size_t>(bands.n) * 3 * shape.height * WIDTH;
+      Bands later = bands;
+      if (later.take(shape))
+        prefetch_lines<WIDTH, 8>(image_of(later), shape.height,
+                                 max(0, Lines::first_line(later.first - LEAD) - shape.pad_h));
 #pragma unroll 1
       for (int group = bands.first - LEAD; group < bands.last; ++group) {
-        lines.fetch(image, shape.height, shape.pad_h, group);
+        const int line = Lines::first_line(group) - shape.pad_h;
+        lines.fetch(image_of(bands), shape.height, line);
+        prefetch_lines<WIDTH, Lines::GROUP_LINES>(image_of(bands), shape.height, line + 2 * Lines::GROUP_LINES);
         mbarrier_wait(empty + 8 * ring.slot, ring.parity ^ 1);
         lines.put(base + ring.slot * (GROUP * Lines::SLOT));
         fence_async_proxy();
@@ -161,16 +170,18 @@ struct StemTeams {
 
     const unsigned long long descriptor = wgmma_descriptor(lines, TILE_N * 16, 128);
     const unsigned descriptor_low = static_cast<unsigned>(descriptor);
-    int evens[TILE_N / 2], odds[TILE_N / 2];               // sums of an even row, and of an odd one
-    auto begin = [&](int (&sums)[TILE_N / 2], int slot) {  // starts the products of a row whose windows begin there
+    int evens[TILE_N / 2], odds[TILE_N / 2];  // sums of an even row, and of an odd one
+    unsigned groups[LEAD + 1] = {};  // lower words of the descriptors of a row of maxima's groups, its own last
+    // Starts the products of a row whose windows begin FIRST slots after the last group.
+    auto begin = [&](int (&sums)[TILE_N / 2], auto first) {
 #pragma unroll
       for (int i = 0; i < STEPS; ++i) pin_registers(a[i]);
       wgmma_fence();
 #pragma unroll
       for (int i = 0; i < STEPS; ++i) {
+        const int slot = LEAD * GROUP + decltype(first)::value + Lines::slot(i);
         // No carry leaves the address' bits: 32-bit arithmetic will do.
-        const unsigned at =
-            descriptor_low + Lines::descriptor(i) + ((slot + Lines::slot(i)) & (SLOTS - 1)) * (Lines::SLOT / 16);
+        const unsigned at = groups[slot / GROUP] + (slot % GROUP * (Lines::SLOT / 16) + Lines::descriptor(i));
         WgmmaS8<TILE_N>::mma(sums, a[i], descriptor >> 32 << 32 | at, i);
       }
       wgmma_commit();
@@ -191,8 +202,11 @@ struct StemTeams {
     };
 
     Ring filled(GROUPS), emptied(GROUPS);
-    auto await_group = [&] {
+    auto take_group = [&] {
       mbarrier_wait(full + 8 * filled.slot, filled.parity);
+#pragma unroll
+      for (int i = 0; i < LEAD; ++i) groups[i] = groups[i + 1];
+      groups[LEAD] = descriptor_low + filled.slot * (GROUP * Lines::SLOT / 16);
       filled.advance();
     };
     auto release_group = [&] {
@@ -215,15 +229,13 @@ struct StemTeams {
     };
     unsigned from = staging + ROW_BYTES;
 
-    int at = 0;                        // the slot where the group begins that is the current row's
     int before[2][RUN], both[2][RUN];  // maxima of the last row, and of the even one
     Bands bands(shape, team);
     while (bands.take(shape)) {
 #pragma unroll
-      for (int i = 0; i < LEAD; ++i) await_group();
-      at += LEAD * GROUP;
+      for (int i = 0; i < LEAD; ++i) take_group();
       if (bands.first > 0) {
-        begin(odds, at + Lines::FIRST - Lines::ROW);
+        begin(odds, Constant<Lines::FIRST + Lines::ROW>{});
         wgmma_wait<0>();
         pin_registers(odds);
 #pragma unroll
@@ -232,14 +244,13 @@ struct StemTeams {
 #pragma unroll
         for (int i = 0; i < RUN; ++i) before[0][i] = before[1][i] = NOTHING;
       }
-      await_group();
-      begin(evens, at + Lines::FIRST);
+      take_group();
+      begin(evens, Constant<Lines::FIRST>{});
       wgmma_wait<0>();
       pin_registers(evens);
 #pragma unroll 1
       for (int pooled = bands.first; pooled < bands.last; ++pooled) {
-        begin(odds, at + Lines::FIRST + Lines::ROW);
-        at += GROUP;
+        begin(odds, Constant<Lines::FIRST + Lines::ROW>{});
 #pragma unroll
         for (int half = 0; half < 2; ++half) across(evens, half, [&](int i, int maximum) { both[half][i] = maximum; });
         pin_registers(both[0]);
@@ -249,8 +260,8 @@ struct StemTeams {
         pin_registers(odds);
         release_group();
         if (pooled + 1 < bands.last) {
-          await_group();
-          begin(evens, at + Lines::FIRST);
+          take_group();
+          begin(evens, Constant<Lines::FIRST>{});
         }
         const bool exists = ROWS % 2 == 0 || 2 * pooled + 1 < ROWS;  // the odd row
         const unsigned unused[1] = {};

@@ -49,12 +49,13 @@ template <int TAPS_H, int STRIDE_H, int WIDTH, int LEAD_QUADS, int TILE_N, int R
 struct WholePixels {
   static constexpr int HALF = TILE_N / 2, QUADS = (WIDTH + 3) / 4;
   static constexpr int SLOT = 4 * HALF * 16, SLOTS = RING;  // lines of the image
-  static constexpr int ROW = STRIDE_H, GROUP = 2 * ROW;
+  static constexpr int ROW = STRIDE_H, GROUP = 2 * ROW, GROUP_LINES = GROUP;
   static constexpr int FIRST = STRIDE_H - TAPS_H, LEAD = (TAPS_H + GROUP - 1) / GROUP;
   static constexpr int STEPS = TAPS_H;
-  static constexpr int FILL_REGISTERS = 40, MULTIPLY_REGISTERS = 232;
+  static constexpr int FILL_REGISTERS = 56, MULTIPLY_REGISTERS = 224;
   static_assert(QUADS <= STEM_FILLERS && HALF <= STEM_FILLERS);
 
+  static __device__ __forceinline__ constexpr int first_line(int group) { return (2 * group - 1) * STRIDE_H + TAPS_H; }
   static __device__ __forceinline__ constexpr int slot(int i) { return i; }
   static __device__ __forceinline__ constexpr unsigned descriptor(int) { return 0; }
 
@@ -75,8 +76,7 @@ struct WholePixels {
     }
   }
 
-  __device__ __forceinline__ void fetch(const signed char* image, int height, int pad_h, int group) {
-    const int first_line = (2 * group - 1) * STRIDE_H - pad_h + TAPS_H;
+  __device__ __forceinline__ void fetch(const signed char* image, int height, int first_line) {
 #pragma unroll
     for (int c = 0; c < 3; ++c) {
       const signed char* const plane = image + (c * height + first_line) * WIDTH;
@@ -86,7 +86,6 @@ struct WholePixels {
         colours[i][c] = exists ? four_pixels<WIDTH>(plane + i * WIDTH, quad * 4) : 0;
       }
     }
-    prefetch_lines<WIDTH, GROUP>(image, height, first_line + 2 * GROUP);
   }
 
   __device__ __forceinline__ void put(unsigned address) const {

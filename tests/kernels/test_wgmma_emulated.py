@@ -181,7 +181,7 @@ def test_stem_with_weights_as_a(number: int, size: tuple[int, int], window: tupl
         (TeamsStem, 245, 3, (31, 93), (7, 7, 3)),
         (TeamsStem, 245, 3, (19, 251), (3, 4, 4)),
         (DenseStem, 249, 2, (45, 224), (7, 7, 3)),
-        (DenseStem, 247, 3, (31, 93), (7, 7, 3)),
+        (DenseStem, 247, 1, (31, 93), (7, 7, 3)),
         (DenseStem, 249, 3, (37, 251), (3, 4, 4)),
         (DenseStem, 248, 3, (23, 128), (5, 5, 1)),
     ],

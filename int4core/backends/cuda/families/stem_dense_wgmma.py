@@ -75,6 +75,9 @@ class DenseStem(TeamsStem):
     def constants(self) -> tuple[npt.NDArray[Any], ...]:
         return arrange_rows(dense_places(self.op.weight)), narrow_constants(self.op, PAIR).channels
 
+    def __str__(self) -> str:
+        return f"wgmma, weights as A, five k-steps, {self.config}"
+
 
 def dense_places(weight: Int8Array) -> Int8Array:
     """int8 (64, 3, R, S) -> (64, 5, 32): the weights at the places of K of each step."""
