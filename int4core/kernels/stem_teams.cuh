@@ -73,12 +73,12 @@ struct StemTeams {
   static constexpr int NOTHING = -2147483647 - 1;  // less than every sum
   static_assert(SLOTS % GROUP == 0 && GROUPS >= LEAD + 2);
 
-  // Bands of a team, one after another.
+  // Bands of a team, one after another; where there are few, every block's first team gets one before the second does.
   struct Bands {
     int next, step, end;
     int n, first, last;  // the image of the band, its first row of maxima, and the one after its last
     __device__ __forceinline__ Bands(const TeamsShape& shape, int team)
-        : next(blockIdx.x * TEAMS + team), step(gridDim.x * TEAMS), end(shape.bands) {}
+        : next(team * gridDim.x + blockIdx.x), step(gridDim.x * TEAMS), end(shape.bands) {}
     __device__ __forceinline__ bool take(const TeamsShape& shape) {
       if (next >= end) return false;
       n = next / shape.bands_of_image;
@@ -256,13 +256,12 @@ struct StemTeams {
         pin_registers(both[0]);
         pin_registers(both[1]);
         leave(from);
+        const bool more = pooled + 1 < bands.last;
+        if (more) take_group();
         wgmma_wait<0>();
         pin_registers(odds);
+        if (more) begin(evens, Constant<Lines::FIRST>{});
         release_group();
-        if (pooled + 1 < bands.last) {
-          take_group();
-          begin(evens, Constant<Lines::FIRST>{});
-        }
         const bool exists = ROWS % 2 == 0 || 2 * pooled + 1 < ROWS;  // the odd row
         const unsigned unused[1] = {};
         int low[RUN];

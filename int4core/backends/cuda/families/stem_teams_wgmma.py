@@ -72,7 +72,7 @@ class TeamsStem(LinesStem):
 
     @property
     def grid(self) -> Grid:
-        return resident_grid(self.chip, math.ceil(self.op.n * self.bands_of_image / TEAMS))
+        return resident_grid(self.chip, self.op.n * self.bands_of_image)
 
     @property
     def source(self) -> KernelSource:
