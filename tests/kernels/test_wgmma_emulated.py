@@ -178,12 +178,12 @@ def test_stem_with_weights_as_a(number: int, size: tuple[int, int], window: tupl
     ("make", "number", "n", "size", "window"),
     [
         (TeamsStem, 246, 2, (61, 224), (7, 7, 3)),
-        (TeamsStem, 245, 3, (31, 93), (7, 7, 3)),
+        pytest.param(TeamsStem, 245, 3, (31, 93), (7, 7, 3), marks=LONG),
         (TeamsStem, 245, 3, (19, 251), (3, 4, 4)),
         (DenseStem, 249, 2, (45, 224), (7, 7, 3)),
         (DenseStem, 247, 1, (31, 93), (7, 7, 3)),
-        (DenseStem, 249, 3, (37, 251), (3, 4, 4)),
-        (DenseStem, 248, 3, (23, 128), (5, 5, 1)),
+        pytest.param(DenseStem, 249, 3, (37, 251), (3, 4, 4), marks=LONG),
+        pytest.param(DenseStem, 248, 3, (23, 128), (5, 5, 1), marks=LONG),
     ],
     ids=lambda value: value.__name__ if isinstance(value, type) else None,
 )
