@@ -15,6 +15,7 @@
 //
 // Compile-time constants: C_IN, K_MID, K_OUT, SUBTILES, TEAMS, SLOTS, CHUNK, AHEAD.
 #include "boxed_teams.cuh"
+#include "narrow_rows.cuh"
 #include "ptx/bulk_store.cuh"
 #include "ptx/named_barrier.cuh"
 #include "residual_boxes.cuh"
@@ -22,8 +23,9 @@
 template <int C_IN, int K_MID, int K_OUT, int SUBTILES, int TEAMS, int SLOTS, int CHUNK, bool AHEAD>
 struct PairWgmma {
   using Boxes = ResidualBoxes<C_IN, SUBTILES, CHUNK>;
+  using Narrow = NarrowRows<K_OUT, SUBTILES, CHUNK>;
   static constexpr int TILE_M = Boxes::TILE_M;  // pixels of a team's tile
-  static constexpr int CHUNK_WORDS = Boxes::CHUNK_WORDS, CHUNKS = K_MID / CHUNK;
+  static constexpr int CHUNKS = K_MID / CHUNK;
   static constexpr int BOX_ROW = Boxes::BOX_ROW, BOX = Boxes::BOX, BOXES = K_MID / (2 * BOX_ROW);
   static constexpr int IN_BYTES = TILE_M * C_IN / 2, OUT_BYTES = TILE_M * K_OUT / 2;
   static constexpr int SLOT = BOXES * BOX + (IN_BYTES > OUT_BYTES ? IN_BYTES : OUT_BYTES);
@@ -77,26 +79,12 @@ struct PairWgmma {
       mbarrier_wait(teams.full + 8 * ring.slot, ring.parity);
       typename Boxes::Input a;
       boxes.load_input(a, rows);
-      int narrow_sums[SUBTILES][K_OUT / 2];
+      Narrow narrow_rows;
       auto multiply_chunk = [&](int chunk, auto& sums, const auto& kept, unsigned place) {
         typename Boxes::Words packed;
         boxes.template requantize<0>(sums, wide_pairs, chunk, kept, packed);
         Boxes::share(place, packed);
-        unsigned b[SUBTILES][CHUNK_WORDS][4];
-#pragma unroll
-        for (int sub = 0; sub < SUBTILES; ++sub) {
-          unpack_rows(b[sub], packed[sub][0], packed[sub][1]);
-#pragma unroll
-          for (int i = 0; i < CHUNK_WORDS; ++i) pin_registers(b[sub][i]);
-        }
-        wgmma_fence();
-#pragma unroll
-        for (int sub = 0; sub < SUBTILES; ++sub)
-#pragma unroll
-          for (int i = 0; i < CHUNK_WORDS; ++i)
-            Wgmma<K_OUT>::mma(narrow_sums[sub], b[sub][i], second_descriptor + (chunk * CHUNK_WORDS + i) * (2 * K_OUT),
-                              chunk + i);
-        wgmma_commit();
+        narrow_rows.begin(packed, second_descriptor, chunk);
         if (chunk == 1 && leader && previous >= 0) {  // by now the tile before should have left its slot
           bulk_store_wait_read<0>();
           mbarrier_arrive(teams.empty + 8 * previous);
@@ -104,20 +92,10 @@ struct PairWgmma {
       };
       boxes.template for_chunks<CHUNKS, AHEAD>(a, first_descriptor, slot, multiply_chunk);
       wgmma_wait<0>();
-#pragma unroll
-      for (int sub = 0; sub < SUBTILES; ++sub) pin_registers(narrow_sums[sub]);
       unsigned packed[SUBTILES][2][K_OUT / 32];
-      const unsigned unused[SUBTILES][2][1] = {};
-#pragma unroll
-      for (int word = 0; word < K_OUT / 32; ++word)
-        requantize_words<0, 0>(narrow_sums, narrow_pairs, boxes.quad, word, unused, packed);
+      narrow_rows.requantize(narrow_pairs, boxes.quad, packed);
       named_barrier(1 + teams.team, 128);  // everyone has read the input, whose place the narrow rows take
-#pragma unroll
-      for (int sub = 0; sub < SUBTILES; ++sub)
-#pragma unroll
-        for (int half = 0; half < 2; ++half)
-          share_words(rows + (boxes.row + sub * 64 + half * 8) * (K_OUT / 2) + boxes.quad * (K_OUT / 8),
-                      packed[sub][half]);
+      Narrow::share(packed, rows, boxes.row, boxes.quad);
       fence_async_proxy();
       named_barrier(1 + teams.team, 128);
       if (leader) {
