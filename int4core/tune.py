@@ -14,14 +14,14 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from int4core.backends.cuda.chips import CHIPS
+from int4core.backends.cuda.chips import CHIPS, Chip
 from int4core.backends.cuda.families.table import KNOWN_NUMBERS, candidates, default_kernel, digest
 from int4core.backends.cuda.network import DeviceNetwork
-from int4core.backends.cuda.plan.ops import ConvOp, JointOp, SingleOp, joined, parts
+from int4core.backends.cuda.plan.ops import ConvOp, JointOp, Op, SingleOp, joined, parts
 from int4core.errors import EngineError, Int4CoreError, printable, printed, shown
 from int4core.model import Model
 from int4core.options import CudaOptions
@@ -30,7 +30,7 @@ from int4core.tuning import autoconfig
 from int4core.tuning.autoconfig import Autoconfig
 from int4core.tuning.choices import Choice, Timed, fastest, groups
 from int4core.tuning.files import TABLE, file_of, has_basic_blocks, user_folder
-from int4core.tuning.finalists import InNetwork, Numbers, best_together
+from int4core.tuning.finalists import InNetwork, Numbers, Tried, best_together
 from int4core.tuning.measure import Site, microseconds, results, tensor_bytes
 
 MAIN_BATCH = 1024
@@ -76,18 +76,17 @@ def _equal(found: Sequence[Any], wanted: Sequence[Any]) -> bool:
     return all(bool((one == other).all()) for one, other in zip(found, wanted, strict=True))
 
 
-def to_autoconfig(network: DeviceNetwork, n: int, numbers: Numbers) -> Autoconfig:
-    """The choice as a file; a downsample convolution has the number of the one that computes it."""
+def to_autoconfig(chip: Chip, n: int, ops: Iterable[Op], numbers: Numbers) -> Autoconfig:
+    """The numbers of `ops` as a file; a downsample convolution has the number of the one that computes it."""
     lines: dict[str, int] = {}
-    for op in single_ops(network, n):
+    for op in ops:
         number = numbers.get(op.name)
         if number is None:  # what every chip has needs no line
             continue
         names = [op.name] + ([op.branch.name] if isinstance(op, ConvOp) and op.branch else [])
         lines |= {key: number for name in names if (key := autoconfig.key_of(name)) is not None}
     metadata = {
-        "engine": "int4core", "gpu": network.chip.name, "origin": "measured", "batch": str(n),
-        TABLE: digest(lines.values()),
+        "engine": "int4core", "gpu": chip.name, "origin": "measured", "batch": str(n), TABLE: digest(lines.values())
     }  # fmt: skip
     return Autoconfig(dict(sorted(lines.items())), metadata)
 
@@ -152,23 +151,29 @@ def _tune_batch(network: DeviceNetwork, n: int, options: argparse.Namespace) -> 
                 flush=True,
             )
     best = fastest(choices)
-    alone = {op.name: choice.best.kernel.number for choice in choices for op in choice.ops if op.name in best}
-    order = [op.name for op in single_ops(network, n) if op.name in best]
-    numbers: Numbers = {name: best[name].kernel.number for name in order}
+    numbers: Numbers = {name: timed.kernel.number for name, timed in best.items()}
     if options.finalists > 1:
         print("in the network")
-        tried = best_together(
-            choices, numbers, {name: alone[name] for name in order}, options.finalists, InNetwork(network, n).compare
-        )
-        for change, best_so_far in tried:
+        for change, best_so_far in _in_network(network, n, choices, numbers, options.finalists):
             numbers = best_so_far
             if change.kept or options.verbose:
                 print(f"    {change}", flush=True)
     basic = has_basic_blocks(network.model.network)
     total = sum(timed.us / len(parts(timed.kernel.op)) for timed in best.values())
     file = file_of(network.chip.name, None if n == MAIN_BATCH else n, options.out, basic=basic)
-    autoconfig.write(file, to_autoconfig(network, n, numbers))
+    ops = [op for choice in choices for op in choice.ops]
+    autoconfig.write(file, to_autoconfig(network.chip, n, ops, numbers))
     print(f"{printable(file)}: {total:,.0f} us for the fastest of all but the top-1 of {n} images, each timed alone")
+
+
+def _in_network(
+    network: DeviceNetwork, n: int, choices: Sequence[Choice], numbers: Numbers, finalists: int
+) -> Iterator[tuple[Tried, Numbers]]:
+    """What `best_together` gives, of this network."""
+    order = [op.name for op in single_ops(network, n) if op.name in numbers]
+    alone = {op.name: choice.best.kernel.number for choice in choices for op in choice.ops}
+    begin, single = {name: numbers[name] for name in order}, {name: alone[name] for name in order}
+    return best_together(choices, begin, single, finalists, InNetwork(network, n).compare)
 
 
 if __name__ == "__main__":

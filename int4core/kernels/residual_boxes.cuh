@@ -55,7 +55,8 @@ struct ResidualBoxes {
     }
   }
 
-  // Begins the products of a chunk: `weights` describes those of chunk 0.
+  // Begins the products of a chunk, ADDED to what the sums are or not: `weights` describes those of chunk 0.
+  template <bool ADDED = false>
   static __device__ __forceinline__ void begin(Sums& sums, Input& a, unsigned long long weights, int chunk) {
 #pragma unroll
     for (int sub = 0; sub < SUBTILES; ++sub)
@@ -66,7 +67,7 @@ struct ResidualBoxes {
     for (int sub = 0; sub < SUBTILES; ++sub)
 #pragma unroll
       for (int i = 0; i < IN_WORDS; ++i)
-        Wgmma<CHUNK>::mma(sums[sub], a[sub][i], weights + (chunk * IN_WORDS + i) * (CHUNK * 2), i);
+        Wgmma<CHUNK>::mma(sums[sub], a[sub][i], weights + (chunk * IN_WORDS + i) * (CHUNK * 2), ADDED || i);
     wgmma_commit();
   }
 
@@ -115,14 +116,14 @@ struct ResidualBoxes {
       for (int half = 0; half < 2; ++half) share_words(place + (sub * 64 + half * 8) * BOX_ROW, words[sub][half]);
   }
 
-  // A chunk's outputs, u4 or for Output 1 u7, from its sums, which are there, and its residual.
-  template <int Output, int WORDS>
+  // A chunk's outputs, u4 or for Output 1 u7, from its sums, which are there, and for Residual 1 its residual.
+  template <int Output, int Residual = 1, int WORDS>
   __device__ __forceinline__ void requantize(Sums& sums, const ChannelPair* pairs, int chunk, const Words& kept,
                                              unsigned (&packed)[SUBTILES][2][WORDS]) const {
 #pragma unroll
     for (int sub = 0; sub < SUBTILES; ++sub) pin_registers(sums[sub]);
 #pragma unroll
     for (int word = 0; word < WORDS; ++word)
-      requantize_words<Output, 1>(sums, pairs + chunk * (CHUNK / 2), quad, word, kept, packed);
+      requantize_words<Output, Residual>(sums, pairs + chunk * (CHUNK / 2), quad, word, kept, packed);
   }
 };

@@ -197,7 +197,8 @@ def test_the_tuner_chooses_for_every_layer_of_basic_blocks() -> None:
     with network.device:
         choices = list(tune(network, 8))
     fastest_alone = {name: timed.kernel.number for name, timed in fastest(choices).items()}
-    numbers = to_autoconfig(network, 8, fastest_alone).by_layer()
+    ops = [op for choice in choices for op in choice.ops]
+    numbers = to_autoconfig(network.chip, 8, ops, fastest_alone).by_layer()
     plan = make_plan(network.model.network, network.chip, 8, numbers=numbers)
     assert plan.misfits == ()
     assert {step.op.name for step in plan.steps if step.kernel.number is not None} <= numbers.keys()

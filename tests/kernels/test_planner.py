@@ -185,6 +185,16 @@ def test_two_layers_that_name_a_pair_are_one_step() -> None:
     assert step.op.activation_bytes == sum(op.activation_bytes for op in both) - outputs(both[0])[0].bytes
 
 
+def test_a_residual_convolution_is_a_part_of_a_pair() -> None:
+    numbers = dict.fromkeys(("layer1_0_conv3", "layer1_0_downsample_0", "layer1_1_conv1"), 162)
+    plain, plan = make_plan(default_network(), H200, 8), make_plan(default_network(), H200, 8, numbers=numbers)
+    assert plan.misfits == ()
+    assert len(plan.steps) == len(plain.steps) - 1
+    (step,) = [step for step in plan.steps if isinstance(step.op, PairOp)]
+    assert step.op.reads == ("layer1_0_quantize2", "maxpool")
+    assert_apart(lives_of(plan), plan.arena)
+
+
 def test_the_pool_is_a_part_of_the_last_convolution_that_names_it() -> None:
     numbers = {"layer4_2_conv3": 250}
     plain, plan = make_plan(default_network(), H200, 8), make_plan(default_network(), H200, 8, numbers=numbers)
@@ -230,11 +240,19 @@ def test_pools_that_do_not_fit_leave_the_defaults(numbers: dict[str, int], why: 
     [
         ({"layer1_1_conv3": 160}, "both layers must name it"),
         ({"layer1_1_conv3": 160, "layer1_2_conv1": 161}, "both layers must name it"),
-        ({"layer1_0_conv3": 160, "layer1_1_conv1": 160}, "both layers must name it"),
+        ({"layer1_0_conv3": 160, "layer1_1_conv1": 160}, "ahead: not with a residual convolution"),
+        ({"layer2_0_conv3": 162, "layer2_1_conv1": 162}, "64 or 128 channels with stride 1"),
         ({"layer3_1_conv3": 160, "layer3_2_conv1": 160}, "256 to 1024 to 256 channels"),
         ({"layer1_1_conv2": 160, "layer1_1_conv3": 160}, "both layers must name it"),
     ],
-    ids=["one layer", "two numbers", "a residual convolution", "too many channels", "a 3x3 first"],
+    ids=[
+        "one layer",
+        "two numbers",
+        "a residual convolution ahead",
+        "one of stride 2",
+        "too many channels",
+        "a 3x3 first",
+    ],
 )
 def test_pairs_that_do_not_fit_leave_the_defaults(numbers: dict[str, int], why: str) -> None:
     plain, plan = make_plan(default_network(), H200, 8), make_plan(default_network(), H200, 8, numbers=numbers)

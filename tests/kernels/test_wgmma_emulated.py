@@ -33,7 +33,7 @@ from int4core.backends.cuda.families.winograd_wgmma import WgmmaWinograd
 from int4core.backends.cuda.jit import tensor_map
 from int4core.backends.cuda.jit.source import KernelSource, flatten
 from int4core.backends.cuda.plan.convolution import Convolution, Output, Residual, Source
-from int4core.backends.cuda.plan.ops import Limits, LinearOp
+from int4core.backends.cuda.plan.ops import ConvOp, Limits, LinearOp
 from int4core.backends.cuda.plan.requantise import Rescale
 from int4core.errors import EngineError
 from tests.kernels.emulator.driver import EAGER, PROMPT, REVERSE, Emulated, emulated_driver, needs_compiler
@@ -108,12 +108,8 @@ def check(kernel: Kernel, emulated: Emulated, inputs: dict[str, Any], outputs: d
             np.testing.assert_array_equal(written[name], array, f"{kernel.number}: {kernel}, {name}, flags {flags}")
 
 
-@needs_compiler
-@pytest.mark.parametrize(("most", "shift", "residual"), [(MOST_UP, 3, 2), (MOST_UP >> 6, 2, STARTED)])
-def test_the_bias_is_in_the_rescaled_residual_where_that_fits(
-    most: int, shift: int, residual: int, folder: Any
-) -> None:
-    conv = Convolution(1, 9, 13, 64, 128, 1, 1, 0, residual=Residual.CONVOLUTION, source=Source(9, 13, 64, 1))
+def branched(most: int, shift: int, conv: Convolution) -> tuple[Problem, ConvOp]:
+    """With factors of up to `most` over 2^shift in the residual convolution's second requantisation."""
     rng = draws()
     problem = Problem(conv, rng)
     assert problem.branch is not None
@@ -121,11 +117,38 @@ def test_the_bias_is_in_the_rescaled_residual_where_that_fits(
     up = Rescale(np.append(most - 1, rng.integers(0, most, conv.k - 1)).astype(np.uint16), shift)
     problem.branch = replace(problem.branch, up=up)
     limits = Limits.of(problem.weight, problem.bias, 0, 15) + Limits(-128 * most, 128 * most)
-    op = replace(problem.op, limits=limits)
+    return problem, replace(problem.op, limits=limits)
+
+
+STARTS = [(MOST_UP, 3, False), (MOST_UP >> 6, 2, True)]
+"""Factors and shifts of `branched`, and whether the rescaled sums can hold the bias."""
+
+
+@needs_compiler
+@pytest.mark.parametrize(("most", "shift", "started"), STARTS)
+def test_the_bias_is_in_the_rescaled_residual_where_that_fits(
+    most: int, shift: int, started: bool, folder: Any
+) -> None:
+    conv = Convolution(1, 9, 13, 64, 128, 1, 1, 0, residual=Residual.CONVOLUTION, source=Source(9, 13, 64, 1))
+    problem, op = branched(most, shift, conv)
     kernel = tight(lambda chip: WgmmaConv(op, 105, chip))
-    assert kernel.residual == residual
+    assert kernel.residual == (STARTED if started else int(Residual.CONVOLUTION))
     inputs = {"input": problem.input, "residual": problem.residual}
     check(kernel, Emulated(kernel.source, folder, 900), inputs, {"output": problem.expected()})
+
+
+@needs_compiler
+@pytest.mark.parametrize(("most", "shift", "started"), STARTS)
+def test_so_it_is_in_a_pair_s(most: int, shift: int, started: bool, folder: Any) -> None:
+    conv = Convolution(1, 19, 21, 64, 256, 1, 1, 0, residual=Residual.CONVOLUTION, source=Source(19, 21, 64, 1))
+    pair = PairProblem(conv, 64, draws())
+    pair.first, first = branched(most, shift, conv)
+    pair.second.input = pair.first.expected()
+    op = replace(pair.op, first=replace(first, target="wide"))
+    kernel = tight(lambda chip: WgmmaPair(op, 161, chip))
+    assert dict(kernel.source.constants)["STARTED"] == started
+    inputs = {"input": pair.first.input, "residual": pair.first.residual}
+    check(kernel, Emulated(kernel.source, folder, 900), inputs, pair.expected())
 
 
 @needs_compiler
@@ -199,6 +222,17 @@ PAIRS = {
     "layer1's, a tile's remainder": (160, Convolution(1, 23, 29, 64, 256, 1, 1, 0, residual=Residual.U4), 64),
     "layer1's to 128": (161, Convolution(2, 13, 23, 64, 256, 1, 1, 0, residual=Residual.U4), 128),
     "layer2's": (163, Convolution(3, 9, 11, 128, 512, 1, 1, 0, residual=Residual.U4), 128),
+    "tiles of 192 pixels": (167, Convolution(1, 31, 29, 64, 256, 1, 1, 0, residual=Residual.U4), 64),
+    "a residual convolution": (
+        162,
+        Convolution(1, 23, 29, 64, 256, 1, 1, 0, residual=Residual.CONVOLUTION, source=Source(23, 29, 64, 1)),
+        64,
+    ),
+    "a residual convolution, three teams, to 128": (
+        166,
+        Convolution(2, 15, 17, 64, 256, 1, 1, 0, residual=Residual.CONVOLUTION, source=Source(15, 17, 128, 1)),
+        128,
+    ),
 }
 
 

@@ -14,7 +14,15 @@ from int4core.backends.cuda.chips import Chip
 from int4core.backends.cuda.families.boxed_teams import BOX_CHANNELS, BOX_ROW, BoxedTeams
 from int4core.backends.cuda.families.choose import choose
 from int4core.backends.cuda.families.conv_wgmma import check_chip
-from int4core.backends.cuda.families.epilogue import CHANNEL_PAIR, ELEMENTS, narrow_constants
+from int4core.backends.cuda.families.epilogue import (
+    CHANNEL_PAIR,
+    ELEMENTS,
+    S8_FRACTION,
+    S8_RESIDUAL_PAIR,
+    narrow_constants,
+    s8_constants,
+    start_of,
+)
 from int4core.backends.cuda.families.kernel import Arguments, address
 from int4core.backends.cuda.families.layouts import arrange_wgmma
 from int4core.backends.cuda.jit.source import KernelSource
@@ -61,6 +69,9 @@ CONFIGS: tuple[PairConfig, ...] = (
     PairConfig(64, 2, 2, False),
     PairConfig(64, 1, 2, True),
     PairConfig(32, 1, 3, True),
+    PairConfig(32, 2, 3, False),
+    PairConfig(64, 1, 3, False),
+    PairConfig(32, 3, 2, False),
 )
 """Numbered from FIRST_NUMBER."""
 
@@ -83,10 +94,15 @@ class WgmmaPair(BoxedTeams):
                 f"{first.c} to {first.k} to {second.k} channels: pairs take 64 or 128 inputs and outputs, and "
                 f"multiples of {BOX_CHANNELS} between them"
             )
+        source = first.source
+        if source and (source.c not in INPUTS or source.stride != 1):
+            raise EngineError("pairs take a residual convolution of 64 or 128 channels with stride 1")
+        if source and config.ahead:
+            raise EngineError(f"{config}: not with a residual convolution")
         if self.serialises:
             raise EngineError(f"{config}: too few registers for {first.c} to {second.k} channels")
         self.check_slots()
-        narrow_constants(self.op.first, config.chunk)
+        s8_constants(self.op.first, config.chunk)
         narrow_constants(self.op.second, second.k)
 
     @property
@@ -98,14 +114,23 @@ class WgmmaPair(BoxedTeams):
         return self.op.second.shape
 
     @property
+    def source_channels(self) -> int:
+        """Of the residual convolution; 0 where the residual is a tensor."""
+        return self.first.source_channels
+
+    @property
     def config(self) -> PairConfig:
         return CONFIGS[self.number - FIRST_NUMBER]
 
     @property
     def serialises(self) -> bool:
         """Whether the compiler has products wait for one another, or spills (known from compiling them all)."""
-        crowded = self.second.k == 128 and self.config.subtiles == 2
-        return crowded and (self.config.ahead or self.config.chunk == 64)
+        config = self.config
+        three = config.teams == 3 and config.subtiles == 2
+        crowded = self.second.k == 128 and config.subtiles > 1
+        return (crowded and (config.ahead or config.chunk == 64 or config.subtiles == 3 or three)) or (
+            three and self.source_channels > 0
+        )
 
     @property
     def teams(self) -> int:
@@ -121,16 +146,17 @@ class WgmmaPair(BoxedTeams):
 
     @property
     def weight_bytes(self) -> int:
-        return self.first.k * (self.first.c + self.second.k)
+        return self.first.k * (self.first.c + self.second.k + self.source_channels)
 
     @property
     def slot_bytes(self) -> int:
-        """A tile's rows: the wide ones, and the input's, whose place the narrow ones take."""
-        return self.config.tile_m * (self.first.k + max(self.first.c, self.second.k)) // 2
+        """A tile's rows: the wide ones, and the inputs', whose place the narrow ones take."""
+        return self.config.tile_m * (self.first.k + max(self.first.c + self.source_channels, self.second.k)) // 2
 
     @property
     def static_bytes(self) -> int:
-        return (self.first.k + self.second.k) // 2 * CHANNEL_PAIR.itemsize
+        pairs = (self.first.k + self.second.k) // 2 * CHANNEL_PAIR.itemsize
+        return pairs + (self.first.k // 2 if self.source_channels else 1) * S8_RESIDUAL_PAIR.itemsize
 
     @property
     def source(self) -> KernelSource:
@@ -138,6 +164,8 @@ class WgmmaPair(BoxedTeams):
         constants = {
             "C_IN": self.first.c, "K_MID": self.first.k, "K_OUT": self.second.k, "SUBTILES": config.subtiles,
             "TEAMS": config.teams, "SLOTS": self.slots, "CHUNK": config.chunk, "AHEAD": int(config.ahead),
+            "C_SOURCE": self.source_channels, "STARTED": int(start_of(self.op.first) is not None),
+            "RESCALE_SHIFT": S8_FRACTION + self.op.first.branch.up.shift if self.op.first.branch else 0,
         }  # fmt: skip
         return KernelSource.of("pair_wgmma.cu", "pair_wgmma", constants, elements=ELEMENTS)
 
@@ -147,19 +175,24 @@ class WgmmaPair(BoxedTeams):
 
     def constants(self) -> tuple[npt.NDArray[Any], ...]:
         first, second, chunk = self.op.first, self.op.second, self.config.chunk
+        wide, branch = s8_constants(first, chunk), first.branch
         return (
             arrange_wgmma(first.weight, chunk, self.first.c // 2),
             arrange_wgmma(second.weight, self.second.k, chunk // 2),
-            narrow_constants(first, chunk).channels,
+            wide.channels,
             narrow_constants(second, self.second.k).channels,
+            arrange_wgmma(branch.weight, chunk, self.source_channels // 2) if branch else np.empty(0, np.int8),
+            wide.residual,
         )
 
     def arguments(self, tensors: Mapping[str, int], constants: Sequence[int]) -> Arguments:
         first, second, rows, tile = self.op.first, self.op.second, self.first.pixels, self.config.tile_m
         wide = (rows, self.first.k // 2), (tile, BOX_ROW)
+        residual = tensors[first.residual_source]
+        source = (rows, self.source_channels // 2), (tile, self.source_channels // 2)
         maps = (
             rows_map(tensors[first.source], (rows, self.first.c // 2), (tile, self.first.c // 2)),
-            rows_map(tensors[first.residual_source], *wide, swizzled=True),
+            rows_map(residual, *source) if self.source_channels else rows_map(residual, *wide, swizzled=True),
             rows_map(tensors[first.target], *wide, swizzled=True),
             rows_map(tensors[second.target], (rows, self.second.k // 2), (tile, self.second.k // 2)),
         )

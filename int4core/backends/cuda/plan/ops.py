@@ -319,7 +319,7 @@ class TopOp:
 
 @dataclass(frozen=True, eq=False)
 class PairOp:
-    """The last convolution of a block, its input the residual, and the first one of the next block, at once.
+    """The last convolution of a block, with its residual, and the first one of the next block, at once.
 
     `second` is a 1x1 convolution of what `first` gives. Both outputs are tensors: the next block adds the first one's.
     """
@@ -411,10 +411,11 @@ def outputs(op: Op) -> tuple[Tensor, ...]:
 
 def join(first: SingleOp, second: SingleOp) -> JointOp | None:
     """Two operations that follow one another as one, if they are what a PairOp or a PooledOp is."""
-    if not isinstance(first, ConvOp) or first.shape.residual != Residual.U4:
+    if not isinstance(first, ConvOp) or first.shape.residual == Residual.NONE:
         return None
     if isinstance(second, PoolOp):
-        return PooledOp(first, second) if first.shape.output == Output.U7 else None
+        taken = (first.shape.residual, first.shape.output) == (Residual.U4, Output.U7)
+        return PooledOp(first, second) if taken else None
     if not isinstance(second, ConvOp) or second.source != first.target:
         return None
     window = (second.shape.taps, second.shape.stride, second.shape.pad)
