@@ -270,9 +270,15 @@ def test_stems_equal_to_integers(cupy_hopper: Any, size: tuple[int, int]) -> Non
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize(("size", "c", "middle", "k"), [(56, 64, 256, 64), (55, 64, 256, 128), (27, 128, 512, 128)])
-def test_pairs_equal_to_integers(cupy_hopper: Any, size: int, c: int, middle: int, k: int) -> None:
+@pytest.mark.parametrize(
+    ("size", "c", "middle", "k", "convolved"),
+    [(56, 64, 256, 64, False), (55, 64, 256, 128, False), (27, 128, 512, 128, False), (56, 64, 256, 64, True),
+     (55, 64, 256, 128, True)],
+)  # fmt: skip
+def test_pairs_equal_to_integers(cupy_hopper: Any, size: int, c: int, middle: int, k: int, convolved: bool) -> None:
     conv = Convolution(3, size, size, c, middle, 1, 1, 0, residual=Residual.U4)
+    if convolved:
+        conv = replace(conv, residual=Residual.CONVOLUTION, source=Source(size, size, 64, 1))
     problem, chip = PairProblem(conv, k, draws()), chip_at(cupy_hopper, 0)
     expected = problem.expected()
     inputs = {"input": problem.first.input, "residual": problem.first.residual}
