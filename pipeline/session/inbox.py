@@ -14,9 +14,14 @@ FEW = 64
 
 
 class Inbox:
-    """Filled by one thread, and emptied by others, one at a time."""
+    """Filled by one thread, and emptied by others, one at a time.
+
+    Attributes:
+        leave: with so many or fewer in it, whoever fills it goes on.
+    """
 
     def __init__(self) -> None:
+        self.leave = 0
         self._parts: deque[Sequence[Any]] = deque()
         # Each is written on one side alone.
         self._put = self._taken = 0

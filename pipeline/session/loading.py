@@ -81,7 +81,10 @@ class Loading:
         # A file that is only read and parsed takes a twentieth of the time of one that is decoded.
         most, least = (FILES_PER_JOB, FEWEST_FILES_PER_JOB) if preparation.decode == "gpu" else (SAMPLES_PER_JOB, 1)
         self.core: Scheduler[Any] = Scheduler(arena.spec.slots, loaders=loaders, most=most, least=least)
-        self._changed = threading.Condition()
+        lock = threading.RLock()
+        self._changed = threading.Condition(lock)
+        # For those who pour: what concerns the others comes many times as often.
+        self._poured = threading.Condition(lock)
         self._over: BaseException | None = None
         self._courier = Courier(arena)
         self._inboxes: list[tuple[Stream[Any], Inbox]] = []
@@ -163,7 +166,12 @@ class Loading:
             with self._changed:
                 if len(inbox) <= leave:
                     return
-                self._wait_for(lambda: until() or len(inbox) <= leave or self.core.room(stream) > 0)
+                inbox.leave = leave
+                # While loaders are busy, the next that comes free has it handed in.
+                self._wait_for(
+                    lambda: until() or len(inbox) <= leave or (self.hungry and self.core.room(stream) > 0),
+                    on=self._poured,
+                )
                 if until():
                     return
 
@@ -172,13 +180,13 @@ class Loading:
         with self._changed:
             self._inboxes = [(other, inbox) for other, inbox in self._inboxes if other is not stream]
             self.core.drop(stream)
-            self._changed.notify_all()
+            self._wake_all()
 
     def unpin(self, slots: Iterable[int]) -> None:
         """Give pinned slots back. Raises ValueError for one that is not pinned."""
         with self._changed:
             self.core.unpin(slots)
-            self._changed.notify_all()
+            self._wake_all()
 
     def answered(self, numbers: Numbers, columns: Sequence[Column]) -> None:
         """Samples (n,) that `on_prepared` was called with have their answers, columns (n, ...)."""
@@ -209,7 +217,7 @@ class Loading:
     def wake(self) -> None:
         """Have everyone who waits look again."""
         with self._changed:
-            self._changed.notify_all()
+            self._wake_all()
 
     def end(self, why: BaseException) -> bool:
         """Whoever waits, and whoever comes, is notified; whether this was the first end."""
@@ -217,7 +225,7 @@ class Loading:
             first = self._over is None
             if first:
                 self._over = why
-            self._changed.notify_all()
+            self._wake_all()
             return first
 
     def stop(self) -> None:
@@ -238,6 +246,8 @@ class Loading:
         """Hand in what there is room for. Called with the lock held."""
         while some := inbox.take(self.core.room(stream)):
             self.core.offer(stream, some)
+        if len(inbox) <= inbox.leave:
+            self._poured.notify_all()
 
     def _dispatch(self) -> None:
         """Give loaders what waits for them."""
@@ -260,7 +270,8 @@ class Loading:
             self._ways.update(dict(result.ways))
             self._left_bytes += result.left_bytes
             ready = self.core.prepared(task.ticket, dict(result.bad))
-            self._settle()
+            if len(ready.numbers) < task.samples:
+                self._settle()
         self._dispatch()
         self._on_prepared(ready)
 
@@ -279,13 +290,23 @@ class Loading:
         """Something has been answered, or may be offered. Called with the lock held."""
         self._on_answers()
         self._changed.notify_all()
+        if self.hungry:
+            self._poured.notify_all()
 
-    def _wait_for(self, condition: Callable[[], bool], wait_s: float | None = None) -> None:
+    def _wake_all(self) -> None:
+        """Called with the lock held."""
+        self._changed.notify_all()
+        self._poured.notify_all()
+
+    def _wait_for(
+        self, condition: Callable[[], bool], wait_s: float | None = None, on: threading.Condition | None = None
+    ) -> None:
         """Wait with the lock held, for `wait_s` seconds at most. Raises what ended the session."""
+        changed = self._changed if on is None else on
         until = None if wait_s is None else time.monotonic() + wait_s
         while self._over is None:
             left = POLL_S if until is None else min(POLL_S, until - time.monotonic())
-            if self._changed.wait_for(lambda: self._over is not None or condition(), timeout=left) or (
+            if changed.wait_for(lambda: self._over is not None or condition(), timeout=left) or (
                 until is not None and time.monotonic() >= until
             ):
                 break
