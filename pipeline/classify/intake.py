@@ -18,7 +18,7 @@ class Intake:
     """The sources of a command line, once each: they begin to be listed by `with`, and end with it.
 
     Args:
-        done: keys that are answered already; grows by what is given out.
+        done: keys that are answered already.
         labels_below: how many classes there are, where the labels that sources bring are wanted; None: they are not.
 
     Attributes:
@@ -53,12 +53,14 @@ class Intake:
 
     def sources(self) -> Iterator[Sources]:
         """Those that are left to do, lazily, some at a time."""
-        for found, digests in self._lister:
+        for found, digests, again in self._lister:
             some = Sources(found.keys, found.locators, self._labels(found.labels))
-            new = self._done.add_digests(digests)
-            if not all(new):
-                self._skip([place for place, is_new in enumerate(new) if not is_new], some)
-                some = some.take([place for place, is_new in enumerate(new) if is_new])
+            old = set(again)
+            if len(self._done):
+                old.update(place for place, is_done in enumerate(self._done.hold_digests(digests)) if is_done)
+            if old:
+                self._skip(sorted(old), some)
+                some = some.take([place for place in range(len(some)) if place not in old])
             self._given += len(some)
             yield some
         self._total = self._given + self.skipped

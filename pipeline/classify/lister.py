@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any, Protocol
 
 from pipeline.classify.ahead import Ahead
-from pipeline.classify.listing import Listed, Listing
+from pipeline.classify.listing import Listed, Listing, listed
 from pipeline.errors import PipelineError
 from pipeline.samples.left_out import LeftOut
 from pipeline.stages.channels import Rates
@@ -54,7 +54,7 @@ class ListedHere:
     def start(self) -> None: ...
 
     def __iter__(self) -> Iterator[Listed]:
-        return map(Listed.of, self._sources)
+        return listed(self._sources)
 
     def close(self) -> None: ...
 
@@ -108,7 +108,7 @@ class ListingWorker:
     def give(self) -> Iterator[Any]:
         left_out = LeftOut()
         try:
-            yield from map(Listed.of, Ahead(self._listing.begin(left_out)))
+            yield from listed(Ahead(self._listing.begin(left_out)))
             yield left_out
         except PipelineError as error:
             yield PipelineError(str(error))

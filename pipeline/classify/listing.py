@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.samples.expand import expand_some, look_at, shard_some
-from pipeline.samples.keys import digests, escape_all
+from pipeline.samples.keys import KeySet, digests, escape_all
 from pipeline.samples.left_out import LeftOut
 from pipeline.samples.remote import is_url
 from pipeline.samples.sources import Sources
@@ -22,14 +22,25 @@ OWN_FOLDERS = ("/dev/", "/proc/")
 
 
 class Listed(NamedTuple):
-    """Sources, some together, and the digests of their keys: S16 (n,)."""
+    """Sources, some together.
+
+    Attributes:
+        digests: of the keys: S16 (n,).
+        again: the places of those whose keys have come before.
+    """
 
     sources: Sources
     digests: npt.NDArray[np.bytes_]
+    again: tuple[int, ...]
 
-    @classmethod
-    def of(cls, sources: Sources) -> Listed:
-        return cls(sources, digests(escape_all(sources.keys)))
+
+def listed(some: Iterable[Sources]) -> Iterator[Listed]:
+    """Each of `some` with what is known of its keys."""
+    given = KeySet()
+    for sources in some:
+        found = digests(escape_all(sources.keys))
+        new = given.add_digests(found)
+        yield Listed(sources, found, () if all(new) else tuple(place for place, is_new in enumerate(new) if not is_new))
 
 
 def none_apart(path: str) -> bool:

@@ -7,7 +7,7 @@ a backslash two, so that `unescape` gives every key back.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from hashlib import blake2b
 from typing import Any
 
@@ -76,12 +76,13 @@ class KeySet:
 
     def add_digests(self, digests: npt.NDArray[np.bytes_]) -> list[bool]:
         """`add` of each of the keys that have these `digests` (n,), in their order."""
-        data = digests.tobytes()
-        leading = _leading(digests).tolist()
-        # As bytes: numpy's own have lost their closing zeros.
-        each = [data[at : at + DIGEST_BYTES] for at in range(0, len(data), DIGEST_BYTES)]
         tables = self._tables
-        return [tables[digest[0] & TABLES - 1].add(digest, lead) for digest, lead in zip(each, leading, strict=True)]
+        return [tables[d[0] & TABLES - 1].add(d, lead) for d, lead in _each(digests)]
+
+    def hold_digests(self, digests: npt.NDArray[np.bytes_]) -> list[bool]:
+        """Whether each of the keys that have these `digests` (n,) is in the set."""
+        tables = self._tables
+        return [tables[d[0] & TABLES - 1].holds(d, lead) for d, lead in _each(digests)]
 
     def add_escaped(self, text: str) -> bool:
         """`add` of the key that `escape` made `text` of."""
@@ -130,6 +131,14 @@ def digests(texts: Sequence[str]) -> npt.NDArray[np.bytes_]:
 
 def _digest(text: str) -> bytes:
     return blake2b(text.encode(), digest_size=DIGEST_BYTES).digest()
+
+
+def _each(digests: npt.NDArray[np.bytes_]) -> Iterator[tuple[bytes, int]]:
+    """Digests (n,), each with the number that `_leading` gives."""
+    data = digests.tobytes()
+    # As bytes: numpy's own have lost their closing zeros.
+    whole = [data[at : at + DIGEST_BYTES] for at in range(0, len(data), DIGEST_BYTES)]
+    return zip(whole, _leading(digests).tolist(), strict=True)
 
 
 def _leading(digests: npt.NDArray[Any]) -> npt.NDArray[np.uint64]:

@@ -102,9 +102,14 @@ def test_another_process_lists_the_same(
     expected, left_out = listed_here(listing)
     there = started(listing)
     found: list[Source] = []
-    for sources, their_digests in there:
+    seen: set[str] = set()
+    for sources, their_digests, again in there:
         assert their_digests.tobytes() == digests(escape_all(sources.keys)).tobytes()
+        known = (key in seen or key in sources.keys[:place] for place, key in enumerate(sources.keys))
+        assert again == tuple(place for place, is_known in enumerate(known) if is_known)
+        seen.update(sources.keys)
         found += sources
+    assert len(seen) < len(found)
     assert found == expected
     assert (there.left_out.files, there.left_out.folders) == (left_out.files, left_out.folders)
     assert left_out.files[".csv"] == 0 < left_out.files[".txt"]

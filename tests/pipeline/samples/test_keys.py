@@ -55,7 +55,9 @@ def test_a_set_of_keys(keys: list[str]) -> None:
 def test_keys_by_their_digests(some: list[list[str]]) -> None:
     mine, theirs = KeySet(), KeySet()
     for keys in some:
-        assert mine.add_digests(digests(escape_all(keys))) == [theirs.add(key) for key in keys]
+        these = digests(escape_all(keys))
+        assert mine.hold_digests(these) == [key in theirs for key in keys]
+        assert mine.add_digests(these) == [theirs.add(key) for key in keys]
     assert len(mine) == len(theirs)
 
 
