@@ -127,7 +127,7 @@ def idle_engine(us: float, spec: EngineSpec, **options: Any) -> ProcessStage[int
 
 
 class Threads:
-    """The CPU time of this process's threads, from `with` to its end: microseconds by name."""
+    """The CPU time of this process's threads, from `begin` to the end of `with`: microseconds by name."""
 
     def __init__(self) -> None:
         self._process = psutil.Process()
@@ -137,10 +137,12 @@ class Threads:
         self._watcher = threading.Thread(target=self._watch, name="watcher")
 
     def __enter__(self) -> Threads:
-        self._look()
-        self._before = dict(self._last)
         self._watcher.start()
         return self
+
+    def begin(self) -> None:
+        self._look()
+        self._before = dict(self._last)
 
     def __exit__(self, *_: object) -> None:
         self._over.set()
@@ -180,27 +182,26 @@ def main_process(source: str, folder: Path, options: argparse.Namespace) -> None
         room=1 << 10,
     )
     with (
+        Threads() as threads,
+        open_sink(f"{folder}/answers.parquet", identity={"model": "none"}) as sink,
+        Intake(Listing((source,), labels=True), done=sink.done, labels_below=CLASSES) as intake,
         mock.patch.object(loading, "load_stage", partial(idle_loaders, options.loader_us)),
         mock.patch.object(batches, "infer_stage", partial(idle_engine, options.engine_us)),
         Session(spec) as session,
     ):
         session.start()
-        with (
-            Threads() as threads,
-            open_sink(f"{folder}/answers.parquet", identity={"model": "none"}) as sink,
-            Intake(Listing((source,), labels=True), done=sink.done, labels_below=CLASSES) as intake,
-        ):
+        threads.begin()
 
-            def write(answers: Answers) -> None:
-                sink.write(rows_of(answers)) if len(answers) else sink.tick()
+        def write(answers: Answers) -> None:
+            sink.write(rows_of(answers)) if len(answers) else sink.tick()
 
-            began_s, count = time.perf_counter(), 0
-            intake.count(print)
-            with Writing(write, TOP) as writing:
-                for answers in session.classify_in_batches(intake.sources(), wait_s=ROWS_WAIT_S):
-                    count += len(answers)
-                    writing.put(answers)
-            seconds = time.perf_counter() - began_s
+        began_s, count = time.perf_counter(), 0
+        intake.count(print)
+        with Writing(write, TOP) as writing:
+            for answers in session.classify_in_batches(intake.sources(), wait_s=ROWS_WAIT_S):
+                count += len(answers)
+                writing.put(answers)
+        seconds = time.perf_counter() - began_s
     taken = {name: us / count for name, us in threads.us().items()}
     together = sum(taken.values())
     print(f"\n{source}: {count:,} sources in {seconds:.1f} s, {count / seconds:,.0f} sources/s")
