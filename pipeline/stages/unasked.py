@@ -60,8 +60,10 @@ class Unasked:
                 return
             self._closed = True
             self._child.kill()
-            with self._taking:  # whoever has it finds the end of the pipe
+            # Whoever has it finds the end of the pipe, but where the process still waits in the system.
+            if self._taking.acquire(timeout=GRACE_S):
                 self._child.close()
+                self._taking.release()
 
     def _lost(self) -> StageFailure:
         if self._closed:

@@ -221,12 +221,12 @@ def test_a_run_whose_lister_is_killed_goes_on(
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
-def test_a_run_that_ends_takes_its_lister_along(
-    number: signal.Signals, model_dir: Path, many: Path, tmp_path: Path
-) -> None:
+def test_a_run_that_ends_takes_its_lister_along(number: signal.Signals, model_dir: Path, tmp_path: Path) -> None:
     """A signal from a terminal comes to all processes at once; SIGKILL to the main process alone."""
+    # Minutes of work, so that it is not over before it is ended.
+    (tmp_path / "names").write_text("".join(f"{name}.jpg\n" for name in range(1_000_000)))
     with subprocess.Popen(
-        [sys.executable, "-m", "pipeline.classify", f"@{many}", "--out", "rows.csv", *CPU, "--model", model_dir,
+        [sys.executable, "-m", "pipeline.classify", "@names", "--out", "rows.csv", *CPU, "--model", model_dir,
          "--loaders", "1", "--json"],
         cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
         text=True, start_new_session=True,
@@ -240,7 +240,6 @@ def test_a_run_that_ends_takes_its_lister_along(
             process.kill()
         else:
             os.killpg(process.pid, number)
-        process.stdout.read()
         status = process.wait(PATIENCE_S)
         watchdog.cancel()
     assert status == (-number if number == signal.SIGKILL else 128 + number)
