@@ -66,7 +66,8 @@ def of_every_kind(folder: Path) -> tuple[str, ...]:
     pq.write_table(pa.table({"image": [b"1", b"2", b"3"], "name": ["a", "b", "c"]}), "table.parquet")
     Path("names.txt").write_bytes(b"list/1.jpg\r\nlist/\xff.jpg\nlabelled.tar\nmissing.jpg\n\n")
     shards = ("labelled.tar", "many.tar", "damaged.tar")
-    return ("photos", "@names.txt", *shards, "table.parquet", "list/{1,1}.jpg", "photos/**/*.png", "photos/*")
+    paths = ("photos", "@names.txt", "table.parquet", "list/{1,1}.jpg", "photos/**/*.png", "photos/*")
+    return (*paths, *shards, f"file://{folder}/photos/b", f"file://{folder}/labelled.tar")
 
 
 def apart(path: str) -> bool:
