@@ -136,6 +136,8 @@ class Loading:
                     outcomes = self.core.answers(stream)
                     if not outcomes and _all_out(stream, feeder):
                         break
+                    if self.hungry:
+                        self._poured.notify_all()  # the stream's window has moved on
                 yield outcomes
         feeder.raise_error()
 

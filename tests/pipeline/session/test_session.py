@@ -20,6 +20,7 @@ from pipeline.errors import PipelineError
 from pipeline.machine.numa import Node
 from pipeline.samples.preprocess import Preprocessor
 from pipeline.samples.sources import BytesLocator, Paths, Source, Sources
+from pipeline.session import loading as loading_module
 from pipeline.session import session as session_module
 from pipeline.session.answers import Answer
 from pipeline.session.batches import Answered
@@ -290,6 +291,28 @@ def test_a_source_is_not_kept_waiting_for_those_after_it(session: Session, paths
     for event, answer in zip(came, session.classify(slowly()), strict=True):
         assert (answer.classes, answer.scores) == best[3]
         event.set()
+
+
+@pytest.mark.parametrize("ordered", [True, False])
+def test_nobody_has_to_look_again_by_himself(
+    ordered: bool, spec: SessionSpec, paths: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever waits is woken by what he waits for, with few slots and none who look whether they were forgotten."""
+    monkeypatch.setattr(loading_module, "POLL_S", 1e5)
+    some = [path if number % 5 else f"{path}.not" for number, path in enumerate(8 * paths)]
+    found: list[list[str]] = []
+    with running(replace(spec, slots=5)) as session:
+
+        def classify() -> None:
+            found.append([answer.source.key for answer in session.classify(some, ordered=ordered)])
+
+        callers = [threading.Thread(target=classify, daemon=True) for _ in range(2)]
+        for caller in callers:
+            caller.start()
+        for caller in callers:
+            caller.join(PATIENCE_S)
+    assert list(map(sorted, found)) == 2 * [sorted(some)]
+    assert not ordered or found == 2 * [some]
 
 
 def test_answers_by_columns(session: Session, paths: list[str], best: list) -> None:
