@@ -10,9 +10,11 @@ Huffman tables are passed on as they stand in the file, and checked where they a
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping
-from math import prod
-from typing import Any, TypeAlias
+from contextlib import suppress
+from functools import cache
+from importlib import import_module
+from types import ModuleType
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -39,36 +41,7 @@ HEADER = np.dtype(
     ]
 )
 
-MOST_SCAN_BYTES = 2**26 - 4096
-"""A position in the scan and a place in the MCU share 32 bits."""
-
-MOST_PIXELS_A_SIDE = 65500
-"""libjpeg's limit."""
-
 _X_RESOLUTION, _RATIONAL = 0x011A, 5
-
-_FIELDS: Mapping[str, Any] = HEADER.fields or {}
-_COUNTS, _SYMBOLS, _QUANTIZATION = (_FIELDS[name][1] for name in ("counts", "symbols", "quantization"))
-_FIXED = struct.Struct(
-    "<" + "".join(f"{prod(kind.shape)}{kind.base.char}" for kind, at in _FIELDS.values() if at < _FIELDS["pad"][1])
-)
-"""What comes before `pad`; NumPy and struct call these types alike."""
-
-_SAMPLINGS = frozenset({(1, 1), (2, 1), (2, 2), (1, 2), (4, 1)})
-_FRAMES = {
-    0xC2: "progressive",
-    0xC3: "lossless",
-    0xC5: "hierarchical",
-    0xC6: "hierarchical",
-    0xC7: "hierarchical",
-    0xC9: "arithmetic coding",
-    0xCA: "arithmetic coding",
-    0xCB: "arithmetic coding",
-    0xCC: "arithmetic coding",
-    0xCD: "arithmetic coding",
-    0xCE: "arithmetic coding",
-    0xCF: "arithmetic coding",
-}
 
 
 class Refused(Exception):
@@ -78,182 +51,39 @@ class Refused(Exception):
 def parse(data: bytes | memoryview) -> bytes:
     """A file's header, one record of HEADER. Raises Refused with the reason, and nothing else, whatever the bytes are.
 
-    Looks at the markers before the scan and at the last two bytes; time is bounded by the number of markers.
+    Looks at the markers before the scan and at the last two bytes; time is bounded by the number of markers. Of a file
+    with several reasons, one is given.
     """
-    try:
-        return _parse(data)
-    except (IndexError, struct.error):
-        raise Refused("header cut short") from None
+    module = _walk()
+    record = bytearray(HEADER.itemsize)
+    exif: list[int] = [0, 0]
+    if not module.COMPILED:
+        why = module.walk(data, len(data), record, [0] * module.PLACES, exif)
+    elif len(data):
+        file, numbers = np.frombuffer(data, np.uint8), np.zeros(module.PLACES + 2, np.int64)
+        file.setflags(write=False)  # one kind of array, so that one is compiled
+        places, found = numbers[: module.PLACES], numbers[module.PLACES :]
+        why = module.walk(file, len(data), np.frombuffer(record, np.uint8), places, found)
+        exif = found.tolist()
+    else:  # of which there is no array
+        why = module.NOT_JPEG
+    if why != module.TAKEN:
+        raise Refused(module.REASONS[why])
+    if exif[1] and not _is_plain_exif(bytes(data[exif[0] : exif[1]])):
+        raise Refused(module.REASONS[module.EXIF])
+    return bytes(record)
 
 
-def _parse(data: bytes | memoryview) -> bytes:
-    size = len(data)
-    if size < 4 or data[0] != 0xFF or data[1] != 0xD8:
-        raise Refused("not a JPEG file")
-    if data[size - 2] != 0xFF or data[size - 1] != 0xD9:
-        raise Refused("no end marker at the end of the file")
-    walk = _Walk()
-    at = 2
-    while True:
-        if data[at] != 0xFF:
-            raise Refused("bytes between segments")
-        marker = data[at + 1]
-        if marker == 0xFF:
-            raise Refused("unusual marker")
-        length = data[at + 2] << 8 | data[at + 3]
-        end = at + 2 + length
-        if length < 2 or end > size - 2:
-            raise Refused("header cut short")
-        segment = bytes(data[at + 4 : end])
-        if marker == 0xDA:
-            return walk.scan(segment, end, size - 2 - end)
-        walk.take(marker, segment)
-        at = end
+def warm_up() -> None:
+    """Have what `parse` takes a second for before its first file, and some where it is compiled for the first time."""
+    with suppress(Refused):
+        parse(b"\xff\xd8\xff\xd9")
 
 
-class _Walk:
-    """What the segments before the scan have said so far."""
-
-    def __init__(self) -> None:
-        self.quantization: dict[int, bytes] = {}
-        self.huffman: dict[int, tuple[bytes, bytes]] = {}
-        self.frame = b""
-        self.restart = 0
-        self.exif = False
-        self.converted = False  # by Adobe's transform, to something else than YCbCr
-
-    def take(self, marker: int, segment: bytes) -> None:
-        if marker == 0xDB:
-            self._quantization(segment)
-        elif marker == 0xC4:
-            self._huffman(segment)
-        elif marker in (0xC0, 0xC1):
-            self._frame(segment)
-        elif marker == 0xDD:
-            if len(segment) != 2:
-                raise Refused("damaged segment")
-            self.restart = segment[0] << 8 | segment[1]
-        elif 0xE0 <= marker <= 0xEF:
-            self._application(marker, segment)
-        elif marker != 0xFE:
-            raise Refused(_FRAMES.get(marker, "unusual marker"))
-
-    def _quantization(self, segment: bytes) -> None:
-        at = 0
-        while at < len(segment):
-            wide, number = segment[at] >> 4, segment[at] & 15
-            entries = segment[at + 1 : at + 65 + 64 * wide]
-            if wide > 1 or number > 3 or len(entries) != 64 + 64 * wide:
-                raise Refused("damaged segment")
-            words = bytearray(128)
-            words[0::2] = entries[1::2] if wide else entries
-            if wide:
-                words[1::2] = entries[0::2]
-            self.quantization[number] = bytes(words)
-            at += 65 + 64 * wide
-
-    def _huffman(self, segment: bytes) -> None:
-        at = 0
-        while at < len(segment):
-            number, counts = segment[at], segment[at + 1 : at + 17]
-            codes = sum(counts)
-            symbols = segment[at + 17 : at + 17 + codes]
-            if number & 0xEC or len(counts) != 16 or codes > 256 or len(symbols) != codes:
-                raise Refused("damaged segment")
-            self.huffman[number] = counts, symbols
-            at += 17 + codes
-
-    def _frame(self, segment: bytes) -> None:
-        if self.frame:
-            raise Refused("more than one frame")
-        precision, _, _, components = struct.unpack_from(">BHHB", segment)
-        if precision != 8:
-            raise Refused(f"{precision} bits a sample" if precision == 12 else "unusual precision")
-        if components not in (1, 3):
-            raise Refused("CMYK" if components == 4 else "unusual number of components")
-        if len(segment) != 6 + 3 * components:
-            raise Refused("damaged segment")
-        self.frame = segment
-
-    def _application(self, marker: int, segment: bytes) -> None:
-        """Refuses what Pillow's own reader of these segments stumbles over."""
-        if marker == 0xE0:
-            if segment.startswith(b"JFIF") and len(segment) < 14:
-                raise Refused("damaged segment")
-        elif marker == 0xE1:
-            if segment.startswith(b"Exif\0\0"):
-                if self.exif or not _is_plain_exif(segment[6:]):
-                    raise Refused("unusual EXIF data")
-                self.exif = True
-        elif marker == 0xE2:
-            if segment.startswith(b"MPF\0"):
-                raise Refused("several pictures in one file")
-            if segment.startswith(b"ICC_PROFILE\0") and len(segment) < 14:
-                raise Refused("damaged segment")
-        elif marker == 0xED:
-            if segment[-6:-2] == b"8BIM":
-                raise Refused("damaged segment")
-        elif marker == 0xEE and segment.startswith(b"Adobe"):
-            self.converted = len(segment) < 12 or segment[11] != 1
-
-    def scan(self, segment: bytes, begin: int, length: int) -> bytes:
-        """The header, once the scan's own segment has come."""
-        frame = self.frame
-        if not frame:
-            raise Refused("no frame before the scan")
-        _, height, width, components = struct.unpack_from(">BHHB", frame)
-        if not (0 < width <= MOST_PIXELS_A_SIDE and 0 < height <= MOST_PIXELS_A_SIDE):
-            raise Refused("size out of range")
-        if length > MOST_SCAN_BYTES:
-            raise Refused("scan too long")
-        ids = frame[6::3]
-        if segment[0] != components or segment[1 : 1 + 2 * components : 2] != ids or len(set(ids)) != components:
-            raise Refused("not one interleaved scan")
-        if segment[1 + 2 * components :] != b"\x00\x3f\x00":
-            raise Refused("damaged segment")
-        h, v = _sampling(frame[7::3])
-        if components == 3 and ids == b"RGB":
-            raise Refused("RGB components")
-        if self.converted:
-            raise Refused("Adobe colour transform")
-        if not self.quantization.keys() >= set(frame[8::3]):
-            raise Refused("no quantization table")
-
-        tables = segment[2 : 1 + 2 * components : 2]
-        dc, ac = [table >> 4 for table in tables], [16 | table & 15 for table in tables]
-        if not self.huffman.keys() >= {*dc, *ac}:
-            raise Refused("no Huffman table")
-        dc_kinds, ac_kinds = list(dict.fromkeys(dc)), list(dict.fromkeys(ac))
-        if len(dc_kinds) > 2 or len(ac_kinds) > 2:
-            raise Refused("more than two Huffman tables of a kind")
-
-        record = bytearray(HEADER.itemsize)
-        spare = [0] * (3 - components)
-        _FIXED.pack_into(
-            record, 0, begin, length, width, height, self.restart, components, h, v,
-            *[dc_kinds.index(table) for table in dc], *spare,
-            *[2 + ac_kinds.index(table) for table in ac], *spare,
-        )  # fmt: skip
-        for place, number in [*enumerate(dc_kinds), *enumerate(ac_kinds, 2)]:
-            counts, symbols = self.huffman[number]
-            record[_COUNTS + 16 * place : _COUNTS + 16 * place + 16] = counts
-            record[_SYMBOLS + 256 * place : _SYMBOLS + 256 * place + len(symbols)] = symbols
-        for component, number in enumerate(frame[8::3]):
-            at = _QUANTIZATION + 128 * component
-            record[at : at + 128] = self.quantization[number]
-        return bytes(record)
-
-
-def _sampling(factors: bytes) -> tuple[int, int]:
-    """Luma's factors (h, v); of a single component they say nothing, as its blocks come one by one."""
-    h, v = factors[0] >> 4, factors[0] & 15
-    if not (1 <= h <= 4 and 1 <= v <= 4):
-        raise Refused("unusual sampling")
-    if len(factors) == 1:
-        return 1, 1
-    if factors[1:] != b"\x11\x11" or (h, v) not in _SAMPLINGS:
-        raise Refused("unusual sampling")
-    return h, v
+@cache
+def _walk() -> ModuleType:
+    """Where files are parsed alone: it brings Numba, if that is installed."""
+    return import_module("pipeline.jpeg.walk")
 
 
 def _is_plain_exif(tiff: bytes) -> bool:

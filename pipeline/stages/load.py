@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from int4core.preprocess import PILLOW_BYTES_PER_PIXEL, memory_to_resize
 from pipeline.errors import ImageError
-from pipeline.jpeg.parse import HEADER, Refused, parse
+from pipeline.jpeg.parse import HEADER, Refused, parse, warm_up
 from pipeline.machine.numa import pin, whereabouts
 from pipeline.memory.arena import Arena, ArenaSpec
 from pipeline.memory.segment import Segment
@@ -128,6 +128,8 @@ class Loader:
         self._preprocessor = Preprocessor(
             preparation.size, preparation.resize, preparation.rules, compiled=preparation.compiled
         )
+        if preparation.decode == "gpu":
+            warm_up()
         self._reader = Reader(preparation.rules.max_bytes)
         self._printed = NativeOutput()
         self.tracer = make_tracer(f"loader {number}{whereabouts()}", traced)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import io
 import re
 import struct
+from types import ModuleType
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from pipeline.jpeg import walk
 from pipeline.jpeg.parse import HEADER, Refused, parse
 from tests.pipeline.jpeg.encoder import Encoder, random_blocks, segment
 
@@ -167,7 +170,7 @@ def test_pillow_opens_what_is_taken() -> None:
     assert taken > 400
 
 
-def test_any_bytes_end_in_a_header_or_a_reason() -> None:
+def damaged_files() -> list[bytes]:
     rng = np.random.default_rng(1)
     whole = with_segment(0xE1, b"Exif\0\0" + bytes(30), made(subsampling=1, restart_marker_blocks=2))
     files = [whole[:end] + b"\xff\xd9" for end in range(len(whole))]
@@ -177,8 +180,42 @@ def test_any_bytes_end_in_a_header_or_a_reason() -> None:
             data[place] = rng.integers(256)
         files.append(bytes(data))
     files += [b"\xff\xd8" + rng.bytes(int(rng.integers(200))) + b"\xff\xd9" for _ in range(500)]
+    return files
+
+
+def test_any_bytes_end_in_a_header_or_a_reason() -> None:
+    files = damaged_files()
     taken = 0
     for data in files:
         with contextlib.suppress(Refused):
             taken += len(parse(data)) == HEADER.itemsize
     assert 0 < taken < len(files)
+
+
+def outcome(module: ModuleType, data: bytes) -> tuple[int, bytes, list[int]]:
+    """What a module's `walk` gives of a file, whatever kind of bytes it takes."""
+    record, places, exif = bytearray(HEADER.itemsize), [0] * module.PLACES, [0, 0]
+    if not module.COMPILED:
+        return module.walk(data, len(data), record, places, exif), bytes(record), exif
+    file, numbers = np.frombuffer(data, np.uint8), np.zeros(2, np.int64)
+    file.setflags(write=False)
+    why = module.walk(file, len(data), np.frombuffer(record, np.uint8), np.array(places), numbers)
+    return why, bytes(record), numbers.tolist()
+
+
+@pytest.mark.skipif(not walk.COMPILED, reason="needs Numba: pip install numba")
+def test_the_walk_is_the_same_compiled_and_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = importlib.util.find_spec("pipeline.jpeg.walk")
+    assert spec is not None
+    assert spec.loader is not None
+    plain = importlib.util.module_from_spec(spec)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    spec.loader.exec_module(plain)
+    assert not plain.COMPILED
+    files = [data for found in REFUSED.values() for data in found if data] + damaged_files()
+    taken = 0
+    for data in files:
+        found = outcome(plain, data)
+        assert found == outcome(walk, data), data.hex()
+        taken += found[0] == walk.TAKEN
+    assert 100 < taken < len(files) // 2
