@@ -8,6 +8,7 @@ by shape, those that nearly win are tried in the network, in turns with what is 
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,9 +25,9 @@ NEAR = 1.35
 GAIN = 0.0005
 """What a network has to save for a change: less is noise."""
 
-TURNS = 7
-TURN_US = 12_000.0
-"""Replays of one network, before it is the other one's turn, take about this long."""
+TURNS = 21
+TURN_US = 2_000.0
+"""Replays of one network, before it is the other one's turn, take about this long, or are one."""
 
 Numbers = Mapping[str, int | None]
 """Operation name -> the kernel's number; None: the one without a number."""
@@ -113,7 +114,10 @@ class InNetwork:
         self._batches: dict[tuple[tuple[str, int | None], ...], DeviceBatch] = {}
 
     def compare(self, numbers: Numbers, other: Numbers) -> tuple[float, float] | None:
-        """Microseconds of a replay with each, the medians of TURNS; None where the other numbers do not fit."""
+        """Microseconds of a replay with each; None where the other numbers do not fit.
+
+        What decides is the median of a turn's quotients: a GPU that gets warmer slows both down.
+        """
         wanted = {self._key(numbers), self._key(other)}
         self._batches = {key: batch for key, batch in self._batches.items() if key in wanted}
         first, second = self._batch(numbers), self._batch(other)
@@ -121,8 +125,8 @@ class InNetwork:
             return None
         count = max(1, math.ceil(TURN_US / self._replays(first, 1)))
         turns = [(self._replays(first, count), self._replays(second, count)) for _ in range(TURNS)]
-        one, two = (sorted(times)[TURNS // 2] for times in zip(*turns, strict=True))
-        return one, two
+        before = statistics.median(one for one, _ in turns)
+        return before, before * statistics.median(other / one for one, other in turns)
 
     @staticmethod
     def _key(numbers: Numbers) -> tuple[tuple[str, int | None], ...]:
