@@ -3,9 +3,9 @@
     python -m benchmarks.kernels [--numbers 160-199,240-269] [--batch 1024] [--seconds 3]
 
 - alone: every shape of the network that one of the numbers computes. Today's kernel, or today's two where a number is
-  for two layers, and each of the numbers': us of a few launches with pauses, whether it writes the same bytes, and
-  us, watts and mJ of a launch over `--seconds` on end, by the board's own counter. Buffers rotate over several times
-  the L2.
+  for two layers (those chosen by rule where today's is for other two), and each of the numbers': us of a few launches
+  with pauses, whether it writes the same bytes, and us, watts and mJ of a launch over `--seconds` on end, by the
+  board's own counter. Buffers rotate over several times the L2.
 - network: today's plan, then with the fastest of each family where it takes less alone than today's, then with all of
   them: us and images/s of replays with pauses and on end, joules of a batch, and whether the sums are equal.
 
@@ -27,7 +27,7 @@ import pynvml
 
 from benchmarks.engine import REPLAYS, replays_us
 from int4core.backends.cuda.families.kernel import Kernel
-from int4core.backends.cuda.families.table import FAMILIES, candidates
+from int4core.backends.cuda.families.table import FAMILIES, candidates, default_kernel
 from int4core.backends.cuda.network import DeviceBatch, DeviceNetwork
 from int4core.backends.cuda.plan.ops import Op, joined, parts
 from int4core.backends.cuda.plan.planner import make_plan
@@ -40,8 +40,8 @@ from int4core.tuning.choices import groups
 from int4core.tuning.measure import Site, microseconds, results, tensor_bytes
 
 ROOT = Path(__file__).resolve().parents[1]
-UNTUNED = "160-199,240-269"
-"""What no tuned file names yet: pairs, Winograd's, whole lines, the stem with weights as A, the pool in conv3, fc."""
+LATER = "160-199,240-269"
+"""Pairs, Winograd's, whole lines, the stem with weights as A, the pool in conv3, fc."""
 
 CHUNK_S = 0.05
 """Replays of about this long are handed to the GPU at a time."""
@@ -121,15 +121,10 @@ class Bench:
         self.different = 0
 
     def current(self, op: Op) -> list[Kernel]:
-        """The kernels that compute an operation today."""
+        """The kernels that compute an operation today; of an operation that is one with another, those by rule."""
         if op.name in self.today:
             return [self.today[op.name]]
-        found = [self.today[part.name] for part in parts(op) if part.name in self.today]
-        if len(found) != len(parts(op)):
-            raise EngineError(
-                f"{op.name}: one kernel computes it today, with another layer; measure with files that name none"
-            )
-        return found
+        return [self.today.get(part.name) or default_kernel(part, self.network.chip) for part in parts(op)]
 
     def alone(self, numbers: frozenset[int]) -> list[Measured]:
         found = []
@@ -222,7 +217,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--model", type=Path, default=ROOT / "model")
     parser.add_argument("--device", type=int, help="which GPU, counted from 0")
     parser.add_argument("--batch", type=int, default=1024)
-    parser.add_argument("--numbers", type=parse_numbers, default=parse_numbers(UNTUNED), help=f"as {UNTUNED}")
+    parser.add_argument("--numbers", type=parse_numbers, default=parse_numbers(LATER), help=f"as {LATER}")
     parser.add_argument("--seconds", type=float, default=3.0, help="of what is measured on end (default %(default)s)")
     options = parser.parse_args(argv)
     try:
