@@ -33,7 +33,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from benchmarks.host_load import HostLoad, watch
-from benchmarks.pipeline import make_tensors
+from benchmarks.pipeline import SERVER_BATCHES, make_tensors
 from benchmarks.sections import add_sections
 from int4core.cores import usable_cores
 from int4core.errors import Int4CoreError, printable, printed
@@ -213,7 +213,8 @@ class Scaling:
             share = FIRST_SHARE if step == 0 else (held + failed) / 2
             asked = share * self._offline[gpus]
             summary, load = self._host.offline(
-                gpus, "--scenario", "Server", "--lgts_server_target_qps", asked,
+                gpus, "--scenario", "Server", *(SERVER_BATCHES if self._host.on_gpus else ()),
+                "--lgts_server_target_qps", asked,
                 "--lgts_min_duration_ms", round(1e3 * self._options.server_seconds),
             )  # fmt: skip
             found = summary["loadgen"]

@@ -14,8 +14,8 @@
 // - A team is one warpgroup on a tile of SUBTILES * 64 pixels. It takes the wide channels CHUNK at a time; with AHEAD
 //   the first product of the next chunk runs under the requantisation of this one. A residual convolution's sums are
 //   rescaled where they lie, and the first product is added to them.
-// - A chunk's results replace the residual where that lies, or would; the slot then leaves as whole boxes:
-// residual_boxes.cuh.
+// - A chunk's results replace the residual where that lies, or would; the slot then leaves as whole boxes
+//   (residual_boxes.cuh).
 //
 // Compile-time constants: C_IN, K_MID, K_OUT, SUBTILES, TEAMS, SLOTS, CHUNK, AHEAD, C_SOURCE; RESCALE_SHIFT, and
 // STARTED: whether the rescaled sums hold the wide outputs' bias (epilogue/rescale_s8.cuh).
