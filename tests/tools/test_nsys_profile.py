@@ -169,7 +169,7 @@ def test_layers_are_named_in_whole_passes_only() -> None:
 def test_the_plan_of_the_default_model_is_a_pass() -> None:
     one_pass = planned_pass(nsys_profile.DEFAULT_MODEL, "h200", 1024)
     assert one_pass[0].layer == "conv1"
-    assert len({launch.layer for launch in one_pass}) == len(one_pass) > 50
+    assert len({launch.layer for launch in one_pass}) == len(one_pass) > 40  # 52 layers, some of them two at a time
     assert name_layers([launch.function for launch in one_pass], one_pass)[-1] == one_pass[-1].layer
 
 
