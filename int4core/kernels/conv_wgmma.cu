@@ -234,16 +234,7 @@ struct ConvWgmma {
         wait_turn();
         if constexpr (CONVOLVED) {
           multiply_blocks(0, shape.residual_blocks);
-#pragma unroll
-          for (int j = 0; j < TILE_N / 8; ++j) {
-            const S8ResidualPair constants = residual_pairs[j * 4 + quad];
-#pragma unroll
-            for (int sub = 0; sub < SUBTILES; ++sub)
-#pragma unroll
-              for (int i = 0; i < 4; ++i)
-                sums[sub][j * 4 + i] =
-                    rescale_residual<RESCALE_SHIFT, RESIDUAL == 3>(sums[sub][j * 4 + i], constants, i % 2);
-          }
+          rescale_sums<RESCALE_SHIFT, RESIDUAL == 3>(sums, residual_pairs, quad);
 #pragma unroll
           for (int sub = 0; sub < SUBTILES; ++sub) pin_registers(sums[sub]);
         }

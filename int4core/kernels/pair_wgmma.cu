@@ -155,15 +155,7 @@ struct PairWgmma {
   static __device__ __forceinline__ void rescale(typename Boxes::Sums& sums, const S8ResidualPair* pairs, int quad) {
 #pragma unroll
     for (int sub = 0; sub < SUBTILES; ++sub) pin_registers(sums[sub]);
-#pragma unroll
-    for (int j = 0; j < CHUNK / 8; ++j) {
-      const S8ResidualPair constants = pairs[j * 4 + quad];
-#pragma unroll
-      for (int sub = 0; sub < SUBTILES; ++sub)
-#pragma unroll
-        for (int i = 0; i < 4; ++i)
-          sums[sub][j * 4 + i] = rescale_residual<RESCALE_SHIFT, STARTED>(sums[sub][j * 4 + i], constants, i % 2);
-    }
+    rescale_sums<RESCALE_SHIFT, STARTED>(sums, pairs, quad);
 #pragma unroll
     for (int sub = 0; sub < SUBTILES; ++sub) pin_registers(sums[sub]);
   }

@@ -22,3 +22,17 @@ __device__ __forceinline__ int rescale_residual(int x, const S8ResidualPair& pai
   const int product = narrow * pair.up[odd] + pair.start[odd];
   return STARTED ? static_cast<int>(static_cast<unsigned>(product) >> SHIFT) : product >> SHIFT;
 }
+
+// A thread's sums of SUBS times two rows, where they lie; `pairs` are those of its tile's channels.
+template <int SHIFT, bool STARTED, int SUBS, int SUMS>
+__device__ __forceinline__ void rescale_sums(int (&sums)[SUBS][SUMS], const S8ResidualPair* pairs, int quad) {
+#pragma unroll
+  for (int j = 0; j < SUMS / 4; ++j) {
+    const S8ResidualPair pair = pairs[j * 4 + quad];
+#pragma unroll
+    for (int sub = 0; sub < SUBS; ++sub)
+#pragma unroll
+      for (int i = 0; i < 4; ++i)
+        sums[sub][j * 4 + i] = rescale_residual<SHIFT, STARTED>(sums[sub][j * 4 + i], pair, i % 2);
+  }
+}
