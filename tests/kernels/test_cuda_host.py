@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -102,6 +103,22 @@ def test_a_kernel_besides_the_network_s_is_of_its_cache(
     assert path.parent == tmp_path / "cache"
     assert network.function(source) is network.function(source)
     assert "1 kernels, 1 compiled now" in network.notice
+
+
+def test_constants_are_there_before_anything_is_launched(freed: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are copied on the current stream, and a launch may be on another one."""
+    network: Any = DeviceNetwork(MODEL)
+    done: list[str] = []
+    stream = SimpleNamespace(synchronize=lambda: done.append("waited"))
+    network.cupy.cuda.get_current_stream = lambda: stream
+    network.cupy.asarray = lambda array: done.append(f"copied {array.nbytes}") or array
+    monkeypatch.setattr(network_module, "memory_errors", lambda *_: nullcontext())
+    step = next(step for step in network.plan(1).steps if step.op.name == "conv1")
+    arrays = network._uploaded(step.kernel)
+    copied = [f"copied {max(1, array.nbytes)}" for array in step.kernel.constants()]
+    assert done == [*copied, "waited"]
+    assert network._uploaded(step.kernel) is arrays
+    assert done == [*copied, "waited"]
 
 
 TABLE = """# engine: int4core
