@@ -70,7 +70,8 @@ def test_too_few_file_descriptors(model_dir: Path, images: Path, tmp_path: Path)
 @pytest.mark.usefixtures("clean")
 def test_too_little_memory(model_dir: Path, images: Path, tmp_path: Path) -> None:
     done = offline(
-        "--model", model_dir, "--images", images, "--output-dir", tmp_path / "out", "-b", 2000,
+        "--model", model_dir, "--images", images, "--output-dir", tmp_path / "out",
+        "-b", 20_000,  # ten times what 320 MiB just held where neither Numba nor CuPy is installed
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (320 << 20, 320 << 20)),
     )  # fmt: skip
     assert done.returncode == 1, done.stderr
