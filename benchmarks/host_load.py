@@ -11,17 +11,17 @@ The command is started with `--json`; its snapshots say when it is at work, and 
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
-from typing import IO
 
 import psutil
 import pynvml
@@ -43,6 +43,7 @@ class HostLoad:
         main_cores: of these, with the process that was started, whose Python is one thread at a time.
         memory_bytes_s: to and from memory, of the whole machine.
         pcie_bytes_s: received by the GPUs together.
+        answers_s: answers/s between the first and the last of its snapshots.
     """
 
     seconds: float = 0.0
@@ -50,6 +51,7 @@ class HostLoad:
     main_cores: float | None = None
     memory_bytes_s: float | None = None
     pcie_bytes_s: float | None = None
+    answers_s: float | None = None
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,36 @@ class _Readings:
         )
 
 
+class Snapshots:
+    """What a run says of itself, a line of JSON a snapshot."""
+
+    def __init__(self) -> None:
+        self.at_work = threading.Event()
+        self._first: tuple[float, int] | None = None
+        self._last: tuple[float, int] | None = None
+
+    def follow(self, lines: Iterable[str]) -> None:
+        """Read all there is; `at_work` says whether the last snapshot was of a run at work."""
+        for line in lines:
+            try:
+                said = json.loads(line)
+                running, seen = said["phase"] == "running", (float(said["elapsed_s"]), int(said["completed"]))
+            except (ValueError, KeyError, TypeError):
+                continue  # no snapshot; it is read all the same, so that the run is not held up
+            if running:
+                self._first, self._last = self._first or seen, seen
+                self.at_work.set()
+            else:
+                self.at_work.clear()
+
+    @property
+    def answers_s(self) -> float | None:
+        """Answers/s between the first and the last snapshot of a run at work; None for fewer than two."""
+        if self._first is None or self._last is None or self._last[0] <= self._first[0]:
+            return None
+        return (self._last[1] - self._first[1]) / (self._last[0] - self._first[0])
+
+
 class PcieCounters:
     """What the GPUs of these driver numbers receive, by NVML."""
 
@@ -136,23 +168,33 @@ def memory_traffic(resctrl: Path = RESCTRL) -> int | None:
     return sum(counts) if counts else None
 
 
-def watch(command: Sequence[object], folder: Path, gpus: Sequence[int], timeout_s: float) -> HostLoad:
+def watch(
+    command: Sequence[object],
+    folder: Path,
+    gpus: Sequence[int],
+    timeout_s: float,
+    environment: Mapping[str, str] | None = None,
+) -> HostLoad:
     """Run `python -m` one of our commands, which takes `--json`, in `folder`; what it asked of the machine.
+
+    `environment` is added to this process's own.
 
     Raises PipelineError, with its last words, when it fails or does not end within `timeout_s`.
     """
     given = [sys.executable, "-m", *map(str, command), "--json"]
     with tempfile.TemporaryFile("w+") as said, PcieCounters(gpus) as pcie:
-        process = subprocess.Popen(given, cwd=folder, stdout=subprocess.PIPE, stderr=said, text=True)
+        process = subprocess.Popen(
+            given, cwd=folder, stdout=subprocess.PIPE, stderr=said, text=True, env={**os.environ, **(environment or {})}
+        )
         assert process.stdout is not None
-        at_work = threading.Event()
-        follower = threading.Thread(target=_follow, args=(process.stdout, at_work), daemon=True)
+        snapshots = Snapshots()
+        follower = threading.Thread(target=snapshots.follow, args=(process.stdout,), daemon=True)
         follower.start()
         readings, until, why = _Readings(), time.monotonic() + timeout_s, ""
         while process.poll() is None:
             with suppress(subprocess.TimeoutExpired):
                 process.wait(EVERY_S)
-            if at_work.is_set():
+            if snapshots.at_work.is_set():
                 readings.add(_read(process.pid), pcie.read())
             if time.monotonic() >= until:
                 why = f"did not end within {timeout_s:g} s"
@@ -164,20 +206,7 @@ def watch(command: Sequence[object], folder: Path, gpus: Sequence[int], timeout_
         if process.returncode:
             why = why or f"ended with {process.returncode}"
             raise PipelineError(f"{' '.join(given[1:])} {why}: {said.read()[-LAST_WORDS:].strip()}")
-    return readings.load()
-
-
-def _follow(lines: IO[str], at_work: threading.Event) -> None:
-    """Say by `at_work` whether the run's last snapshot was of a run at work."""
-    for line in lines:
-        try:
-            running = json.loads(line)["phase"] == "running"
-        except (ValueError, KeyError, TypeError):
-            continue  # no snapshot; it is read all the same, so that the run is not held up
-        if running:
-            at_work.set()
-        else:
-            at_work.clear()
+    return replace(readings.load(), answers_s=snapshots.answers_s)
 
 
 def _read(pid: int) -> _Reading | None:

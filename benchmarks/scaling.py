@@ -6,6 +6,8 @@
 - offline: LoadGen's Offline scenario, samples in host memory.
 - server: the most queries per second of which 99 % are answered within 15 ms, by halving, below Offline's rate.
 - files: JPEGs that lie in the page cache to a Parquet table, `--decode gpu` (`cpu` on the CPU).
+- ray, where it is asked for: the same files by a Ray of this machine (`--ray`), an actor and its processes for each
+  GPU; answers/s while it is at work, without the start of the actors.
 
 A line each: the rate, its share of so many times the least number of GPUs, and what was seen of the host meanwhile:
 
@@ -52,7 +54,8 @@ from pipeline.samples.library import IMAGE_SUFFIXES
 
 ROOT = Path(__file__).resolve().parents[1]
 COUNTS = (1, 2, 4, 8)
-SECTIONS = ("offline", "server", "files")
+SECTIONS = ("offline", "server", "files", "ray")
+DEFAULT_SECTIONS = SECTIONS[:3]
 RUN_TIMEOUT_S = 600
 
 # Server is tried at these shares of Offline's rate, halving between the best that held and the least that failed.
@@ -86,13 +89,13 @@ class Moved:
 
 @dataclass(frozen=True)
 class Measured:
-    """A part with so many GPUs; the rate in images/s, None where Server held at none."""
+    """A part with so many GPUs; the rate in images/s, None where Server held at none; `moved` None: not known."""
 
     part: str
     gpus: int
     rate: float | None
     load: HostLoad
-    moved: Moved
+    moved: Moved | None
     bound: str
     sentences: tuple[str, ...] = ()
 
@@ -141,13 +144,27 @@ class Host:
         (out / "a.parquet").unlink()
         return _read(out / "summary.json"), load
 
+    def classify_on_ray(self, gpus: int, folders: Sequence[Path]) -> tuple[Summary, HostLoad]:
+        """Files below `folders`, each of which is listed by itself, to a table in parts; the run's summary."""
+        if not self.on_gpus and gpus > 1:
+            raise PipelineError("Ray makes one actor for each machine without GPUs")
+        out = self._next()
+        given: list[object] = [*folders, "--ray", *self._engine(self._options.loaders // gpus), "--out", f"{out}/"]
+        given += ["--summary", out.with_suffix(".json")]
+        # Ray has the GPUs that the driver of CUDA would show it.
+        seen = {"CUDA_VISIBLE_DEVICES": ",".join(map(str, self.chosen(gpus)))}
+        load = watch(["pipeline.classify", *given], ROOT, self.chosen(gpus), RUN_TIMEOUT_S, seen)
+        return _read(out.with_suffix(".json")), load
+
     def _common(self, gpus: int) -> list[object]:
+        which = ["--gpus", ",".join(map(str, self.chosen(gpus)))] if self.on_gpus else ["--engines", gpus]
+        return [*self._engine(self._options.loaders), *which]
+
+    def _engine(self, loaders: int) -> list[object]:
         options = self._options
-        given: list[object] = ["--model", options.model, "--gpu", options.gpu, "--loaders", options.loaders]
-        given += ["--cpu-backend", options.cpu_backend]
-        given += ["--gpus", ",".join(map(str, self.chosen(gpus)))] if self.on_gpus else ["--engines", gpus]
-        given += [] if options.batch is None else ["-b", options.batch]
-        return [*given, "--inflight", options.inflight]
+        given: list[object] = ["--model", options.model, "--gpu", options.gpu, "--loaders", max(1, loaders)]
+        given += ["--cpu-backend", options.cpu_backend, "--inflight", options.inflight]
+        return given if options.batch is None else [*given, "-b", options.batch]
 
     def _next(self) -> Path:
         self._runs += 1
@@ -237,6 +254,13 @@ class Scaling:
         verdict = summary["verdict"]
         return Measured("files", gpus, rate, load, moved, bound_of(verdict), tuple(verdict["sentences"]))
 
+    def ray(self, gpus: int) -> Measured:
+        folder, count = self._files.folder_of(self._options.files * gpus)
+        summary, load = self._host.classify_on_ray(gpus, sorted(folder.iterdir()))
+        if (summary["rows"], summary["errors"]) != (count, 0):
+            raise PipelineError(f"ray: {summary['rows']} rows, {summary['errors']} of them errors, of {count} files")
+        return Measured("ray", gpus, load.answers_s, load, None, "not said by a run on Ray")
+
 
 def moved_by_file(sizes: Sizes, decoded: Summary | None, *, on_gpus: bool) -> Moved:
     """What a file takes along, on average; `decoded` is the summary's count of who decoded, None: loaders did."""
@@ -275,10 +299,10 @@ def line_of(measured: Measured, base: Measured) -> str:
     share = None
     if rate is not None and base.rate:
         share = rate * base.gpus / (base.rate * measured.gpus)
-    memory, how = (None, "") if rate is None else (rate * moved.memory, " moved")
+    memory, how = (None, "") if rate is None or moved is None else (rate * moved.memory, " moved")
     if load.memory_bytes_s is not None:
         memory, how = load.memory_bytes_s, " seen"
-    pcie = None if rate is None or moved.pcie is None else rate * moved.pcie
+    pcie = None if rate is None or moved is None or moved.pcie is None else rate * moved.pcie
     return (
         f"{measured.part:8}{measured.gpus:5}{shown(rate, ',.0f'):>12}{shown(share, '.1%'):>8}"
         f"{shown(load.cores, '.1f'):>8}{shown(load.main_cores, '.1f'):>6}"
@@ -299,7 +323,7 @@ def measure(
     `verbose` adds the sentences of its verdict.
     """
     parts: dict[str, Callable[[int], Measured]] = {
-        "offline": scaling.offline, "server": scaling.server, "files": scaling.files,
+        "offline": scaling.offline, "server": scaling.server, "files": scaling.files, "ray": scaling.ray,
     }  # fmt: skip
     base: dict[str, Measured] = {}
     for gpus in counts:
@@ -327,7 +351,7 @@ def run(options: argparse.Namespace, sections: Sequence[str]) -> int:
         if left:
             print(f"left out: {', '.join(left)} GPUs, of which {len(host.gpus)} are here")
         # Made only where they are wanted: gigabytes.
-        files = Files(Path(name), options.images, options.copies if "files" in sections else 1)
+        files = Files(Path(name), options.images, options.copies if {"files", "ray"} & set(sections) else 1)
         print(TITLES, flush=True)
         good = True
         for line, measured in measure(Scaling(host, options, files), sections, counts, verbose=options.verbose):
@@ -355,7 +379,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--model", type=Path, default=default_model(), help="model folder (default: %(default)s)")
     parser.add_argument("--images", type=Path, default=DEMO_IMAGES, help="JPEGs to copy (default: %(default)s)")
-    add_sections(parser, SECTIONS)
+    add_sections(parser, SECTIONS, default=DEFAULT_SECTIONS)
     parser.add_argument("--seconds", type=float, default=30.0, help="of each Offline run (default: %(default)g)")
     parser.add_argument("--server-seconds", type=float, default=5.0, help="of each try (default: %(default)g)")
     parser.add_argument("--server-steps", type=int, default=4, help="tries (default: %(default)s)")

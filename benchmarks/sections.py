@@ -6,9 +6,20 @@ import argparse
 from collections.abc import Callable, Sequence
 
 
-def add_sections(parser: argparse.ArgumentParser, names: Sequence[str], option: str = "--sections") -> None:
-    """`option` takes names as a tuple of them, and without it all; any other name is an error of the command line."""
-    parser.add_argument(option, type=_chosen(names), default=",".join(names), help="which (default: %(default)s)")
+def add_sections(
+    parser: argparse.ArgumentParser,
+    names: Sequence[str],
+    option: str = "--sections",
+    *,
+    default: Sequence[str] | None = None,
+) -> None:
+    """`option` takes names as a tuple of them; any other name is an error of the command line.
+
+    Without it they are those of `default`, or all.
+    """
+    some = ",".join(names if default is None else default)
+    also = "" if default is None else f" of {','.join(names)}"
+    parser.add_argument(option, type=_chosen(names), default=some, help=f"which{also} (default: %(default)s)")
 
 
 def _chosen(names: Sequence[str]) -> Callable[[str], tuple[str, ...]]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from pipeline.commands.options import (
     DEFAULT_IMAGE_TIMEOUT_S,
@@ -24,7 +26,7 @@ from pipeline.ray.actor import engine_here
 from pipeline.ray.work import Work
 from pipeline.samples.classes import read_classes
 from pipeline.samples.images import ImageRules
-from pipeline.samples.sources import BytesLocator, FailedLocator, Locator, PathLocator, Source
+from pipeline.samples.sources import BytesLocator, FailedLocator, Locator, PathLocator, Source, Sources
 from pipeline.samples.tables import image_column, image_in, kind_of
 from pipeline.sinks.parquet import ParquetFormat
 from pipeline.sinks.rows import COLUMNS
@@ -32,8 +34,8 @@ from pipeline.sinks.rows import COLUMNS
 ANSWERS = COLUMNS[1:]
 DEFAULT_TOP = 5
 
-# Of a dataset of sources: the key as sinks write it, its place among all, and a pickled `Source`.
-KEY, PLACE, SOURCE = "key", "place", "source"
+# Of a dataset of sources: pickled `Sources`, and the place of the first of them; of their answers: the place of each.
+SOURCES, PLACE = "sources", "place"
 
 
 @dataclass(frozen=True)
@@ -139,7 +141,10 @@ class Classifier:
 
 
 class SourceClassifier(Classifier):
-    """The same for a dataset of sources (columns KEY, PLACE and SOURCE), as the command lists them."""
+    """The same for a dataset of sources (columns PLACE and SOURCES), as the command lists them.
+
+    A row for each source comes out.
+    """
 
     def __init__(
         self,
@@ -154,15 +159,17 @@ class SourceClassifier(Classifier):
         started([{"note": note} for note in self._work.session.batches.infer.notes])
 
     def __call__(self, table: Any) -> Any:
-        sources: Sequence[bytes] = table[SOURCE].to_pylist()
-        rows = self._work.rows(lambda: map(pickle.loads, sources))
-        return self._format.table(rows).append_column(PLACE, table[PLACE])
+        lots: list[Sources] = [pickle.loads(row) for row in table[SOURCES].to_pylist()]
+        rows = self._work.rows(lambda: lots)
+        first = table[PLACE].to_numpy()
+        places = [place + np.arange(len(lot)) for place, lot in zip(first, lots, strict=True)]
+        return self._format.table(rows).append_column(PLACE, [np.concatenate([np.empty(0, np.int64), *places])])
 
 
-def _sources(cells: Any, column: str) -> Iterator[Source]:
-    """A source for each cell; the bytes of one are copied out of the table when its turn has come."""
+def _sources(cells: Any, column: str) -> Iterator[tuple[Source]]:
+    """A source for each cell, by itself; the bytes of one are copied out of the table when its turn has come."""
     for number, cell in enumerate(cells):
-        yield Source(str(number), _locator(cell, column))
+        yield (Source(str(number), _locator(cell, column)),)
 
 
 def _locator(cell: Any, column: str) -> Locator:

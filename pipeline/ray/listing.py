@@ -7,15 +7,17 @@ import pickle
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import islice
 from typing import Any, BinaryIO
 
+import numpy as np
+
 from pipeline.extras import require
-from pipeline.ray.classifier import KEY, PLACE, SOURCE
+from pipeline.ray.classifier import PLACE, SOURCES
 from pipeline.ray.cluster import nodes
-from pipeline.samples.expand import expand, shard
-from pipeline.samples.keys import KeySet, SortedKeys, escape_all
+from pipeline.samples.expand import expand_some, shard_some
+from pipeline.samples.keys import KeySet, SortedKeys, digests, escape_all
 from pipeline.samples.left_out import LeftOut
+from pipeline.samples.sources import Sources
 
 PART = "part"
 
@@ -23,6 +25,9 @@ PART = "part"
 PLACES_OF_A_PART = 10**12
 
 LISTED_AT_A_TIME = 4096
+
+# Sources that are one row of the dataset, at most: as rows of their own they cost as much as all the rest of their way.
+SOURCES_OF_A_ROW = 256
 
 # Of a core, what is set apart for a task that lists, reads or writes: they wait for files more than they compute.
 TASK_CPUS = 0.05
@@ -96,6 +101,7 @@ class Listing:
         done: a reference to the `SortedKeys` of the rows there are, None without any.
         apart: whether a path that is found is to be passed over: the run's own output.
         tally: the `Tally`.
+        row: sources of a row, at most.
         stdin: references to the pieces of what standard input gave.
     """
 
@@ -104,51 +110,59 @@ class Listing:
     done: Any
     apart: Callable[[str], bool]
     tally: Any
+    row: int = SOURCES_OF_A_ROW
     stdin: tuple[Any, ...] = ()
 
 
 def list_sources(table: Any, listing: Listing) -> Iterator[Any]:
-    """The sources of the parts in `table` (PART, pickled numbers and arguments) as tables of KEY, PLACE and SOURCE."""
+    """The sources of the parts in `table` (PART, pickled numbers and arguments) as tables of PLACE and SOURCES."""
     ray = require("ray", "ray", "classification on Ray")
     arrow = require("pyarrow", "ray", "classification on Ray")
     done = SortedKeys.merged([]) if listing.done is None else ray.get(listing.done)
     for part in table[PART].to_pylist():
         number, arguments = pickle.loads(part)
-        for chunk in _part(number, arguments, listing, done):
-            places, keys, sources = zip(*chunk, strict=True) if chunk else ((), (), ())
+        for place, sources in _part(number, arguments, listing, done):
+            begins = range(0, len(sources), listing.row)
+            rows = [pickle.dumps(sources[begin : begin + listing.row]) for begin in begins]
             yield arrow.table(
                 {
-                    KEY: arrow.array(keys, arrow.string()),
-                    PLACE: arrow.array(places, arrow.int64()),
-                    SOURCE: arrow.array(sources, arrow.binary()),
+                    PLACE: arrow.array([place + begin for begin in begins], arrow.int64()),
+                    SOURCES: arrow.array(rows, arrow.binary()),
                 }
             )
 
 
-def _part(
-    number: int, arguments: Sequence[str], listing: Listing, done: SortedKeys
-) -> Iterator[list[tuple[int, str, bytes]]]:
-    """(place, escaped key, pickled source) of what is left to do, some at a time; the tally counts all."""
+def _part(number: int, arguments: Sequence[str], listing: Listing, done: SortedKeys) -> Iterator[tuple[int, Sources]]:
+    """What is left to do, some sources at a time with the place of the first; the tally counts all."""
     left_out, given, seen, skipped = LeftOut(), KeySet(), 0, 0
     stdin = io.BufferedReader(Pieces(listing.stdin)) if "-" in arguments else None
-    sources = shard(
-        expand(arguments, column=listing.column, left_out=left_out, stdin=stdin, apart=listing.apart), *listing.part
-    )
+    found = expand_some(arguments, column=listing.column, left_out=left_out, stdin=stdin, apart=listing.apart)
 
     def listed(ended: int) -> Listed:
         return Listed(seen, skipped, Counter(left_out.files), left_out.folders, ended)
 
-    while some := list(islice(sources, LISTED_AT_A_TIME)):
-        keys = escape_all([source.key for source in some])
-        known = done.hold(keys)
-        fresh = [not known[n] and given.add_escaped(key) for n, key in enumerate(keys)]
-        to_do = [(key, pickle.dumps(source)) for key, source, new in zip(keys, some, fresh, strict=True) if new]
-        first = number * PLACES_OF_A_PART + seen - skipped
-        yield [(first + n, key, source) for n, (key, source) in enumerate(to_do)]
+    for some in _together(shard_some(found, *listing.part)):
+        keys = digests(escape_all(some.keys))
+        new = ~done.hold(keys)
+        new[new] = given.add_digests(keys[new])
+        to_do = some if new.all() else some.take(np.flatnonzero(new).tolist())
+        yield number * PLACES_OF_A_PART + seen - skipped, to_do
         seen += len(some)
         skipped += len(some) - len(to_do)
         listing.tally.report.remote(number, listed(0))
     listing.tally.report.remote(number, listed(1))
+
+
+def _together(found: Iterable[Sources]) -> Iterator[Sources]:
+    """The same, LISTED_AT_A_TIME or somewhat more at a time."""
+    some: list[Sources] = []
+    for sources in found:
+        some.append(sources)
+        if sum(map(len, some)) >= LISTED_AT_A_TIME:
+            yield Sources.joined(some)
+            some = []
+    if some:
+        yield Sources.joined(some)
 
 
 class Pieces(io.RawIOBase):
@@ -178,7 +192,7 @@ def put_pieces(ray: Any, stream: BinaryIO) -> tuple[Any, ...]:
 
 
 def sources_dataset(ray: Any, parts: Iterable[Sequence[str]], listing: Listing, *, rows: int) -> Any:
-    """A dataset of the sources that `parts` name, in blocks of `rows`; nothing is listed yet."""
+    """A dataset of the sources that `parts` name, in blocks of about `rows` rows; nothing is listed yet."""
     items = [{PART: pickle.dumps(part)} for part in enumerate(parts)]
     return (
         ray.data.from_items(items, override_num_blocks=len(items))

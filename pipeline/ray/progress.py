@@ -99,7 +99,9 @@ class Progress:
         return [(stage, op.metrics) for stage, op in named if stage]
 
     def _stage(self, name: str, metrics: Any, now: float) -> StageSnapshot:
-        done = metrics.rows_task_outputs_generated
+        # The rows of a listing are of many sources each.
+        done = self.expected if name == LIST else metrics.rows_task_outputs_generated
+        waiting = {LIST: 0, CLASSIFY: self.expected - self.skipped}.get(name, metrics.num_row_inputs_received) - done
         meter = self._meters.setdefault(name, Meter(now))
         if done > meter.samples:
             meter.add(now, now - meter.until_s, done - meter.samples)
@@ -112,7 +114,7 @@ class Progress:
             done=done,
             rate=(meter.samples - before) / RECENT_S,
             busy=min(1.0, working / workers),
-            queued=max(0, metrics.num_row_inputs_received - done) if name != LIST else 0,
+            queued=max(0, waiting),
             capacity=0,
             up=self._up if name == CLASSIFY else workers,
             counted=float(meter.samples),

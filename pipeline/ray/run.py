@@ -19,7 +19,7 @@ from pipeline.ray.classifier import SourceClassifier
 from pipeline.ray.cluster import Layout
 from pipeline.ray.dataset import map_images
 from pipeline.ray.delivery import Count, Delivered, Receiver, deliver, delivered
-from pipeline.ray.listing import TASK_CPUS, Listed, Listing, Tally, put_pieces, sources_dataset
+from pipeline.ray.listing import SOURCES_OF_A_ROW, TASK_CPUS, Listed, Listing, Tally, put_pieces, sources_dataset
 from pipeline.ray.progress import Progress
 from pipeline.ray.units import STDIN
 from pipeline.samples.expand import open_stdin
@@ -163,9 +163,10 @@ class Run:
         context.target_max_block_size = BLOCK_BYTES
         context.execution_options.preserve_order = wanted.ordered
         batch = batch_size(wanted.engine, gpu=bool(self._layout.gpus))
-        rows = batch * BATCHES_OF_A_TASK[bool(self._layout.gpus)]
+        sources_of_a_task, row = batch * BATCHES_OF_A_TASK[bool(self._layout.gpus)], min(batch, SOURCES_OF_A_ROW)
+        rows = sources_of_a_task // row
         stdin = put_pieces(self._ray, open_stdin()) if any(STDIN in part for part in wanted.parts) else ()
-        listing = Listing(wanted.column, wanted.shard, wanted.done, wanted.apart, self._tally, stdin)
+        listing = Listing(wanted.column, wanted.shard, wanted.done, wanted.apart, self._tally, row, stdin)
         loaders = replace(wanted.loaders, processes=wanted.loaders.processes or self._layout.loaders)
         options = {
             "engine": wanted.engine,
@@ -176,10 +177,11 @@ class Run:
         }
         with data.DataContext.current(context):
             sources = sources_dataset(self._ray, wanted.parts, listing, rows=rows)
-            answers = map_images(sources, SourceClassifier, options, self._layout, batch=batch)
+            # All of a task in one call: sources are small, and what a call ends with the engine waits for.
+            answers = map_images(sources, SourceClassifier, options, self._layout, batch=rows)
             return answers.map_batches(
                 deliver,
-                batch_size=rows * TASKS_OF_A_PART,
+                batch_size=sources_of_a_task * TASKS_OF_A_PART,
                 batch_format="pyarrow",
                 fn_kwargs={"receiver": wanted.receiver, "count": wanted.count},
                 num_cpus=TASK_CPUS,

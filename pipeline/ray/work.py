@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from pipeline.memory.segment import sweep_stale
 from pipeline.ray.actor import forget_main
@@ -31,10 +31,11 @@ class Work:
         forget_main()
         self._session = self._start()
 
-    def rows(self, sources: Callable[[], Iterable[Source]]) -> Rows:
-        """The answers to what `sources` gives, in its order; it is called again for a session that takes over.
+    def rows(self, sources: Callable[[], Iterable[Sequence[Source]]]) -> Rows:
+        """The answers to what `sources` gives, some at a time, in its order.
 
-        Sources are taken no further than the session has slots. Raises StageFailure when sessions keep ending.
+        It is called again for a session that takes over. Sources are taken no further than the session has slots.
+        Raises StageFailure when sessions keep ending.
         """
         for _ in range(ATTEMPTS - 1):
             session = self._session
@@ -55,8 +56,8 @@ class Work:
             self._closed = True
             self._session.close()
 
-    def _ask(self, session: Session, sources: Callable[[], Iterable[Source]]) -> Rows:
-        answers = list(session.classify_in_batches((source,) for source in sources()))
+    def _ask(self, session: Session, sources: Callable[[], Iterable[Sequence[Source]]]) -> Rows:
+        answers = list(session.classify_in_batches(sources()))
         return rows_of(Answers.joined(answers, self._spec.top))
 
     def _replace(self, dead: Session) -> None:

@@ -101,21 +101,15 @@ def spelled_out(argument: str) -> list[str]:
     return [argument] if literal else _expand_braces(argument)
 
 
-def shard(sources: Iterable[Source], index: int, count: int) -> Iterator[Source]:
+def shard_some(sources: Iterator[Sources], index: int, count: int) -> Iterator[Sources]:
     """Of `sources`, those of shard `index` (0, 1, ...) of `count`: each is in one shard, by a hash of its key.
 
     By the key and not by the place, so that a file that comes or goes between two runs moves no other one to another
-    shard, where it would be done twice or not at all. All shards must name their sources alike.
+    shard, where it would be done twice or not at all. All shards must name their sources alike. None of what comes is
+    empty.
     """
-    _check_shard(index, count)
-    if count == 1:
-        return iter(sources)
-    return (source for source in sources if _hash(source.key) % count == index)
-
-
-def shard_some(sources: Iterator[Sources], index: int, count: int) -> Iterator[Sources]:
-    """The same of sources by columns; none of what comes is empty."""
-    _check_shard(index, count)
+    if not 0 <= index < count:
+        raise ValueError(f"shard {index} of {count}")
     return sources if count == 1 else _ours(sources, index, count)
 
 
@@ -124,11 +118,6 @@ def _ours(sources: Iterator[Sources], index: int, count: int) -> Iterator[Source
         places = [place for place, key in enumerate(some.keys) if _hash(key) % count == index]
         if places:
             yield some.take(places)
-
-
-def _check_shard(index: int, count: int) -> None:
-    if not 0 <= index < count:
-        raise ValueError(f"shard {index} of {count}")
 
 
 def parse_shard(text: str) -> tuple[int, int]:

@@ -112,11 +112,10 @@ class SortedKeys:
         """Of digests in any order."""
         return cls(np.sort(np.concatenate([np.empty(0, DIGEST), *parts])))
 
-    def hold(self, texts: Sequence[str]) -> npt.NDArray[np.bool_]:
-        """Which of the escaped keys (n,) are among them: bool (n,)."""
+    def hold(self, wanted: npt.NDArray[np.bytes_]) -> npt.NDArray[np.bool_]:
+        """Which of the digests S16 (n,) are among them: bool (n,)."""
         if not len(self.digests):
-            return np.zeros(len(texts), np.bool_)
-        wanted = digests(texts)
+            return np.zeros(len(wanted), np.bool_)
         place = np.minimum(np.searchsorted(self.digests, wanted), len(self.digests) - 1)
         return np.asarray(self.digests[place] == wanted)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ import pynvml
 import pytest
 
 from benchmarks import host_load
-from benchmarks.host_load import PcieCounters, memory_traffic, watch
+from benchmarks.host_load import PcieCounters, Snapshots, memory_traffic, watch
 from pipeline.errors import PipelineError
 
 BURNED_S = 0.3
@@ -31,11 +32,11 @@ child.communicate(b"\\n")
 AT_WORK = """
 import pathlib, sys, time
 assert sys.argv[1:] == ["x", "--json"], sys.argv
-print('{"phase": "loading"}', flush=True)
+print('{"phase": "loading", "elapsed_s": 0.5, "completed": 0}', flush=True)
 print("not a snapshot", flush=True)
-print('{"phase": "running"}', flush=True)
+print('{"phase": "running", "elapsed_s": 0.1, "completed": 0}', flush=True)
 while not pathlib.Path("looked").exists(): time.sleep(0.01)
-print('{"phase": "done"}', flush=True)
+print('{"phase": "done", "elapsed_s": 0.1, "completed": 9}', flush=True)
 """
 
 
@@ -71,6 +72,19 @@ def test_readings_are_taken_while_the_run_is_at_work(tmp_path: Path, monkeypatch
     load = watch(["at_work", "x"], tmp_path, (), 60)
     assert (load.seconds, load.cores, load.main_cores, load.memory_bytes_s) == (4, 6, 0.5, 2)
     assert load.pcie_bytes_s is None
+
+
+def test_answers_are_counted_between_snapshots_of_a_run_at_work() -> None:
+    def line(phase: str, elapsed_s: float, completed: int) -> str:
+        return json.dumps({"phase": phase, "elapsed_s": elapsed_s, "completed": completed})
+
+    snapshots = Snapshots()
+    snapshots.follow(["no snapshot", line("starting", 9.0, 0), line("running", 1.0, 100)])
+    assert snapshots.at_work.is_set()
+    assert snapshots.answers_s is None
+    snapshots.follow([line("running", 3.0, 700), line("done", 0.0, 900)])
+    assert not snapshots.at_work.is_set()
+    assert snapshots.answers_s == 300
 
 
 def test_a_run_that_fails_or_never_ends(tmp_path: Path) -> None:

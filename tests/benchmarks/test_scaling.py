@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
-from itertools import pairwise
+from collections.abc import Mapping, Sequence
+from itertools import pairwise, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -49,21 +49,35 @@ class Commands:
     def __init__(self, holds_up_to: float = 1e9) -> None:
         self.given: list[list[str]] = []
         self.gpus: list[Sequence[int]] = []
+        self.environments: list[Mapping[str, str] | None] = []
         self.holds_up_to = holds_up_to
         self.rate_of_one = 1000.0
 
-    def __call__(self, command: Sequence[object], folder: Path, gpus: Sequence[int], timeout_s: float) -> HostLoad:
+    def __call__(
+        self,
+        command: Sequence[object],
+        folder: Path,
+        gpus: Sequence[int],
+        timeout_s: float,
+        environment: Mapping[str, str] | None = None,
+    ) -> HostLoad:
         given = list(map(str, command))
         self.given.append(given)
         self.gpus.append(gpus)
+        self.environments.append(environment)
         value = dict(pairwise(given))
         rate = self.rate_of_one * len(gpus)
         ceilings = {"engine": {"samples_per_s": 2 * rate}, "loadgen": {"samples_per_s": 9 * rate}}
         verdict = {"bound": "overheads", "share_of_ceiling": 0.5, "ceilings": ceilings, "sentences": ["It is so."]}
-        if given[0] == "pipeline.classify":
+        summary: dict[str, Any]
+        if "--ray" in given:
+            folders = takewhile(lambda argument: argument != "--ray", given[1:])
+            summary = {"rows": sum(1 for name in folders for _ in Path(name).iterdir()), "errors": 0, "verdict": None}
+            path = Path(value["--summary"])
+        elif given[0] == "pipeline.classify":
             Path(value["--out"]).touch()
             files = sum(1 for link in Path(given[1]).iterdir() for _ in link.iterdir())
-            summary: dict[str, Any] = {
+            summary = {
                 "rows": files, "errors": 0, "throughput": {"samples_per_second_mean": rate}, "verdict": verdict,
                 "decoded": {"gpu": 3, "loaders": {"progressive": 1}},
             }  # fmt: skip
@@ -76,7 +90,7 @@ class Commands:
             path.parent.mkdir()
             summary = {"loadgen": loadgen, "verdict": None if asked else verdict}
         path.write_text(json.dumps(summary))
-        return HostLoad(10, 12.0, 1.5, None, 3e9)
+        return HostLoad(10, 12.0, 1.5, None, 3e9, rate / 2)
 
 
 @pytest.fixture
@@ -116,6 +130,21 @@ def test_what_is_run_on_gpus(
     ]
     assert "nothing: 50% of engine's ceiling" in out
     assert out.count("    It is so.") == 4
+
+
+def test_what_is_run_on_ray(
+    commands: Commands, model_dir: Path, images: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It has the GPUs and a part of the loaders; the rate is of the time at work."""
+    assert measured(["--sections", "ray", "--gpus", "1,2", "--loaders", "9"], model_dir, images) == 0
+    assert commands.environments == [{"CUDA_VISIBLE_DEVICES": "0"}, {"CUDA_VISIBLE_DEVICES": "0,1"}]
+    assert [given[given.index("--loaders") + 1] for given in commands.given] == ["9", "4"]
+    assert all("--gpus" not in given for given in commands.given)
+    rows = [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("ray")]
+    assert [row[:7] for row in rows] == [
+        ["ray", "1", "500", "100.0%", "12.0", "1.5", "-"],
+        ["ray", "2", "1,000", "100.0%", "12.0", "1.5", "-"],
+    ]
 
 
 def test_gpus_that_were_asked_for_and_are_not_here(
