@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import signal
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, replace
@@ -25,6 +26,11 @@ from pipeline.ray.units import STDIN
 from pipeline.samples.expand import open_stdin
 
 LOCAL = "local"
+
+LOGS = "`ray logs` has what it says of it"
+OURS = ("pipeline.", "int4core.")
+# The last line of a traceback.
+RAISED = re.compile(r"([A-Za-z_]\w*(?:\.\w+)*): (.+)")
 
 # A task of an actor is so many batches: few enough to share out evenly, enough for a driver of many actors.
 BATCHES_OF_A_TASK = {True: 8, False: 2}
@@ -203,7 +209,12 @@ def _ours(error: BaseException) -> PipelineError:
             return PipelineError(str(getattr(cause, "cause", cause)))
         chain.append(cause)
         cause = getattr(cause, "cause", None) or cause.__cause__ or cause.__context__
-    return PipelineError(f"Ray: {_first_line(error)}; `ray logs` has what it says of it")
+    # Of what prevents an actor Ray keeps the text alone: a traceback, and whose error it was.
+    raised = [match for match in map(RAISED.fullmatch, str(error).splitlines()) if match]
+    if raised and '\n  File "' in str(error):
+        name, why = raised[-1].groups()
+        return PipelineError(why if name.startswith(OURS) else f"Ray: {name}: {why}; {LOGS}")
+    return PipelineError(f"Ray: {_first_line(error)}; {LOGS}")
 
 
 def _first_line(error: BaseException) -> str:

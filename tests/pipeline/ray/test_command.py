@@ -198,6 +198,8 @@ def test_a_run_goes_on_where_it_was_and_a_finished_one_does_nothing(
         (["--gpus", "0"], 2, "--gpus: Ray gives each actor its GPU; leave it out with --ray"),
         (["--gpu", "h100"], 1, "the Ray cluster has no node with a GPU, and --gpu h100 was asked for"),
         (["/no/such/folder"], 1, "/no/such/folder: there is no such file or folder"),
+        # What an actor cannot be made for, in its words and not in those of Ray.
+        (["-b", "100000000"], 1, "error: /dev/shm: "),
         (["--ray", "images"], 2, "--ray images: an address is HOST:PORT, auto or local; sources go before --ray"),
     ],
 )
