@@ -198,8 +198,6 @@ def test_a_run_goes_on_where_it_was_and_a_finished_one_does_nothing(
         (["--gpus", "0"], 2, "--gpus: Ray gives each actor its GPU; leave it out with --ray"),
         (["--gpu", "h100"], 1, "the Ray cluster has no node with a GPU, and --gpu h100 was asked for"),
         (["/no/such/folder"], 1, "/no/such/folder: there is no such file or folder"),
-        # What an actor cannot be made for, in its words and not in those of Ray.
-        (["-b", "100000000"], 1, "error: /dev/shm: "),
         (["--ray", "images"], 2, "--ray images: an address is HOST:PORT, auto or local; sources go before --ray"),
     ],
 )
@@ -222,6 +220,14 @@ def test_what_cannot_be_done_is_one_sentence(
     assert ended == status
     assert sentence in said
     assert "Traceback" not in said
+
+
+def test_why_an_actor_cannot_be_made_is_said_in_our_words(
+    cluster: Any, model_dir: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = [images, "--model", model_dir, "--loaders", 1, "-b", 100_000_000, "--out", tmp_path / "rows.csv", "--ray"]
+    assert main([*map(str, given), "local"]) == 1
+    assert "error: /dev/shm: " in capsys.readouterr().err
 
 
 def test_memory_of_the_driver_does_not_grow_with_the_rows(cluster: Any, model_dir: Path, tmp_path: Path) -> None:
