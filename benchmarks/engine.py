@@ -1,12 +1,14 @@
 """The CUDA engine on the GPU at hand: is it right, and how fast is it?
 
-    python -m benchmarks.engine [--model DIR] [--shared ../shared] [--sections equality,operations,rates,api,latency]
+    python -m benchmarks.engine [--model DIR] [--shared ../shared] [--sections equality,operations,rates,data]
 
 - equality: 1,024 random images and the golden tensors against the NumPy engine. A difference ends the program with 1.
 - operations: each operation alone, buffers rotating over several times the L2: us, TOPS and their share of what
   cuBLASLt's int8 GEMM gives in the same run, GB/s and their share of a device copy.
 - rates: images/s of whole batches, inputs on the device, the median of 24 graph replays after warm-up, other inputs
   each time; and torchvision's ResNet-50 in fp16 as the peer at hand.
+- data: whole batches for seconds on end, of random samples and of images: us, watts, joules and images/s. What a
+  product costs depends on how many bits change.
 - api: images/s of `Engine.stream` from arrays on the GPU, in pinned and in pageable memory, and their shares of what
   the graph alone gives, replayed back to back in the same seconds.
 - latency: batch 1, p50, p90, p99 of 2,000 replays, host to host without copies.
@@ -26,6 +28,7 @@ from typing import Any, cast
 
 import numpy as np
 
+from benchmarks.board import Board
 from benchmarks.sections import add_sections
 from benchmarks.torch_peers import copy_gbs, int8_peak_tops, resnet50_rates
 from int4core.backends.cuda.backend import CudaBackend
@@ -33,9 +36,11 @@ from int4core.backends.cuda.network import DeviceBatch, DeviceNetwork
 from int4core.engine import Engine
 from int4core.errors import EngineError, Int4CoreError, printable, printed
 from int4core.model import Model
+from int4core.preprocess import preprocess
 from int4core.ranges import captured
 from int4core.streams import run_command
 from int4core.tuning.measure import Site, microseconds, tensor_bytes
+from pipeline.samples.library import IMAGE_SUFFIXES
 
 ROOT = Path(__file__).resolve().parents[1]
 RANDOM_IMAGES = 1024
@@ -159,6 +164,26 @@ def rates(network: DeviceNetwork, batches: list[int]) -> None:
         del batch
 
 
+def data(network: DeviceNetwork, n: int, images: Path, seconds: float) -> None:
+    if not images.is_dir():
+        print(f"{images} is not there: real images are left out")
+        return
+    files = sorted(path for path in images.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+    real = np.stack([preprocess(path, network.size[0]) for path in files[:n]])
+    inputs = {
+        "random": random_images(n, real.shape[1:]),
+        f"{len(real)} images, replicated": real[np.arange(n) % len(real)],
+    }
+    print(f"\nWhole network, batch {n}, {seconds:g} s on end")
+    batch, stream, board = network.batch(n), network.cupy.cuda.Stream(), Board(network.device.pci_bus_id)
+    us = statistics.median(replays_us(network, batch, stream, REPLAYS))
+    for _ in range(2):
+        for what, samples in inputs.items():
+            batch.input.set(samples, stream)
+            found = board.on_end(stream, lambda: batch.run(stream), us, seconds)
+            print(f"  {what:28s} {found} | {n / found.us * 1e6:10,.0f} images/s", flush=True)
+
+
 def api(model: Model, n: int) -> None:
     """README's lines, on batches that are there: the rounds of each kind and of the bare graph take turns."""
     with Engine(model, "cuda", batch_size=n) as engine:
@@ -215,8 +240,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, default=ROOT / "model")
     parser.add_argument("--shared", type=Path, default=ROOT.parent / "shared", help="folder of the golden tensors")
-    add_sections(parser, ("equality", "operations", "rates", "api", "latency", "peers"))
-    parser.add_argument("--batch", type=int, default=1024, help="of the table by operation, and of --profile")
+    add_sections(parser, ("equality", "operations", "rates", "data", "api", "latency", "peers"))
+    parser.add_argument("--batch", type=int, default=1024, help="of operations, data, api and --profile")
+    parser.add_argument("--seconds", type=float, default=10.0, help="of each input of `data` (default: %(default)g)")
     parser.add_argument("--batches", default="1,8,32,128,512,1024,2048")
     parser.add_argument("--profile", action="store_true")
     options = parser.parse_args()
@@ -265,6 +291,7 @@ def run(options: argparse.Namespace) -> int:
     section("equality", compare)
     section("operations", table)
     section("rates", lambda: rates(network, [int(n) for n in options.batches.split(",")]))
+    section("data", lambda: data(network, options.batch, options.shared / "imagenet" / "sample200", options.seconds))
     section("api", lambda: api(model, options.batch))
     section("latency", lambda: latency(network))
     section("peers", peers)

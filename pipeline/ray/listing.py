@@ -13,7 +13,6 @@ import numpy as np
 
 from pipeline.extras import require
 from pipeline.ray.classifier import PLACE, SOURCES
-from pipeline.ray.cluster import nodes
 from pipeline.samples.expand import expand_some, shard_some
 from pipeline.samples.keys import KeySet, SortedKeys, digests, escape_all
 from pipeline.samples.left_out import LeftOut
@@ -31,7 +30,7 @@ SOURCES_OF_A_ROW = 256
 
 # Of a core, what is set apart for a task that lists, reads or writes: they wait for files more than they compute.
 TASK_CPUS = 0.05
-LISTING_TASKS_OF_A_NODE = 4
+LISTING_TASKS_OF_AN_ACTOR = 4
 PIECE_BYTES = 1 << 24
 
 
@@ -191,8 +190,11 @@ def put_pieces(ray: Any, stream: BinaryIO) -> tuple[Any, ...]:
     return tuple(ray.put(piece) for piece in iter(lambda: stream.read(PIECE_BYTES), b""))
 
 
-def sources_dataset(ray: Any, parts: Iterable[Sequence[str]], listing: Listing, *, rows: int) -> Any:
-    """A dataset of the sources that `parts` name, in blocks of about `rows` rows; nothing is listed yet."""
+def sources_dataset(ray: Any, parts: Iterable[Sequence[str]], listing: Listing, *, rows: int, actors: int) -> Any:
+    """A dataset of the sources that `parts` name, in blocks of about `rows` rows; nothing is listed yet.
+
+    `actors` are to be kept busy.
+    """
     items = [{PART: pickle.dumps(part)} for part in enumerate(parts)]
     return (
         ray.data.from_items(items, override_num_blocks=len(items))
@@ -202,7 +204,7 @@ def sources_dataset(ray: Any, parts: Iterable[Sequence[str]], listing: Listing, 
             batch_format="pyarrow",
             fn_kwargs={"listing": listing},
             num_cpus=TASK_CPUS,
-            concurrency=LISTING_TASKS_OF_A_NODE * len(nodes(ray)),
+            concurrency=LISTING_TASKS_OF_AN_ACTOR * actors,
         )
         .repartition(target_num_rows_per_block=rows)
     )

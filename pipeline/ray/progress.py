@@ -57,6 +57,10 @@ class Progress:
         self.answered += rows
         self._last = time.monotonic()
 
+    def take(self, listed: Listed) -> None:
+        """So much has been listed."""
+        self.expected, self.skipped, self._up = listed.seen, listed.skipped, listed.actors
+
     @property
     def rate(self) -> float:
         """Rows/s from the start of the actors to the last row; 0 before any."""
@@ -65,7 +69,7 @@ class Progress:
     def snapshot(self) -> Snapshot:
         now = time.monotonic()
         if self.dataset is not None and (listed := self.listed()) is not None:
-            self.expected, self.skipped, self._up = listed.seen, listed.skipped, listed.actors
+            self.take(listed)
         stages = self._stages(now)
         classify = next((stage for stage in stages if stage.name == CLASSIFY), None)
         return Snapshot(

@@ -142,8 +142,9 @@ class Run:
             executor.shutdown(force=True)
 
     def listed(self) -> Listed:
-        """What has been listed, once the run is over."""
+        """What has been listed, once the run is over; its progress is then of all."""
         total: Listed = self._ray.get(self._tally.total.remote())
+        self.progress.take(total)
         return total
 
     def engines(self) -> list[dict[str, Any]]:
@@ -182,7 +183,7 @@ class Run:
             "started": partial(_started, self._tally),
         }
         with data.DataContext.current(context):
-            sources = sources_dataset(self._ray, wanted.parts, listing, rows=rows)
+            sources = sources_dataset(self._ray, wanted.parts, listing, rows=rows, actors=self._layout.actors)
             # All of a task in one call: sources are small, and what a call ends with the engine waits for.
             answers = map_images(sources, SourceClassifier, options, self._layout, batch=rows)
             return answers.map_batches(
