@@ -58,8 +58,10 @@ SECTIONS = ("offline", "server", "files", "ray")
 DEFAULT_SECTIONS = SECTIONS[:3]
 RUN_TIMEOUT_S = 600
 
-# Server is tried at these shares of Offline's rate, halving between the best that held and the least that failed.
+# Server is tried at these shares of Offline's rate, halving between the best that held, or what is so far below the
+# least that failed, and that.
 FIRST_SHARE = 0.85
+STEP_DOWN = 0.2
 # A run that is answered at less of what it was asked than this has fallen behind.
 KEPT_UP = 0.97
 
@@ -227,7 +229,7 @@ class Scaling:
         best: tuple[float, HostLoad] | None = None
         why = "none failed"
         for step in range(self._options.server_steps):
-            share = FIRST_SHARE if step == 0 else (held + failed) / 2
+            share = FIRST_SHARE if step == 0 else (max(held, failed - STEP_DOWN) + failed) / 2
             asked = share * self._offline[gpus]
             summary, load = self._host.offline(
                 gpus, "--scenario", "Server", *(SERVER_BATCHES if self._host.on_gpus else ()),

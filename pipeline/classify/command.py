@@ -15,6 +15,7 @@ from pipeline.classify.on_ray import RayCommand
 from pipeline.classify.options import Options, parse
 from pipeline.classify.summary import summarise, summary_path
 from pipeline.classify.writing import ROWS_WAIT_S, Writing
+from pipeline.collector import spared
 from pipeline.commands.files import check_file
 from pipeline.commands.report import write_report
 from pipeline.commands.session import identity, session_spec
@@ -184,6 +185,7 @@ class ClassifyCommand:
         progress.enter("running")
         intake.count(self._say)
         with (
+            spared(),
             Writing(lambda answers: self._write(sink, answers), self._options.top) as writing,
             closing(
                 session.classify_in_batches(intake.sources(), ordered=self._options.ordered, wait_s=ROWS_WAIT_S)

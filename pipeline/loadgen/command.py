@@ -17,6 +17,7 @@ from int4core.errors import Int4CoreError, printable, printed
 from int4core.model import Model
 from int4core.streams import Stream
 from pipeline.arrays import Indices
+from pipeline.collector import spared
 from pipeline.commands.report import write_report
 from pipeline.commands.setup import set_up
 from pipeline.defaults import DEMO_IMAGES
@@ -283,7 +284,8 @@ class OfflineCommand:
                 self._user_conf = user_conf_of(plain_fields(self._test_settings))
             if self._user_conf is not None:
                 write_user_conf(self._outputs.user_conf, self._user_conf)
-            session.run(self._test_settings, self._log_settings)
+            with spared():
+                session.run(self._test_settings, self._log_settings)
         run.progress.enter("done")
 
     def _load(self, run: LoadGenRun, samples: Indices) -> None:

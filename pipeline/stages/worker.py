@@ -19,6 +19,7 @@ from functools import partial
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from int4core.errors import Int4CoreError
+from pipeline.collector import spare
 from pipeline.errors import PipelineError, shortage
 from pipeline.stages.channels import (
     FROM_WORKER,
@@ -205,6 +206,7 @@ def _serve(pipe: Any, make_worker: Callable[[], W], loop: Callable[[Channel, W],
     try:
         worker = make_worker()
         notices = worker.notices() if isinstance(worker, Noticing) else ()
+        spare()
         channel.send(Ready(worker.note(), worker.rates(), notices))
         loop(channel, worker)
     except ChannelClosed:

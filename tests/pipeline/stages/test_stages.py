@@ -27,7 +27,7 @@ from pipeline.stages.worker import GROUP_SIGNALS, serve
 from pipeline.telemetry.metrics import Snapshot
 from tests.pipeline.conftest import PATIENCE_S, all_ended, wait_for
 from tests.pipeline.judged import judged_clock
-from tests.pipeline.stages.workers import Doubler, Gated, Starter, tell_mask
+from tests.pipeline.stages.workers import Doubler, Gated, Spared, Starter, tell_mask
 
 
 class Outcome:
@@ -79,6 +79,14 @@ def test_every_task_is_done_once_by_several_processes() -> None:
         assert 0 < seen.busy <= 1
         assert seen.rate > 0
     assert not outcome.failures
+
+
+def test_the_collector_leaves_out_what_a_worker_has_set_up() -> None:
+    outcome = Outcome()
+    with processes(outcome, make_worker=Spared) as stage:
+        submit_all(stage, range(4))
+        stage.drain()
+        assert all(count > 1000 for count in outcome.results.values())
 
 
 def test_submit_waits_and_try_submit_declines_while_the_stage_is_full() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import subprocess
@@ -43,6 +44,13 @@ class Doubler:
 
     def close(self) -> None:
         pass
+
+
+class Spared(Doubler):
+    """Says how many objects the collector leaves out."""
+
+    def work(self, task: Task[int]) -> int:
+        return gc.get_freeze_count()
 
 
 class Gated(Doubler):
