@@ -17,9 +17,10 @@
 // OUTPUT (0 u4, 1 u7 bytes), RESIDUAL (0 none, 1 a u4 tensor, 2 a 1x1 convolution of one, 3 such a one whose rescaled
 // sums hold the outputs' bias), RESCALE_SHIFT (of that convolution: see epilogue/rescale_s8.cuh). A convolution as
 // residual is the first part of K: its sums are rescaled where they lie, in the accumulators, and the rest is added to
-// them.
+// them. IMAGE: 0, or the pixels of an image whose mean is written in place of its outputs (image_means.cuh).
 #include "epilogue/narrow.cuh"
 #include "epilogue/rescale_s8.cuh"
+#include "image_means.cuh"
 #include "ptx/bulk_copy.cuh"
 #include "ptx/dependency.cuh"
 #include "ptx/mbarrier.cuh"
@@ -27,7 +28,7 @@
 #include "stages.cuh"
 
 template <int TILE_N, int SUBTILES, int WARPGROUPS, int TEAMS, int K_BYTES, bool WEIGHTS_RESIDENT, bool ORDERED,
-          int OUTPUT, int RESIDUAL, int RESCALE_SHIFT>
+          int OUTPUT, int RESIDUAL, int RESCALE_SHIFT, int IMAGE>
 struct ConvWgmma {
   static constexpr int WORDS = K_BYTES / 16;                 // 32-bit words a thread reads of a row: k-steps per block
   static constexpr int TILE_M = WARPGROUPS * SUBTILES * 64;  // pixels of a team's tile
@@ -38,9 +39,14 @@ struct ConvWgmma {
   static constexpr int RESIDUAL_STAGES = RESIDUAL == 1 ? 2 : 0;
   static constexpr int RESIDUAL_ROW = TILE_N / 2;
   static constexpr int RESIDUAL_BYTES = TILE_M * RESIDUAL_ROW;
+  static constexpr bool AVERAGED = IMAGE > 0;
+  using Means = ImageMeans<TILE_N, SUBTILES, WARPGROUPS, IMAGE>;
   static constexpr int CONSUMERS = TEAMS * WARPGROUPS * 128;
-  static constexpr int THREADS = CONSUMERS + 128;  // a warpgroup of producers: one warp per team, the rest idle
-  static constexpr int CONSUMER_REGISTERS = CONSUMERS <= 256 ? 240 : 160;
+  // A warpgroup of helpers: one warp per team produces, one more adds images up if AVERAGED, the rest are idle.
+  static constexpr int THREADS = CONSUMERS + 128;
+  static constexpr int CONSUMER_REGISTERS = AVERAGED ? 224 : CONSUMERS <= 256 ? 240 : 160;
+  static constexpr int HELPER_REGISTERS = AVERAGED ? 56 : 24;
+  static_assert(!AVERAGED || (OUTPUT == 1 && TEAMS <= 2 && CONSUMERS <= 256));
   static_assert(CONSUMERS <= 384, "more warpgroups have too few registers to keep wgmma running");
   static constexpr int MAX_STAGES = 16;
   static constexpr int OUT_WORDS = TILE_N / (OUTPUT ? 16 : 32);      // 32-bit words a thread writes of a row
@@ -51,9 +57,10 @@ struct ConvWgmma {
                                              const unsigned char* __restrict__ weights,
                                              const ChannelPair* __restrict__ channels,
                                              const S8ResidualPair* __restrict__ residual_channels,
-                                             unsigned char* __restrict__ output, const ConvShape& shape) {
+                                             unsigned char* __restrict__ output, const ConvShape& shape,
+                                             unsigned long long* __restrict__ partial) {
     extern __shared__ __align__(128) unsigned char memory[];
-    __shared__ __align__(8) unsigned long long barriers[1 + TEAMS * (2 * (MAX_STAGES + 2) + 1)];
+    __shared__ __align__(8) unsigned long long barriers[1 + TEAMS * (2 * (MAX_STAGES + 2) + 1 + (AVERAGED ? 2 : 0))];
     __shared__ ChannelPair pairs[TILE_N / 2];
     __shared__ S8ResidualPair residual_pairs[CONVOLVED ? TILE_N / 2 : 1];
 
@@ -74,6 +81,12 @@ struct ConvWgmma {
     const unsigned ring_base = base + team * (stages * STAGE_BYTES + RESIDUAL_STAGES * RESIDUAL_BYTES);
     const unsigned residual_base = ring_base + stages * STAGE_BYTES;
     const unsigned weight_base = base + TEAMS * (stages * STAGE_BYTES + RESIDUAL_STAGES * RESIDUAL_BYTES);
+    // If AVERAGED: where a team's tile of outputs lies, and its barriers, full and empty.
+    auto outputs_of = [&](int of) {
+      return weight_base + (WEIGHTS_RESIDENT ? shape.blocks * WEIGHT_BYTES : 0) + of * Means::BYTES;
+    };
+    auto outputs_full = [&](int of) { return turns + 8 * TEAMS + 16 * of; };
+    auto outputs_empty = [&](int of) { return outputs_full(of) + 8; };
     const unsigned char* tile_weights = weights + static_cast<size_t>(tile_n) * shape.blocks * WEIGHT_BYTES;
 
     if (threadIdx.x == 0) {
@@ -90,6 +103,12 @@ struct ConvWgmma {
         }
       }
       for (int t = 0; t < TEAMS; ++t) mbarrier_init(turns + 8 * t, 4 * WARPGROUPS);
+      if constexpr (AVERAGED) {
+        for (int t = 0; t < TEAMS; ++t) {
+          mbarrier_init(outputs_full(t), 4 * WARPGROUPS);
+          mbarrier_init(outputs_empty(t), 1);
+        }
+      }
       mbarrier_init_fence();
     }
     for (int i = threadIdx.x; i < TILE_N / 2; i += THREADS) {
@@ -150,8 +169,19 @@ struct ConvWgmma {
     };
 
     if (producer) {
-      release_registers<24>();
+      release_registers<HELPER_REGISTERS>();
       if (team < TEAMS && lane == 0) produce();
+      if constexpr (AVERAGED) {
+        const int of = team - TEAMS;
+        if (of < 0 || of >= TEAMS) return;
+        wait_for_previous();
+        const Means means(outputs_of(of), lane, shape.out_channels, tile_n, output, partial);
+        unsigned parity = 0;
+        for (int tile = blockIdx.x * TEAMS + of; tile < shape.tiles; tile += tile_step) {
+          means.add_up(tile * TILE_M, shape.pixels, outputs_full(of), parity, outputs_empty(of));
+          parity ^= 1;
+        }
+      }
       return;
     }
 
@@ -165,6 +195,7 @@ struct ConvWgmma {
 
     Ring ring(stages);
     Ring kept(2);
+    unsigned shared_parity = 0;
     if (WEIGHTS_RESIDENT) mbarrier_wait(weight_barrier, 0);
 
     // Turns go around the teams, tile by tile; teams with a tile less come last, so no turn is waited for in vain.
@@ -256,21 +287,35 @@ struct ConvWgmma {
                                                     quad * (RESIDUAL_ROW / 4));
         }
 
+        if constexpr (AVERAGED) {
+          mbarrier_wait(outputs_empty(team), shared_parity ^ 1);
+          shared_parity ^= 1;
+          const unsigned place = Means::place(outputs_of(team), warp, group, quad);
 #pragma unroll
-        for (int first = 0; first < OUT_WORDS; first += STORE_WORDS) {
-          unsigned packed[SUBTILES][2][STORE_WORDS];
+          for (int i = 0; i < 8; ++i) {
+            unsigned words[4];
+            requantize_rows<RESIDUAL>(sums, pairs, quad, i, kept_words, words);
+            share_words(place ^ (i * 16), words);
+          }
+          __syncwarp();
+          if (lane == 0) mbarrier_arrive(outputs_full(team));
+        } else {
 #pragma unroll
-          for (int word = first; word < first + STORE_WORDS; ++word)
-            requantize_words<OUTPUT, RESIDUAL>(sums, pairs, quad, word, kept_words, packed);
+          for (int first = 0; first < OUT_WORDS; first += STORE_WORDS) {
+            unsigned packed[SUBTILES][2][STORE_WORDS];
 #pragma unroll
-          for (int sub = 0; sub < SUBTILES; ++sub)
+            for (int word = first; word < first + STORE_WORDS; ++word)
+              requantize_words<OUTPUT, RESIDUAL>(sums, pairs, quad, word, kept_words, packed);
 #pragma unroll
-            for (int half = 0; half < 2; ++half) {
-              const int pixel = tile * TILE_M + thread_row + sub * 64 + half * 8;
-              unsigned char* const row = output + static_cast<size_t>(pixel) * row_bytes;
-              if (pixel < shape.pixels)
-                store_words(row + (tile_n * 4 + quad) * (OUT_WORDS * 4) + 4 * first, packed[sub][half]);
-            }
+            for (int sub = 0; sub < SUBTILES; ++sub)
+#pragma unroll
+              for (int half = 0; half < 2; ++half) {
+                const int pixel = tile * TILE_M + thread_row + sub * 64 + half * 8;
+                unsigned char* const row = output + static_cast<size_t>(pixel) * row_bytes;
+                if (pixel < shape.pixels)
+                  store_words(row + (tile_n * 4 + quad) * (OUT_WORDS * 4) + 4 * first, packed[sub][half]);
+              }
+          }
         }
         if constexpr (RESIDUAL == 1) {
           __syncwarp();

@@ -11,7 +11,8 @@ import pytest
 from int4core.backends.cuda.chips import CHIPS
 from int4core.backends.cuda.device import chip_at
 from int4core.backends.cuda.families.conv_wgmma import CONFIGS, FIRST_NUMBER, STATIC_BYTES, WgmmaConv, default
-from int4core.backends.cuda.families.kernel import Kernel
+from int4core.backends.cuda.families.kernel import WORKSPACE, HasWorkspace, Kernel
+from int4core.backends.cuda.families.means_wgmma import WgmmaMeans
 from int4core.backends.cuda.families.pooled_wgmma import WgmmaPooled
 from int4core.backends.cuda.families.residual_wgmma import WgmmaResidual
 from int4core.backends.cuda.families.rows_wgmma import CONFIGS as ROWS
@@ -117,7 +118,7 @@ def run(cupy: Any, kernel: Kernel, inputs: dict[str, Any], output: Any) -> Any:
 
 
 def run_all(cupy: Any, kernel: Kernel, inputs: dict[str, Any], written: list[Any]) -> list[Any]:
-    """What the kernel writes to each of its outputs, which hold `written` now."""
+    """What the kernel writes to each of its outputs, which hold `written` now: twice, if it has a workspace."""
     source = kernel.source
     file = compile_all([source], H200.arch).files[source]
     function = cupy.RawModule(path=str(file)).get_function(source.function)
@@ -126,9 +127,14 @@ def run_all(cupy: Any, kernel: Kernel, inputs: dict[str, Any], written: list[Any
     names = [tensor.name for tensor in outputs(kernel.op)]
     arrays = inputs | dict(zip(names, written, strict=True))
     device = {name: cupy.asarray(array) for name, array in arrays.items()}
+    runs = 1
+    if isinstance(kernel, HasWorkspace):
+        device[WORKSPACE], runs = cupy.zeros(kernel.workspace_bytes, np.uint8), 2
     addresses = {name: array.data.ptr for name, array in device.items()}
     arguments = kernel.arguments(addresses, [array.data.ptr for array in constants])
-    function(kernel.grid, (kernel.threads, 1, 1), arguments, shared_mem=kernel.shared_bytes)
+    for _ in range(runs):
+        function(kernel.grid, (kernel.threads, 1, 1), arguments, shared_mem=kernel.shared_bytes)
+    assert WORKSPACE not in device or not device[WORKSPACE].any()
     return [device[name].get() for name in names]
 
 
@@ -200,12 +206,13 @@ def test_whole_lines_equal_to_integers(cupy_hopper: Any, size: int, c: int) -> N
 
 
 @pytest.mark.gpu
-def test_pools_equal_to_integers(cupy_hopper: Any) -> None:
-    conv = Convolution(301, 7, 7, 512, 2048, 1, 1, 0, Output.U7, Residual.U4)
+@pytest.mark.parametrize("n", [1, 3, 301])
+def test_pools_equal_to_integers(cupy_hopper: Any, n: int) -> None:
+    conv = Convolution(n, 7, 7, 512, 2048, 1, 1, 0, Output.U7, Residual.U4)
     problem, chip = PooledProblem(conv, draws()), chip_at(cupy_hopper, 0)
     expected, inputs = problem.expected()["pooled"], {"input": problem.first.input, "residual": problem.first.residual}
     kernels = list(candidates(problem.op, chip))
-    assert len(kernels) > 1
+    assert {type(kernel) for kernel in kernels} == {WgmmaPooled, WgmmaMeans}
     for kernel in kernels:
         found = run(cupy_hopper, kernel, inputs, np.full_like(expected, POISON))
         np.testing.assert_array_equal(found, expected, f"{kernel.number}: {kernel}")
@@ -240,6 +247,28 @@ def test_pools_refuse_what_they_cannot_do() -> None:
     ):
         with pytest.raises(EngineError, match=why):
             WgmmaPooled(PooledProblem(conv, rng).op, 250, H200)
+
+
+def test_means_refuse_what_they_cannot_do() -> None:
+    taken = Convolution(2, 7, 7, 512, 2048, 1, 1, 0, Output.U7, Residual.U4)
+    rng = draws()
+    kernel = WgmmaMeans(PooledProblem(taken, rng).op, 252, H200)
+    assert kernel.grid == (1, 16, 1)
+    assert kernel.stages == 5
+    assert kernel.workspace_bytes == 2 * 2048 * 2
+    for conv, why in (
+        (replace(taken, output=Output.U4), "to u7"),
+        (replace(taken, h=4, w=4), "of 19 to 129 pixels"),
+        (replace(taken, h=12, w=12), "of 19 to 129 pixels"),
+        (replace(taken, h=6), "whole images"),
+        (replace(taken, c=1024), "two stages"),
+        (replace(taken, k=192), "no multiple of tile_n=128"),
+    ):
+        with pytest.raises(EngineError, match=why):
+            WgmmaMeans(PooledProblem(conv, rng).op, 252, H200)
+    op = PooledProblem(taken, rng).op
+    with pytest.raises(EngineError, match="whole images"):
+        WgmmaMeans(replace(op, pool=replace(op.pool, size=6)), 252, H200)
 
 
 def test_whole_lines_refuse_what_they_cannot_do() -> None:

@@ -10,12 +10,15 @@ import pytest
 
 from int4core.backends.cuda.chips import CHIPS
 from int4core.backends.cuda.families.conv_wgmma import CONFIGS, FIRST_NUMBER, WgmmaConv
+from int4core.backends.cuda.families.means_wgmma import CONFIGS as MEANS
+from int4core.backends.cuda.families.means_wgmma import FIRST_NUMBER as FIRST_MEANS
+from int4core.backends.cuda.families.means_wgmma import WgmmaMeans
 from int4core.backends.cuda.families.rows_wgmma import WgmmaRows
 from int4core.backends.cuda.jit.nvrtc import compile_source, find_nvrtc
 from int4core.backends.cuda.jit.source import KernelSource
 from int4core.backends.cuda.plan.convolution import Convolution, Output, Residual, Source
 from int4core.errors import EngineError
-from tests.kernels.problems import Problem
+from tests.kernels.problems import PooledProblem, Problem
 
 NVRTC = find_nvrtc()
 needs_nvrtc = pytest.mark.skipif(NVRTC is None, reason="needs the nvidia-cuda-nvrtc wheel")
@@ -63,5 +66,17 @@ def test_tiles_of_rows_compile_without_spills(size: int, channels: int, number: 
     assert NVRTC is not None
     problem = Problem(Convolution(8, size, size, channels, channels, 3, 1, 1), np.random.default_rng(0))
     report = compile_source(NVRTC, WgmmaRows(problem.op, number, CHIPS["h200"]).source, "sm_90a", fresh=True)
+    assert report.spilled == 0
+    assert "serialized" not in report.log  # no wgmma waits for another
+
+
+@needs_nvrtc
+@pytest.mark.parametrize("number", range(FIRST_MEANS, FIRST_MEANS + len(MEANS)))
+@pytest.mark.parametrize(("size", "channels", "taps"), [(7, 512, 1), (11, 64, 3)])
+def test_means_compile_without_spills(number: int, size: int, channels: int, taps: int) -> None:
+    assert NVRTC is not None
+    conv = Convolution(8, size, size, channels, 256, taps, 1, taps // 2, Output.U7, Residual.U4)
+    kernel = WgmmaMeans(PooledProblem(conv, np.random.default_rng(0)).op, number, CHIPS["h200"])
+    report = compile_source(NVRTC, kernel.source, "sm_90a", fresh=True)
     assert report.spilled == 0
     assert "serialized" not in report.log  # no wgmma waits for another

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from int4core.backends.cuda import network as network_module
+from int4core.backends.cuda.families.kernel import WORKSPACE
 from int4core.backends.cuda.jit import nvrtc
 from int4core.backends.cuda.jit.cache import CACHE_DIR
 from int4core.backends.cuda.jit.compiler import REQUIRE_CACHED
@@ -119,6 +120,38 @@ def test_constants_are_there_before_anything_is_launched(freed: list[str], monke
     assert done == [*copied, "waited"]
     assert network._uploaded(step.kernel) is arrays
     assert done == [*copied, "waited"]
+
+
+def test_every_launch_has_a_workspace_of_its_own_that_is_zero(
+    freed: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Zeroed on the current stream, and a launch may be on another one."""
+    network: Any = DeviceNetwork(MODEL)
+    done: list[str] = []
+    network.cupy.cuda.get_current_stream = lambda: SimpleNamespace(synchronize=lambda: done.append("waited"))
+
+    def zeros(size: int, dtype: Any) -> Any:
+        done.append(f"{size} zeros")
+        array = np.zeros(size, dtype)
+        return SimpleNamespace(data=SimpleNamespace(ptr=array.ctypes.data), array=array)
+
+    network.cupy.zeros = zeros
+    monkeypatch.setattr(network_module, "memory_errors", lambda *_: nullcontext())
+    network._constants["two layers", "any"] = ()
+
+    def arguments(tensors: dict[str, int], _constants: list[int]) -> tuple[int, ...]:
+        return tensors["input"], tensors[WORKSPACE]
+
+    given = {"source": "source", "op": SimpleNamespace(name="two layers"), "layout": "any", "shared_bytes": 0}
+    kernel: Any = SimpleNamespace(**given, grid=(1, 1, 1), threads=32, arguments=arguments, workspace_bytes=640)
+    network._functions["source"] = SimpleNamespace(shared_size_bytes=0)
+    first, second = network.launches((kernel, kernel), {"input": 5})
+    assert done == ["640 zeros", "waited"] * 2
+    assert first.workspace is not second.workspace
+    for launch in (first, second):
+        assert launch.arguments == (5, launch.workspace.data.ptr)
+    plain = network._launch(SimpleNamespace(**given, grid=(1, 1, 1), threads=32, arguments=lambda *_: ()), {})
+    assert plain.workspace is None
 
 
 TABLE = """# engine: int4core

@@ -195,8 +195,9 @@ def test_a_residual_convolution_is_a_part_of_a_pair() -> None:
     assert_apart(lives_of(plan), plan.arena)
 
 
-def test_the_pool_is_a_part_of_the_last_convolution_that_names_it() -> None:
-    numbers = {"layer4_2_conv3": 250}
+@pytest.mark.parametrize("number", [250, 252])
+def test_the_pool_is_a_part_of_the_last_convolution_that_names_it(number: int) -> None:
+    numbers = {"layer4_2_conv3": number}
     plain, plan = make_plan(default_network(), H200, 8), make_plan(default_network(), H200, 8, numbers=numbers)
     assert plan.misfits == ()
     (step,) = [step for step in plan.steps if isinstance(step.op, PooledOp)]
@@ -213,8 +214,9 @@ def test_the_pool_is_a_part_of_the_last_convolution_that_names_it() -> None:
     assert step.op.activation_bytes == conv.activation_bytes + pool.activation_bytes - 2 * wide
 
 
-def test_a_plan_that_keeps_every_tensor_leaves_no_convolution_to_its_pool() -> None:
-    numbers = {"layer4_2_conv3": 250}
+@pytest.mark.parametrize("number", [250, 252])
+def test_a_plan_that_keeps_every_tensor_leaves_no_convolution_to_its_pool(number: int) -> None:
+    numbers = {"layer4_2_conv3": number}
     plan = make_plan(default_network(), H200, 8, numbers=numbers, keep_all=True)
     assert plan.misfits == ()
     assert "layer4_2_quantize3" in plan.arena.offsets
@@ -224,9 +226,10 @@ def test_a_plan_that_keeps_every_tensor_leaves_no_convolution_to_its_pool() -> N
     ("numbers", "why"),
     [
         ({"layer4_1_conv3": 250}, "the network's last convolution"),
+        ({"layer4_1_conv3": 252}, "the network's last convolution"),
         ({"layer4_2_conv3": 160}, "both layers must name it"),
     ],
-    ids=["not the last", "a number of pairs"],
+    ids=["not the last", "nor for its means", "a number of pairs"],
 )
 def test_pools_that_do_not_fit_leave_the_defaults(numbers: dict[str, int], why: str) -> None:
     plain, plan = make_plan(default_network(), H200, 8), make_plan(default_network(), H200, 8, numbers=numbers)

@@ -18,8 +18,9 @@ import pytest
 
 from int4core.backends.cuda.chips import CHIPS, Chip
 from int4core.backends.cuda.families.conv_wgmma import STARTED, WgmmaConv
-from int4core.backends.cuda.families.kernel import Kernel
+from int4core.backends.cuda.families.kernel import WORKSPACE, Kernel
 from int4core.backends.cuda.families.linear_wgmma import WgmmaLinear
+from int4core.backends.cuda.families.means_wgmma import CONFIGS, FIRST_NUMBER, WgmmaMeans
 from int4core.backends.cuda.families.pair_wgmma import WgmmaPair
 from int4core.backends.cuda.families.pooled_wgmma import WgmmaPooled
 from int4core.backends.cuda.families.residual_wgmma import WgmmaResidual
@@ -299,6 +300,54 @@ def test_pools(number: int, conv: Convolution, folder: Any) -> None:
     check(kernel, Emulated(kernel.source, folder, 900), inputs, problem.expected())
 
 
+MEANS = {
+    "three images, two parts": (252, Convolution(3, 7, 7, 128, 256, 1, 1, 0, Output.U7, Residual.U4)),
+    "more tiles than a team has slots": (253, Convolution(25, 7, 7, 64, 128, 1, 1, 0, Output.U7, Residual.U4)),
+    "one image, less than a tile": (252, Convolution(1, 7, 7, 64, 128, 1, 1, 0, Output.U7, Residual.U4)),
+    "an image is half a tile": (252, Convolution(5, 8, 8, 64, 128, 1, 1, 0, Output.U7, Residual.U4)),
+    "the largest, over two tiles and three": (252, Convolution(5, 11, 11, 64, 128, 1, 1, 0, Output.U7, Residual.U4)),
+    "four images a tile": (253, Convolution(11, 7, 7, 64, 128, 1, 1, 0, Output.U7, Residual.U4)),
+    "small images, seven a tile": (252, Convolution(21, 5, 5, 64, 128, 1, 1, 0, Output.U7, Residual.U4)),
+    "256 channels": (254, Convolution(9, 7, 7, 128, 256, 1, 1, 0, Output.U7, Residual.U4)),
+    "256 channels, two parts": (255, Convolution(4, 9, 9, 64, 512, 1, 1, 0, Output.U7, Residual.U4)),
+    "256 channels, four images a tile": (255, Convolution(11, 5, 5, 64, 256, 1, 1, 0, Output.U7, Residual.U4)),
+    "the end of a basic block": (252, Convolution(4, 7, 7, 64, 128, 3, 1, 1, Output.U7, Residual.U4)),
+}
+
+
+@needs_compiler
+@pytest.mark.parametrize("name", list(MEANS))
+def test_means(name: str, folder: Any) -> None:
+    """Run after run on the same workspace, which must be zero after each."""
+    number, conv = MEANS[name]
+    problem = PooledProblem(conv, draws())
+    kernel = tight(
+        lambda chip: WgmmaMeans(problem.op, number, chip), 2 * conv.k // CONFIGS[number - FIRST_NUMBER].tile_n
+    )
+    assert kernel.stages == 2
+    workspace = np.zeros(kernel.workspace_bytes // 8, np.uint64)
+    inputs = {"input": problem.first.input, "residual": problem.first.residual, WORKSPACE: workspace}
+    check(kernel, Emulated(kernel.source, folder, 900), inputs, problem.expected())
+    assert not workspace.any()
+
+
+@needs_compiler
+@pytest.mark.parametrize("value", [0, 127])
+def test_means_of_the_least_and_the_most(value: int, folder: Any) -> None:
+    """Four sums of the largest image, each as large as can be, lie beside one another in a word."""
+    problem = PooledProblem(Convolution(3, 11, 11, 64, 128, 1, 1, 0, Output.U7, Residual.U4), draws())
+    first = problem.first
+    first.weight[:], first.bias[:] = (7, 3000) if value else (-8, -3000)
+    first.rescale, first.kept = Rescale(np.full(128, 40_000, np.uint16), 16), Rescale(np.zeros(128, np.uint16), 1)
+    expected = problem.expected()
+    assert (expected["pooled"] == value).all()
+    kernel = tight(lambda chip: WgmmaMeans(problem.op, 252, chip))
+    workspace = np.zeros(kernel.workspace_bytes // 8, np.uint64)
+    inputs = {"input": first.input, "residual": first.residual, WORKSPACE: workspace}
+    check(kernel, Emulated(kernel.source, folder, 900), inputs, expected)
+    assert not workspace.any()
+
+
 @needs_compiler
 @pytest.mark.parametrize(
     ("number", "conv"),
@@ -366,6 +415,28 @@ def test_the_emulator_sees_what_goes_wrong_on_a_gpu(fault: str, folder: Any, tmp
     emulated = faulty(kernel.source, *FAULTS[fault], tmp_path)
     with pytest.raises(AssertionError):
         check(kernel, emulated, {"input": problem.input}, {"output": problem.expected()})
+
+
+MEANS_FAULTS = {
+    "outputs added up before they are there": ("mbarrier_wait(full, parity);", ""),
+    "outputs in the place of those that are not added up": (
+        "mbarrier_wait(outputs_empty(team), shared_parity ^ 1);",
+        "",
+    ),
+    "sums of the run before": ("if (rows < IMAGE) partial[first + part * (TILE_N / 16)] = 0;", ""),
+}
+
+
+@needs_compiler
+@pytest.mark.parametrize("fault", list(MEANS_FAULTS))
+def test_so_it_does_of_means(fault: str, folder: Any, tmp_path: Path) -> None:
+    problem = PooledProblem(Convolution(25, 7, 7, 64, 128, 1, 1, 0, Output.U7, Residual.U4), draws())
+    kernel = tight(lambda chip: WgmmaMeans(problem.op, 252, chip))
+    inputs = {"input": problem.first.input, "residual": problem.first.residual}
+    inputs[WORKSPACE] = np.zeros(kernel.workspace_bytes // 8, np.uint64)
+    emulated = faulty(kernel.source, *MEANS_FAULTS[fault], tmp_path)
+    with pytest.raises(AssertionError):
+        check(kernel, emulated, inputs, problem.expected())
 
 
 @needs_compiler

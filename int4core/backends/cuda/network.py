@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from int4core.backends.cuda.device import chip_at, load_cupy, memory_errors
-from int4core.backends.cuda.families.kernel import Kernel
+from int4core.backends.cuda.families.kernel import WORKSPACE, HasWorkspace, Kernel
 from int4core.backends.cuda.jit import nvrtc
 from int4core.backends.cuda.jit.compiler import Compiled, compile_all
 from int4core.backends.cuda.jit.launch import OVERLAP_CAPABILITY, Launch
@@ -142,11 +142,24 @@ class DeviceNetwork:
         if kernel.shared_bytes > 48 << 10:
             function.max_dynamic_shared_size_bytes = self.chip.shared_bytes - function.shared_size_bytes
         addresses = [array.data.ptr for array in self._uploaded(kernel)]
+        workspace = self._zeros(kernel)
+        if workspace is not None:
+            tensors = {**tensors, WORKSPACE: workspace.data.ptr}
         arguments = kernel.arguments(tensors, addresses)
         # Portable PTX is of before there was overlap: its kernels do not wait for the one before.
         overlap = self.chip.capability >= OVERLAP_CAPABILITY and not self._portable
         name = kernel.op.name
-        return Launch(self.cupy, name, function, kernel.grid, kernel.threads, arguments, kernel.shared_bytes, overlap)
+        size = kernel.shared_bytes
+        return Launch(self.cupy, name, function, kernel.grid, kernel.threads, arguments, size, overlap, workspace)
+
+    def _zeros(self, kernel: Kernel) -> Any:
+        """A launch's workspace, None where it needs none."""
+        if not isinstance(kernel, HasWorkspace):
+            return None
+        with memory_errors(f"{kernel.op.name}'s workspace", self.tuning.batch):
+            zeros = self.cupy.zeros(kernel.workspace_bytes, np.uint8)
+        self.cupy.cuda.get_current_stream().synchronize()  # as for constants
+        return zeros
 
     def _uploaded(self, kernel: Kernel) -> tuple[Any, ...]:
         key = (kernel.op.name, kernel.layout)

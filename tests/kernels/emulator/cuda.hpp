@@ -338,6 +338,11 @@ inline unsigned atomicOr(unsigned* address, unsigned bits) {
   *address = old | bits;
   return old;
 }
+inline unsigned long long atomicAdd(unsigned long long* address, unsigned long long value) {
+  const unsigned long long old = *address;
+  *address = old + value;
+  return old;
+}
 inline double __dmul_rn(double a, double b) { return a * b; }
 
 inline float __int_as_float(int x) {

@@ -16,6 +16,17 @@ inline void cvt_pack_sat_u4_s32_b32(unsigned& d, int a, int b, unsigned c) { d =
 inline void cvt_pack_sat_u8_s32_b32(unsigned& d, int a, int b, unsigned c) { d = packed_pair<8, false>(a, b, c); }
 inline void cvt_pack_sat_s8_s32_b32(unsigned& d, int a, int b, unsigned c) { d = packed_pair<8, true>(a, b, c); }
 
+// --- permutation of bytes --------------------------------------------------------------------------------------------
+
+// Bit 3 of a nibble of the selector asks for the byte's sign, eight times.
+inline void prmt_b32(unsigned& d, unsigned a, unsigned b, unsigned selector) {
+  d = 0;
+  for (int i = 0; i < 4; ++i) {
+    const unsigned char byte = __byte_perm(a, b, selector >> 4 * i & 7);
+    d |= static_cast<unsigned>(selector >> 4 * i & 8 ? (byte & 128 ? 255 : 0) : byte) << 8 * i;
+  }
+}
+
 // --- cp.async --------------------------------------------------------------------------------------------------------
 
 inline void cp_async_cg_shared_global(unsigned target, const void* source, int bytes) {

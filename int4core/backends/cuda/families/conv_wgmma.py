@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -104,18 +105,28 @@ def check_chip(chip: Chip) -> None:
         raise EngineError(f"wgmma runs on compute capability 9.0, not {'.'.join(map(str, chip.capability))}")
 
 
-@dataclass(frozen=True, eq=False)
-class WgmmaConv:
-    """A convolution on entry `number` of the table: buffers, grid and the compiler's constants.
+class TiledConv(ABC):
+    """What conv_wgmma.cu computes of a convolution: buffers, grid and the compiler's constants."""
 
-    Raises EngineError when they do not fit; the message is the reason.
-    """
-
-    op: ConvOp
     number: int
     chip: Chip
 
-    def __post_init__(self) -> None:
+    @property
+    @abstractmethod
+    def first(self) -> ConvOp:
+        """The convolution."""
+
+    @property
+    @abstractmethod
+    def config(self) -> TileConfig: ...
+
+    @property
+    def image(self) -> int:
+        """Pixels of an image whose mean is the output; 0 where its pixels are."""
+        return 0
+
+    def check(self) -> None:
+        """Raises EngineError when they do not fit; the message is the reason."""
         check_chip(self.chip)
         config = self.config
         if self.conv.k % config.tile_n:
@@ -124,15 +135,11 @@ class WgmmaConv:
             raise EngineError(f"{config}: too few registers for this epilogue")
         if self.stages < 2:
             raise EngineError(f"{config}: two stages do not fit shared memory")
-        s8_constants(self.op, config.tile_n)
+        s8_constants(self.first, config.tile_n)
 
     @property
     def conv(self) -> Convolution:
-        return self.op.shape
-
-    @property
-    def config(self) -> TileConfig:
-        return CONFIGS[self.number - FIRST_NUMBER]
+        return self.first.shape
 
     @property
     def threads(self) -> int:
@@ -171,7 +178,8 @@ class WgmmaConv:
         """Shared memory that does not depend on the number of stages."""
         row = self.config.tile_n // 2 if self.conv.residual == Residual.U4 else 0
         weights = self.blocks * self.block_weight_bytes if self.config.resident else 0
-        return weights + self.config.teams * 2 * row * self.config.tile_m
+        outputs = self.config.tile_n if self.image else 0
+        return weights + self.config.teams * (2 * row + outputs) * self.config.tile_m
 
     @property
     def stages(self) -> int:
@@ -199,14 +207,14 @@ class WgmmaConv:
             "TILE_N": config.tile_n, "SUBTILES": config.subtiles, "WARPGROUPS": config.warpgroups,
             "TEAMS": config.teams, "WEIGHTS_RESIDENT": int(config.resident), "ORDERED": int(config.ordered),
             "K_BYTES": self.conv.k_bytes, "OUTPUT": int(self.conv.output), "RESIDUAL": self.residual,
-            "RESCALE_SHIFT": S8_FRACTION + self.op.branch.up.shift if self.op.branch else 0,
+            "RESCALE_SHIFT": S8_FRACTION + self.first.branch.up.shift if self.first.branch else 0, "IMAGE": self.image,
         }  # fmt: skip
         return KernelSource.of("conv_wgmma.cu", "conv_wgmma", constants, {"ConvShape": CONV_SHAPE}, ELEMENTS)
 
     @property
     def residual(self) -> int:
         """RESIDUAL in the kernel."""
-        return int(self.conv.residual) if start_of(self.op) is None else STARTED
+        return int(self.conv.residual) if start_of(self.first) is None else STARTED
 
     @property
     def layout(self) -> str:
@@ -214,17 +222,21 @@ class WgmmaConv:
 
     def constants(self) -> tuple[npt.NDArray[Any], ...]:
         tile_n, k_bytes = self.config.tile_n, self.conv.k_bytes
-        weights = arrange_wgmma(self.op.weight, tile_n, k_bytes)
-        if self.op.branch:
-            weights = join_weights(weights, arrange_wgmma(self.op.branch.weight, tile_n, k_bytes))
-        epilogue = s8_constants(self.op, tile_n)
+        weights = arrange_wgmma(self.first.weight, tile_n, k_bytes)
+        if self.first.branch:
+            weights = join_weights(weights, arrange_wgmma(self.first.branch.weight, tile_n, k_bytes))
+        epilogue = s8_constants(self.first, tile_n)
         return weights, epilogue.channels, epilogue.residual
 
-    def arguments(self, tensors: Mapping[str, int], constants: Sequence[int]) -> Arguments:
-        op = self.op
+    def arguments_to(
+        self, target: str, tensors: Mapping[str, int], constants: Sequence[int], partial: int
+    ) -> Arguments:
+        """The kernel's arguments; `partial` is the address of sums that are not complete."""
+        op = self.first
         residual = tensors[op.residual_source] if op.residual_source else 0
         maps = self.tensor_maps(tensors[op.source], residual)
-        return (*maps, *map(address, (*constants, tensors[op.target])), self.shape_argument())
+        addresses = map(address, (*constants, tensors[target]))
+        return (*maps, *addresses, self.shape_argument(), address(partial))
 
     def shape_argument(self) -> StructArray:
         """The kernel's `shape`: a CONV_SHAPE scalar."""
@@ -250,6 +262,32 @@ class WgmmaConv:
             shape = (conv.n, conv.p, conv.q, conv.k // 2)
             return main, im2col_map(residual, shape, 1, 1, 0, config.tile_n // 2, config.tile_m)
         return main, main
+
+
+@dataclass(frozen=True, eq=False)
+class WgmmaConv(TiledConv):
+    """A convolution on entry `number` of the table.
+
+    Raises EngineError when it does not fit; the message is the reason.
+    """
+
+    op: ConvOp
+    number: int
+    chip: Chip
+
+    def __post_init__(self) -> None:
+        self.check()
+
+    @property
+    def first(self) -> ConvOp:
+        return self.op
+
+    @property
+    def config(self) -> TileConfig:
+        return CONFIGS[self.number - FIRST_NUMBER]
+
+    def arguments(self, tensors: Mapping[str, int], constants: Sequence[int]) -> Arguments:
+        return self.arguments_to(self.op.target, tensors, constants, 0)
 
     def __str__(self) -> str:
         return f"wgmma {self.config}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -62,6 +62,22 @@ class Kernel(Protocol):
     def arguments(self, tensors: Mapping[str, int], constants: Sequence[int]) -> Arguments:
         """The kernel's arguments, from the addresses of tensors by name and of `constants()` in order."""
         ...
+
+
+WORKSPACE = "workspace"
+"""The name, among the tensors of `Kernel.arguments`, of what a HasWorkspace works in."""
+
+
+@runtime_checkable
+class HasWorkspace(Protocol):
+    """A kernel that needs memory which is zero when it starts, and zero again when it is done.
+
+    Each launch has its own: batches that are under way at once do not meet in it. It is zeroed when it is allocated,
+    and never again: a kernel that has started ends, or its whole context is lost.
+    """
+
+    @property
+    def workspace_bytes(self) -> int: ...
 
 
 def address(value: int) -> np.uint64:

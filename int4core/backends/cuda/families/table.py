@@ -14,6 +14,7 @@ from int4core.backends.cuda.families import (
     conv_slices,
     conv_wgmma,
     linear_wgmma,
+    means_wgmma,
     pair_wgmma,
     pooled_wgmma,
     residual_wgmma,
@@ -92,6 +93,7 @@ WINOGRAD = _family("wgmma, F(2, 3)", winograd_wgmma, winograd_wgmma.WgmmaWinogra
 DEEP_WINOGRAD = _family("wgmma, F(2, 3)", winograd_deep_wgmma, winograd_deep_wgmma.WgmmaDeepWinograd)
 SLICES = _family("mma.sync, slices", conv_slices, conv_slices.SlicedConv)
 POOLED = _family("wgmma and mean", pooled_wgmma, pooled_wgmma.WgmmaPooled)
+MEANS = _family("wgmma and mean", means_wgmma, means_wgmma.WgmmaMeans)
 LINEAR = _family("linear, wgmma", linear_wgmma, linear_wgmma.WgmmaLinear)
 LINES = _family("wgmma, whole lines", residual_wgmma, residual_wgmma.WgmmaResidual)
 
@@ -104,7 +106,7 @@ STEMS: tuple[Family, ...] = (WGMMA_STEM, STRIPS, STEM, LINES_STEM, TEAMS_STEM, D
 PAIRS: tuple[Family, ...] = (PAIR,)
 """Likewise of a PairOp: only where a tuning file names one, for both layers."""
 
-POOLS: tuple[Family, ...] = (POOLED,)
+POOLS: tuple[Family, ...] = (POOLED, MEANS)
 """Likewise of a PooledOp, for its convolution."""
 
 LINEARS: tuple[Family, ...] = (LINEAR,)

@@ -49,6 +49,7 @@ class Launch:
         name: the operation's, for messages.
         function: a cupy.RawKernel.
         overlap: whether it may start before the kernel before it on the stream is over.
+        workspace: memory that only this launch uses, if it needs any; held here.
     """
 
     cupy: Any = field(repr=False)
@@ -59,6 +60,7 @@ class Launch:
     arguments: Arguments
     shared_bytes: int
     overlap: bool
+    workspace: Any = field(default=None, repr=False)
 
     def __call__(self) -> None:
         if not self.overlap:
