@@ -14,10 +14,10 @@
 // shuffle; `int4core.backends.cuda.families.layouts` lays the weights out to match.
 //
 // Compile-time constants: TILE_N, SUBTILES, WARPGROUPS, TEAMS, K_BYTES, WEIGHTS_RESIDENT, ORDERED,
-// OUTPUT (0 u4, 1 u7 bytes), RESIDUAL (0 none, 1 a u4 tensor, 2 a 1x1 convolution of one, 3 such a one whose rescaled
-// sums hold the outputs' bias), RESCALE_SHIFT (of that convolution: see epilogue/rescale_s8.cuh). A convolution as
-// residual is the first part of K: its sums are rescaled where they lie, in the accumulators, and the rest is added to
-// them. IMAGE: 0, or the pixels of an image whose mean is written in place of its outputs (image_means.cuh).
+// OUTPUT (0 u4, 1 u7 bytes), RESIDUAL (0 none, 1 a u4 tensor, 2 a 1x1 convolution of one), RESCALE_BASE and SATURATED
+// (of that convolution: epilogue/rescale_s8.cuh). A convolution as residual is the first part of K: its sums are
+// rescaled where they lie, in the accumulators, with the outputs' bias, and the rest is added to them. IMAGE: 0, or the
+// pixels of an image whose mean is written in place of its outputs (image_means.cuh).
 #include "epilogue/narrow.cuh"
 #include "epilogue/rescale_s8.cuh"
 #include "image_means.cuh"
@@ -28,14 +28,14 @@
 #include "stages.cuh"
 
 template <int TILE_N, int SUBTILES, int WARPGROUPS, int TEAMS, int K_BYTES, bool WEIGHTS_RESIDENT, bool ORDERED,
-          int OUTPUT, int RESIDUAL, int RESCALE_SHIFT, int IMAGE>
+          int OUTPUT, int RESIDUAL, int RESCALE_BASE, bool SATURATED, int IMAGE>
 struct ConvWgmma {
   static constexpr int WORDS = K_BYTES / 16;                 // 32-bit words a thread reads of a row: k-steps per block
   static constexpr int TILE_M = WARPGROUPS * SUBTILES * 64;  // pixels of a team's tile
   static constexpr int ACTIVATION_BYTES = TILE_M * K_BYTES;  // of one stage
   static constexpr int WEIGHT_BYTES = WORDS * 32 * TILE_N;   // of one block of K
   static constexpr int STAGE_BYTES = ACTIVATION_BYTES + (WEIGHTS_RESIDENT ? 0 : WEIGHT_BYTES);
-  static constexpr bool CONVOLVED = RESIDUAL >= 2;
+  static constexpr bool CONVOLVED = RESIDUAL == 2;
   static constexpr int RESIDUAL_STAGES = RESIDUAL == 1 ? 2 : 0;
   static constexpr int RESIDUAL_ROW = TILE_N / 2;
   static constexpr int RESIDUAL_BYTES = TILE_M * RESIDUAL_ROW;
@@ -265,7 +265,7 @@ struct ConvWgmma {
         wait_turn();
         if constexpr (CONVOLVED) {
           multiply_blocks(0, shape.residual_blocks);
-          rescale_sums<RESCALE_SHIFT, RESIDUAL == 3>(sums, residual_pairs, quad);
+          rescale_sums<RESCALE_BASE, SATURATED>(sums, residual_pairs, quad);
 #pragma unroll
           for (int sub = 0; sub < SUBTILES; ++sub) pin_registers(sums[sub]);
         }
@@ -305,7 +305,7 @@ struct ConvWgmma {
             unsigned packed[SUBTILES][2][STORE_WORDS];
 #pragma unroll
             for (int word = first; word < first + STORE_WORDS; ++word)
-              requantize_words<OUTPUT, RESIDUAL>(sums, pairs, quad, word, kept_words, packed);
+              requantize_words<OUTPUT, CONVOLVED ? 3 : RESIDUAL>(sums, pairs, quad, word, kept_words, packed);
 #pragma unroll
             for (int sub = 0; sub < SUBTILES; ++sub)
 #pragma unroll

@@ -17,8 +17,8 @@
 // - A chunk's results replace the residual where that lies, or would; the slot then leaves as whole boxes
 //   (residual_boxes.cuh).
 //
-// Compile-time constants: C_IN, K_MID, K_OUT, SUBTILES, TEAMS, SLOTS, CHUNK, AHEAD, C_SOURCE; RESCALE_SHIFT, and
-// STARTED: whether the rescaled sums hold the wide outputs' bias (epilogue/rescale_s8.cuh).
+// Compile-time constants: C_IN, K_MID, K_OUT, SUBTILES, TEAMS, SLOTS, CHUNK, AHEAD, C_SOURCE; RESCALE_BASE and
+// SATURATED (epilogue/rescale_s8.cuh).
 #include "boxed_teams.cuh"
 #include "epilogue/rescale_s8.cuh"
 #include "narrow_rows.cuh"
@@ -27,7 +27,7 @@
 #include "residual_boxes.cuh"
 
 template <int C_IN, int K_MID, int K_OUT, int SUBTILES, int TEAMS, int SLOTS, int CHUNK, bool AHEAD, int C_SOURCE,
-          int RESCALE_SHIFT, bool STARTED>
+          int RESCALE_BASE, bool SATURATED>
 struct PairWgmma {
   using Boxes = ResidualBoxes<C_IN, SUBTILES, CHUNK>;
   using Narrow = NarrowRows<K_OUT, SUBTILES, CHUNK>;
@@ -108,7 +108,7 @@ struct PairWgmma {
       Narrow narrow_rows;
       auto multiply_chunk = [&](int chunk, auto& sums, const auto& kept, unsigned place) {
         typename Boxes::Words packed;
-        boxes.template requantize<0, CONVOLVED ? 2 + STARTED : 1>(sums, wide_pairs, chunk, kept, packed);
+        boxes.template requantize<0, CONVOLVED ? 3 : 1>(sums, wide_pairs, chunk, kept, packed);
         Boxes::share(place, packed);
         narrow_rows.begin(packed, second_descriptor, chunk);
         if (chunk == 1 && leader && previous >= 0) {  // by now the tile before should have left its slot
@@ -151,11 +151,11 @@ struct PairWgmma {
     if (leader) bulk_store_wait<0>();
   }
 
-  // A residual convolution's sums of a chunk, where they lie.
+  // A residual convolution's sums of a chunk, where they lie, with the wide outputs' bias.
   static __device__ __forceinline__ void rescale(typename Boxes::Sums& sums, const S8ResidualPair* pairs, int quad) {
 #pragma unroll
     for (int sub = 0; sub < SUBTILES; ++sub) pin_registers(sums[sub]);
-    rescale_sums<RESCALE_SHIFT, STARTED>(sums, pairs, quad);
+    rescale_sums<RESCALE_BASE, SATURATED>(sums, pairs, quad);
 #pragma unroll
     for (int sub = 0; sub < SUBTILES; ++sub) pin_registers(sums[sub]);
   }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
@@ -12,12 +13,14 @@ from int4core.backends.cuda.families.epilogue import (
     OFFSET_BASE,
     channel_constants,
     check_sums,
+    rescale_base,
     residual_constants,
     s8_residual_constants,
 )
 from int4core.backends.cuda.families.layouts import arrange_wgmma, block_channels, tile_channels
 from int4core.backends.cuda.plan.ops import Branch, Limits
 from int4core.backends.cuda.plan.requantise import Rescale
+from int4core.backends.cuda.plan.saturate import saturating_line
 from int4core.dtypes import S8, S32, U4, U31
 from int4core.errors import EngineError
 from int4core.quantize import requantize
@@ -121,55 +124,64 @@ def branch_of(down: Rescale, up: Rescale) -> Branch:
     return Branch("branch", np.zeros((k, 32, 1, 1), np.int8), np.zeros(k, np.int16), down, up, Limits(-70000, 70000))
 
 
-@pytest.mark.parametrize("shift", [0, 1, 2, 3, 6])
-def test_every_s8_is_rescaled_by_every_factor_in_an_integer_product(shift: int) -> None:
+@pytest.mark.parametrize("shift", [0, 2, 3, 16])
+def test_every_s8_is_rescaled_and_added_to_in_one_multiply_add(shift: int) -> None:
     """rescale_s8.cuh's second half: all 2^8 values, all 2^16 factors."""
     factors = np.arange(1 << 16).astype(np.uint16)
-    pairs = s8_residual_constants(branch_of(Rescale(factors, 16), Rescale(factors, shift)), 8)
-    up, start = (pairs[name].ravel().astype(np.int64) for name in ("up", "start"))
-    assert np.array_equal(up, 256 * factors.astype(np.int64) + 1)  # tiles of eight are in the order of channels
+    branch = branch_of(Rescale(np.ones_like(factors), 16), Rescale(factors, shift))
+    wide = factors.astype(np.int64)
+    added = np.where(
+        wide % 2, 1 - (-128 * wide >> shift), (1 << 24) - 2 - (127 * wide >> shift)
+    )  # the least or the most
+    # Tiles of eight are in the order of channels. Products of 24 bits are exact in float64.
+    pairs = s8_residual_constants(branch, 8, added)
+    up, start = pairs["up"].ravel().astype(np.float64), np.ldexp(pairs["start"].ravel().astype(np.float64), 149)
     for n in range(-128, 128):
-        product = (n + 128) * up + start
-        assert product.min() >= -(1 << 31)
-        assert product.max() < 1 << 31
-        assert np.array_equal(product >> (8 + shift), requantize(np.int64(n), factors, shift, S32))
-
-
-@pytest.mark.parametrize(("shift", "base"), [(0, 1 << 23), (2, 1 << 21), (6, 1 << 17)])
-def test_every_s8_is_rescaled_and_added_to_in_32_bits_without_sign(shift: int, base: int) -> None:
-    """As above, with what is `added`, as the kernel computes it: modulo 2^32."""
-    factors = np.arange(1 << 16).astype(np.uint16)
-    added = base + RNG.integers(-20000, 20000, len(factors))
-    pairs = s8_residual_constants(branch_of(Rescale(factors, 16), Rescale(factors, shift)), 8, added)
-    up, start = (pairs[name].ravel().view(np.uint32) for name in ("up", "start"))
-    for n in range(-128, 128):
-        wanted = requantize(np.int64(n), factors, shift, S32) + added
-        fits = (wanted >= 0) & (wanted < 1 << 24 - shift)
-        assert fits.sum() > 60000
-        found = (np.uint32(n + 128) * up + start) >> np.uint32(8 + shift)
-        assert np.array_equal(found[fits], wanted[fits])
+        found = np.floor((n + 128 + rescale_base(branch)) * up + start)
+        assert np.array_equal(found, requantize(np.int64(n), factors, shift, S32) + added), n
 
 
 def test_sums_are_rescaled_to_s8_in_a_float_that_is_clamped_as_an_integer() -> None:
-    """rescale_s8.cuh's first half: the float is rounded once, from an exact double."""
+    """rescale_s8.cuh's first half where there is no saturating line: a float that is rounded once."""
     factors = np.array(
         [0, 1, 2, 3, 4, 1024, 2048, 3072, 3641, 4096, 6001, 16384, 32768, 49152, 65534, 65535], np.uint16
     )
     x = np.arange(-70000, 70001)
-    pairs = s8_residual_constants(branch_of(Rescale(factors, 16), Rescale(factors, 0)), 8)
     magic = np.int32(MAGIC).view(np.float32)
-    for factor, down in zip(factors, pairs["down"].ravel(), strict=True):
+    for factor, down in zip(factors, Rescale(factors, 16).nudged, strict=True):
         rounded = (x.astype(np.float64) * np.float64(down) + np.float64(magic)).astype(np.float32).view(np.int32)
         narrow = np.maximum(np.minimum(rounded + np.int32(128 - MAGIC), 255), 0) - 128
         assert np.array_equal(narrow, requantize(x, int(factor), 16, S8)), factor
 
 
-def test_rescalings_beyond_32_bits_are_refused() -> None:
-    ones = Rescale(np.ones(64, np.uint16), 16)
-    with pytest.raises(EngineError, match="need 64 bits"):
-        s8_residual_constants(branch_of(Rescale(np.full(64, 60000, np.uint16), 2), ones), 64)
-    with pytest.raises(EngineError, match="need 64 bits"):
-        s8_residual_constants(branch_of(ones, Rescale(np.full(64, 65535, np.uint16), 20)), 64)
+def test_constants_of_a_first_half_are_a_line_s_or_an_offset_and_a_factor() -> None:
+    down, ones = Rescale(np.array([3641, 41] * 4, np.uint16), 16), Rescale(np.ones(8, np.uint16), 0)
+    bias = np.full(8, -144, np.int16)
+    without = replace(branch_of(down, ones), bias=bias)
+    pairs = s8_residual_constants(without, 8, np.full(8, 1000))
+    assert saturating_line(without) is None
+    assert (pairs["begin"].view(np.int32) == MAGIC - 144).all()
+    assert pairs["down"].ravel().tolist() == down.nudged.tolist()
+    having = replace(without, down=Rescale(np.full(8, 3641, np.uint16), 16))
+    pairs = s8_residual_constants(having, 8, np.full(8, 1000))
+    line = saturating_line(having)
+    assert line is not None
+    assert pairs["begin"].ravel().tolist() == line.start.tolist()
+    assert pairs["down"].ravel().tolist() == line.slope.tolist()
+
+
+def test_rescalings_beyond_the_linear_range_are_refused() -> None:
+    ones, most = Rescale(np.ones(64, np.uint16), 16), Rescale(np.full(64, 65535, np.uint16), 0)
+    room = np.full(64, 1 << 23)
+    s8_residual_constants(branch_of(ones, most), 64, room)
+    for branch, added in (
+        (branch_of(Rescale(np.full(64, 60000, np.uint16), 2), ones), room),
+        (branch_of(ones, Rescale(ones.factor, 17)), room),
+        (branch_of(ones, most), room - 128),
+        (branch_of(ones, most), room + 65663),
+    ):
+        with pytest.raises(EngineError, match="need 64 bits"):
+            s8_residual_constants(branch, 64, added)
 
 
 @pytest.mark.parametrize("shift", [0, 1, 2, 3, 16, 22])

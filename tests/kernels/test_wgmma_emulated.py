@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from int4core.backends.cuda.chips import CHIPS, Chip
-from int4core.backends.cuda.families.conv_wgmma import STARTED, WgmmaConv
+from int4core.backends.cuda.families.conv_wgmma import WgmmaConv
 from int4core.backends.cuda.families.kernel import WORKSPACE, Kernel
 from int4core.backends.cuda.families.linear_wgmma import WgmmaLinear
 from int4core.backends.cuda.families.means_wgmma import CONFIGS, FIRST_NUMBER, WgmmaMeans
@@ -109,45 +109,52 @@ def check(kernel: Kernel, emulated: Emulated, inputs: dict[str, Any], outputs: d
             np.testing.assert_array_equal(written[name], array, f"{kernel.number}: {kernel}, {name}, flags {flags}")
 
 
-def branched(most: int, shift: int, conv: Convolution) -> tuple[Problem, ConvOp]:
-    """With factors of up to `most` over 2^shift in the residual convolution's second requantisation."""
+def branched(saturated: bool, shift: int, conv: Convolution) -> tuple[Problem, ConvOp]:
+    """With `shift` in the residual convolution's second requantisation, and a first one that saturates or does not."""
     rng = draws()
     problem = Problem(conv, rng)
     assert problem.branch is not None
-    # The largest factor first, so that it decides.
+    most = min(MOST_UP << shift, 1 << 16)
     up = Rescale(np.append(most - 1, rng.integers(0, most, conv.k - 1)).astype(np.uint16), shift)
-    problem.branch = replace(problem.branch, up=up)
-    limits = Limits.of(problem.weight, problem.bias, 0, 15) + Limits(-128 * most, 128 * most)
+    down, bias = problem.branch.down, problem.branch.bias
+    if saturated:
+        down, bias = Rescale(rng.integers(1000, 6000, conv.k).astype(np.uint16), 16), (bias // 8).astype(np.int16)
+    else:
+        down.factor[-1], bias[-1] = WITHOUT_LINE
+    problem.branch = replace(problem.branch, up=up, down=down, bias=bias)
+    reach = 128 * most >> shift
+    limits = Limits.of(problem.weight, problem.bias, 0, 15) + Limits(-reach, reach)
     return problem, replace(problem.op, limits=limits)
 
 
-STARTS = [(MOST_UP, 3, False), (MOST_UP >> 6, 2, True)]
-"""Factors and shifts of `branched`, and whether the rescaled sums can hold the bias."""
+WITHOUT_LINE = 65205, -1641
+"""Factor and bias of a channel that has no saturating line."""
+
+BRANCHES = [(False, 2), (True, 0), (True, 3), (True, 16)]
+"""What `branched` is given."""
 
 
 @needs_compiler
-@pytest.mark.parametrize(("most", "shift", "started"), STARTS)
-def test_the_bias_is_in_the_rescaled_residual_where_that_fits(
-    most: int, shift: int, started: bool, folder: Any
-) -> None:
+@pytest.mark.parametrize(("saturated", "shift"), BRANCHES)
+def test_a_residual_convolution_is_rescaled(saturated: bool, shift: int, folder: Any) -> None:
     conv = Convolution(1, 9, 13, 64, 128, 1, 1, 0, residual=Residual.CONVOLUTION, source=Source(9, 13, 64, 1))
-    problem, op = branched(most, shift, conv)
+    problem, op = branched(saturated, shift, conv)
     kernel = tight(lambda chip: WgmmaConv(op, 105, chip))
-    assert kernel.residual == (STARTED if started else int(Residual.CONVOLUTION))
+    assert dict(kernel.source.constants)["SATURATED"] == saturated
     inputs = {"input": problem.input, "residual": problem.residual}
     check(kernel, Emulated(kernel.source, folder, 900), inputs, {"output": problem.expected()})
 
 
 @needs_compiler
-@pytest.mark.parametrize(("most", "shift", "started"), STARTS)
-def test_so_it_is_in_a_pair_s(most: int, shift: int, started: bool, folder: Any) -> None:
+@pytest.mark.parametrize(("saturated", "shift"), BRANCHES)
+def test_so_it_is_in_a_pair(saturated: bool, shift: int, folder: Any) -> None:
     conv = Convolution(1, 19, 21, 64, 256, 1, 1, 0, residual=Residual.CONVOLUTION, source=Source(19, 21, 64, 1))
     pair = PairProblem(conv, 64, draws())
-    pair.first, first = branched(most, shift, conv)
+    pair.first, first = branched(saturated, shift, conv)
     pair.second.input = pair.first.expected()
     op = replace(pair.op, first=replace(first, target="wide"))
     kernel = tight(lambda chip: WgmmaPair(op, 161, chip))
-    assert dict(kernel.source.constants)["STARTED"] == started
+    assert dict(kernel.source.constants)["SATURATED"] == saturated
     inputs = {"input": pair.first.input, "residual": pair.first.residual}
     check(kernel, Emulated(kernel.source, folder, 900), inputs, pair.expected())
 

@@ -51,7 +51,7 @@ __device__ __forceinline__ float add_residual(float sum, float factor, const uns
   return __fmaf_rn(__uint_as_float(nibble), factor, sum);
 }
 
-// Residual 3: x has the bias and the offset already, as rescale_s8.cuh can leave them.
+// Residual 3: x has the bias and the offset already, as rescale_s8.cuh leaves them.
 template <int Residual, int COUNT>
 __device__ __forceinline__ int requantize(int x, const ChannelPair& pair, int odd, const unsigned (&kept)[COUNT],
                                           int index) {

@@ -357,6 +357,7 @@ inline int __float_as_int(float f) {
   return x;
 }
 inline float __int2float_rn(int x) { return static_cast<float>(x); }
+inline float __saturatef(float x) { return x > 0.0f ? x < 1.0f ? x : 1.0f : 0.0f; }
 inline float __fdiv_rn(float a, float b) { return a / b; }
 inline float __double2float_rn(double x) { return static_cast<float>(x); }
 inline int __double2int_rn(double x) { return static_cast<int>(rint(x)); }

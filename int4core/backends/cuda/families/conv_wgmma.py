@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from int4core.backends.cuda.chips import Chip
 from int4core.backends.cuda.families.choose import choose
-from int4core.backends.cuda.families.epilogue import ELEMENTS, S8_FRACTION, StructArray, s8_constants, start_of
+from int4core.backends.cuda.families.epilogue import ELEMENTS, StructArray, s8_constants, s8_options
 from int4core.backends.cuda.families.kernel import Arguments, Grid, address, resident_grid
 from int4core.backends.cuda.families.layouts import arrange_wgmma, join_weights
 from int4core.backends.cuda.jit.source import KernelSource
@@ -32,9 +32,6 @@ STATIC_BYTES = 8 * 1024
 
 MAX_STAGES = 16
 """Buffers of a ring: MAX_STAGES in the kernel."""
-
-STARTED = 3
-"""RESIDUAL in the kernel for Residual.CONVOLUTION where its rescaled sums hold the outputs' bias."""
 
 _SHAPE_FIELDS = (
     "pixels tiles p q taps_w stride pad channel_blocks residual_blocks residual_stride blocks out_channels stages"
@@ -206,15 +203,10 @@ class TiledConv(ABC):
         constants = {
             "TILE_N": config.tile_n, "SUBTILES": config.subtiles, "WARPGROUPS": config.warpgroups,
             "TEAMS": config.teams, "WEIGHTS_RESIDENT": int(config.resident), "ORDERED": int(config.ordered),
-            "K_BYTES": self.conv.k_bytes, "OUTPUT": int(self.conv.output), "RESIDUAL": self.residual,
-            "RESCALE_SHIFT": S8_FRACTION + self.first.branch.up.shift if self.first.branch else 0, "IMAGE": self.image,
+            "K_BYTES": self.conv.k_bytes, "OUTPUT": int(self.conv.output), "RESIDUAL": int(self.conv.residual),
+            **s8_options(self.first), "IMAGE": self.image,
         }  # fmt: skip
         return KernelSource.of("conv_wgmma.cu", "conv_wgmma", constants, {"ConvShape": CONV_SHAPE}, ELEMENTS)
-
-    @property
-    def residual(self) -> int:
-        """RESIDUAL in the kernel."""
-        return int(self.conv.residual) if start_of(self.first) is None else STARTED
 
     @property
     def layout(self) -> str:

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from int4core.backends.cuda.families.layouts import spread_channels
 from int4core.backends.cuda.plan.ops import Branch, ConvOp, StemOp
 from int4core.backends.cuda.plan.requantise import Rescale
+from int4core.backends.cuda.plan.saturate import saturating_line
 from int4core.errors import EngineError
 from int4core.layers import Int16Array
 
@@ -45,12 +46,12 @@ offset: bias + the bits of 1.5 * 2^23; down: factor of the first requantisation,
 2^shift; up: of the second: likewise, or the plain factor for shift 0.
 """
 
-S8_RESIDUAL_PAIR = np.dtype([("offset", "<i4", 2), ("down", "<f4", 2), ("up", "<i4", 2), ("start", "<i4", 2)])
+S8_RESIDUAL_PAIR = np.dtype([("begin", "<f4", 2), ("down", "<f4", 2), ("up", "<f4", 2), ("start", "<f4", 2)])
 """What rescaling a residual convolution on sm_90 needs of two neighbouring channels.
 
-offset: bias + the bits of 1.5 * 2^23; down: as in RESIDUAL_PAIR; up: requant factor of the second requantisation times
-2^S8_FRACTION, plus 1; start: half of 2^(S8_FRACTION + shift), less 128 * up, plus that power times `start_of` if it is
-not None, modulo 2^32.
+begin, down: start and slope of `saturating_line`; where there is none, offset and down of RESIDUAL_PAIR, the offset as
+the bits of a float; up: requant factor of the second requantisation, plus 2^-S8_FRACTION, over 2^shift; start: bias and
+offset of the outputs less 128 times the plain factor, times 2^-149.
 """
 
 WIDE_PAIR = np.dtype(
@@ -77,7 +78,10 @@ NARROW_SUMS = 1 << 22
 """Sums of a residual convolution that a float32 near 1.5 * 2^23 holds: below this in magnitude."""
 
 S8_FRACTION = 8
-"""Bits below a product's unit in epilogue/rescale_s8.cuh: |n| <= 128 is less than a unit."""
+"""Bits that are added to a factor's in epilogue/rescale_s8.cuh: |n| <= 128 is less than their unit."""
+
+S8_SHIFT = 16
+"""Largest shift from s8: the base of epilogue/rescale_s8.cuh is below LINEAR."""
 
 NARROW_SHIFT = 16
 """Largest shift to s8 for which the next float above a factor moves halves, and nothing else."""
@@ -113,28 +117,22 @@ def s8_constants(op: ConvOp, tile_n: int) -> Constants:
         return narrow_constants(op, tile_n)
     check_sums(op.limits.low, op.limits.high, op.rescale.shift)
     check_branch(branch)
-    start = start_of(op)
-    base = OFFSET_BASE if start is None else smallest_base(op)
-    channels = channel_constants(op.bias, op.rescale, tile_n, base=base)
-    return Constants(channels, s8_residual_constants(branch, tile_n, start))
+    start = op.bias + accumulator_offset(op.rescale.wide, op.rescale.shift)
+    return Constants(channel_constants(op.bias, op.rescale, tile_n), s8_residual_constants(branch, tile_n, start))
 
 
-def smallest_base(op: ConvOp) -> int:
-    """The power of two that is enough of an offset for the sums of `op`, OFFSET_BASE at most."""
-    return min(OFFSET_BASE, 1 << max(op.rescale.shift, (-op.limits.low).bit_length()))
+def s8_options(op: ConvOp) -> dict[str, int]:
+    """Constants of a kernel that rescales a residual convolution's sums by epilogue/rescale_s8.cuh."""
+    branch = op.branch
+    if branch is None:
+        return {"RESCALE_BASE": 0, "SATURATED": 0}
+    return {"RESCALE_BASE": rescale_base(branch), "SATURATED": int(saturating_line(branch) is not None)}
 
 
-def start_of(op: ConvOp) -> npt.NDArray[np.int64] | None:
-    """Bias and offset (K,), where the residual convolution's rescaled sums can hold them: none of these is negative
-    then, nor beyond 32 bits as a product (rescale_s8.cuh). None where they cannot."""
-    if op.branch is None:
-        return None
-    start = accumulator_offset(op.rescale.wide, op.rescale.shift, smallest_base(op)) + op.bias
-    up = op.branch.up
-    # Halves are rounded away from zero: the least and the most are one further than the quotients, at most.
-    least, most = (-128 * up.wide >> up.shift) - 1 + start, (127 * up.wide >> up.shift) + 2 + start
-    fits = int(least.min()) >= 0 and int(most.max()) << S8_FRACTION + up.shift < 1 << 32
-    return start if fits else None
+def rescale_base(branch: Branch) -> int:
+    """What is added to the 256 values that epilogue/rescale_s8.cuh multiplies, so that products are rounded."""
+    base: int = (1 << S8_FRACTION - 1 + branch.up.shift) - 128
+    return base
 
 
 def check_branch(branch: Branch) -> None:
@@ -177,11 +175,11 @@ def _pairs(dtype: np.dtype[np.void], bias: Int16Array, rescales: dict[str, Resca
     return pairs
 
 
-def accumulator_offset(factor: npt.NDArray[np.int64], shift: int, base: int = OFFSET_BASE) -> npt.NDArray[np.int64]:
-    """Offsets from `base` on, a power of two: offset * factor / 2^shift = integer + 1/2, where factor is not 0."""
+def accumulator_offset(factor: npt.NDArray[np.int64], shift: int) -> npt.NDArray[np.int64]:
+    """Offsets from OFFSET_BASE on: offset * factor / 2^shift = integer + 1/2, where factor is not 0."""
     half = 1 << (shift - 1)
     low_bit = np.where(factor > 0, factor & -factor, 1)
-    offset: npt.NDArray[np.int64] = base + half // np.minimum(low_bit, half)
+    offset: npt.NDArray[np.int64] = OFFSET_BASE + half // np.minimum(low_bit, half)
     return offset
 
 
@@ -204,12 +202,10 @@ def channel_constants(
     tile_n: int,
     kept: Rescale | None = None,
     convolved: bool = False,
-    base: int = OFFSET_BASE,
 ) -> StructArray:
     """CHANNEL_PAIR (K / tile_n, tile_n / 2) of the convolution, its own bias and final requantisation.
 
-    `kept` rescales a residual tensor (Residual.U4); `convolved` says that the residual is a convolution; `base` is what
-    takes the least sum to 0 and more.
+    `kept` rescales a residual tensor (Residual.U4); `convolved` says that the residual is a convolution.
 
     Raises:
         EngineError: a requantisation is none the one-instruction rounding can do exactly.
@@ -219,7 +215,7 @@ def channel_constants(
         raise EngineError(f"requantisation shift {shift}: one multiply-add takes 1..22")
     if (OFFSET_BASE * int(wide.max(initial=0))) >> shift >= LINEAR // 2:
         raise EngineError(f"requant factor {wide.max()} / 2^{shift}: too large for one multiply-add")
-    offset = accumulator_offset(wide, shift, base)
+    offset = accumulator_offset(wide, shift)
     if np.any((offset * wide) % (1 << shift) != np.where(wide > 0, (1 << shift) >> 1, 0)):
         raise EngineError(f"a requant factor is a multiple of 2^{shift}: one multiply-add takes none")
     correction = (offset * wide) >> shift
@@ -227,9 +223,7 @@ def channel_constants(
     start = bias.astype(np.int64) + offset - (MAGIC if convolved else 0)
     pairs["offset"] = spread_channels(start, tile_n)
     pairs["factor"] = spread_channels(rescale.scale, tile_n)
-    # A denormal: its bits are the sign and the number of 2^-149s.
-    bits = np.where(correction > 0, correction | (1 << 31), 0).astype(np.uint32)
-    pairs["correction"] = spread_channels(bits.view(np.float32), tile_n)
+    pairs["correction"] = spread_channels(_units(-correction), tile_n)
     if kept is not None:
         if kept.shift > RESIDUAL_SHIFT:
             raise EngineError(f"residual shift {kept.shift}: one multiply-add takes at most {RESIDUAL_SHIFT}")
@@ -254,24 +248,33 @@ def residual_constants(bias: Int16Array, down: Rescale, up: Rescale, tile_n: int
     return pairs
 
 
-def s8_residual_constants(branch: Branch, tile_n: int, added: npt.NDArray[np.int64] | None = None) -> StructArray:
+def s8_residual_constants(branch: Branch, tile_n: int, added: npt.NDArray[np.int64]) -> StructArray:
     """S8_RESIDUAL_PAIR (K / tile_n, tile_n / 2) of a residual convolution, with `added` (K,) in its rescaled sums.
 
     Raises:
-        EngineError: what is clamped, or the product with the second factor, could leave 32 bits.
+        EngineError: what is clamped, or what is added to, could leave the range of exact floats.
     """
     most = max(-branch.limits.low, branch.limits.high) * int(branch.down.wide.max(initial=0)) >> branch.down.shift
-    if most >= LINEAR // 2:
-        raise EngineError(f"{branch.name}: sums rescaled to {most} need 64 bits")
-    up, half = (branch.up.wide << S8_FRACTION) + 1, 1 << (S8_FRACTION + branch.up.shift) >> 1
-    if 128 * int(up.max()) + half >= 1 << 31:
-        raise EngineError(f"{branch.name}: factors to s32 with a shift of {branch.up.shift} need 64 bits")
+    up = branch.up
+    # An exact 0 would be rounded down to -0, whose bits are no 0.
+    least_sum = int(((-128 * up.wide >> up.shift) + added).min())
+    most_sum = int(((127 * up.wide >> up.shift) + 1 + added).max())
+    if most >= LINEAR // 2 or up.shift > S8_SHIFT or least_sum < 1 or most_sum >= LINEAR:
+        raise EngineError(
+            f"{branch.name}: sums rescaled to {most}, and to {least_sum} to {most_sum} over 2^{up.shift}, need 64 bits"
+        )
     pairs = np.zeros((len(branch.bias) // tile_n, tile_n // 2), S8_RESIDUAL_PAIR)
-    pairs["offset"] = spread_channels(branch.bias.astype(np.int64) + MAGIC, tile_n)
-    pairs["down"] = spread_channels(branch.down.nudged, tile_n)
-    pairs["up"] = spread_channels(up, tile_n)
-    start = half - 128 * up
-    if added is not None:
-        start = (start + (added << S8_FRACTION + branch.up.shift)).astype(np.uint32).view(np.int32)
-    pairs["start"] = spread_channels(start, tile_n)
+    line = saturating_line(branch)
+    if line:
+        begin, down = line.start, line.slope
+    else:
+        begin, down = (branch.bias + np.int32(MAGIC)).astype(np.int32).view(np.float32), branch.down.nudged
+    pairs["begin"], pairs["down"] = spread_channels(begin, tile_n), spread_channels(down, tile_n)
+    pairs["up"] = spread_channels(np.ldexp((up.wide << S8_FRACTION) + 1, -S8_FRACTION - up.shift), tile_n)
+    pairs["start"] = spread_channels(_units(added - 128 * up.wide), tile_n)
     return pairs
+
+
+def _units(values: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+    """Integers below LINEAR in magnitude, times 2^-149: the bits of those that are not negative are the integers."""
+    return np.ldexp(values.astype(np.float64), -149).astype(np.float32)

@@ -17,11 +17,10 @@ from int4core.backends.cuda.families.conv_wgmma import check_chip
 from int4core.backends.cuda.families.epilogue import (
     CHANNEL_PAIR,
     ELEMENTS,
-    S8_FRACTION,
     S8_RESIDUAL_PAIR,
     narrow_constants,
     s8_constants,
-    start_of,
+    s8_options,
 )
 from int4core.backends.cuda.families.kernel import Arguments, address
 from int4core.backends.cuda.families.layouts import arrange_wgmma
@@ -164,8 +163,7 @@ class WgmmaPair(BoxedTeams):
         constants = {
             "C_IN": self.first.c, "K_MID": self.first.k, "K_OUT": self.second.k, "SUBTILES": config.subtiles,
             "TEAMS": config.teams, "SLOTS": self.slots, "CHUNK": config.chunk, "AHEAD": int(config.ahead),
-            "C_SOURCE": self.source_channels, "STARTED": int(start_of(self.op.first) is not None),
-            "RESCALE_SHIFT": S8_FRACTION + self.op.first.branch.up.shift if self.op.first.branch else 0,
+            "C_SOURCE": self.source_channels, **s8_options(self.op.first),
         }  # fmt: skip
         return KernelSource.of("pair_wgmma.cu", "pair_wgmma", constants, elements=ELEMENTS)
 
