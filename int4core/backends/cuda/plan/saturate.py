@@ -8,6 +8,7 @@ for all sums if they rise at the same ones.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -66,6 +67,7 @@ class _Steps:
         return separated
 
 
+@lru_cache(maxsize=8)  # every kernel that is tried for a convolution asks
 def saturating_line(branch: Branch) -> Line | None:
     """The requantisation of `branch` to s8. None where some channel has no such line."""
     steps, bias, scale = _steps(branch), branch.bias.astype(np.int64), branch.down.scale / STEPS
