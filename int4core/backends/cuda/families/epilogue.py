@@ -34,9 +34,9 @@ CHANNEL_PAIR = np.dtype(
 )
 """What the requantisation in one multiply-add needs of two neighbouring channels.
 
-offset: bias + offset, less what a residual convolution left in the accumulator; residual_factor: of the residual tensor,
-over 2^shift, and over 16^position of the nibble; factor: requant factor / 2^shift; correction: -floor(offset * factor /
-2^shift) * 2^-149. The last two lie together: where the sums have the offset already, they are one load.
+offset: bias + offset, less what a residual convolution left in the accumulator; residual_factor: of the residual
+tensor, over 2^shift, and over 16^position of the nibble; factor: requant factor / 2^shift; correction: -floor(offset *
+factor / 2^shift) * 2^-149. The last two lie together: where the sums have the offset already, they are one load.
 """
 
 RESIDUAL_PAIR = np.dtype([("offset", "<i4", 2), ("down", "<f4", 2), ("up", "<f4", 2), ("unused", "<f4", 2)])
