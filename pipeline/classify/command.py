@@ -194,10 +194,8 @@ class ClassifyCommand:
             for answers in batches:
                 writing.put(answers)
                 progress.add(len(answers))
-                progress.completed = progress.answered + intake.skipped
-                progress.expected = intake.total
-        progress.completed = progress.answered + intake.skipped
-        progress.expected = intake.total
+                _follow(progress, intake)
+        _follow(progress, intake)
         if not intake.seen and self._options.shard == (0, 1):
             ignored = f": {intake.left_out.line()}" if intake.left_out else ""
             raise PipelineError(f"there is no image in what was named{ignored}")
@@ -306,3 +304,10 @@ class ClassifyCommand:
 
     def _status(self, sink: Sink) -> int:
         return STRICT_STATUS if self._options.strict and sink.errors else 0
+
+
+def _follow(progress: Progress, intake: Intake) -> None:
+    """Take what is known of the sources into what is shown."""
+    progress.completed = progress.answered + intake.skipped
+    if total := intake.total:
+        progress.expected, progress.estimated = total

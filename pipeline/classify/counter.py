@@ -1,4 +1,7 @@
-"""How many sources there are: counted beside the run by a process that yields to all others."""
+"""How many sources there are: counted beside the run by a process that yields to all others.
+
+Shards are not listed once more for that: it says how many bytes they have.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +13,11 @@ from functools import partial
 from typing import Any
 
 from pipeline.classify.listing import Listing
-from pipeline.errors import PipelineError
+from pipeline.classify.total import Counted
+from pipeline.errors import ImageError, PipelineError
+from pipeline.samples.expand import Shard
 from pipeline.samples.left_out import LeftOut
+from pipeline.samples.shards import shard_bytes
 from pipeline.stages.channels import Rates
 from pipeline.stages.unasked import Unasked
 from pipeline.telemetry.trace import Untraced
@@ -28,11 +34,11 @@ class Counter:
         say: called with a line when the count is lost; the run goes on without.
 
     Attributes:
-        total: sources there are, None until they have been counted.
+        counted: None until it has come to its end.
     """
 
     def __init__(self, listing: Listing, say: Callable[[str], None]) -> None:
-        self.total: int | None = None
+        self.counted: Counted | None = None
         self._listing = listing
         self._say = say
         self._starting = threading.Lock()
@@ -62,10 +68,10 @@ class Counter:
                 self._process = Unasked("count", partial(CountingWorker, self._listing), remedy="the run goes on")
             with suppress(OSError):  # before it has imported anything
                 os.setpriority(os.PRIO_PROCESS, self._process.pid, LOWEST)
-            total = self._process.take()
-            if isinstance(total, PipelineError):
-                raise total
-            self.total = total
+            counted = self._process.take()
+            if isinstance(counted, PipelineError):
+                raise counted
+            self.counted = counted
         except PipelineError as error:
             if not self._stopped.is_set():
                 self._say(f"how many sources there are is not known: {error}")
@@ -74,7 +80,7 @@ class Counter:
 
 
 class CountingWorker:
-    """Gives the number of sources, or the PipelineError that prevents it."""
+    """Gives a `Counted`, or the PipelineError that prevents it."""
 
     tracer = Untraced()
 
@@ -88,8 +94,15 @@ class CountingWorker:
         return Rates()
 
     def give(self) -> Iterator[Any]:
+        sources = size = 0
         try:
-            yield sum(map(len, self._listing.begin(LeftOut())))
+            for part in self._listing.parts(LeftOut()):
+                if isinstance(part, Shard):
+                    with suppress(ImageError):  # its only source is that failure
+                        size += shard_bytes(part.path)
+                else:
+                    sources += len(part)
+            yield Counted(sources, size)
         except PipelineError as error:
             yield PipelineError(str(error))
 

@@ -8,6 +8,7 @@ from types import TracebackType
 from pipeline.classify.counter import Counter
 from pipeline.classify.lister import lister
 from pipeline.classify.listing import Listing
+from pipeline.classify.total import Density, Total
 from pipeline.samples.keys import KeySet
 from pipeline.samples.labels import KeptLabels
 from pipeline.samples.left_out import LeftOut
@@ -37,8 +38,9 @@ class Intake:
         self._done = done
         self._labels_below = labels_below
         self._given = 0
-        self._total: int | None = None
+        self._total: Total | None = None
         self._counter: Counter | None = None
+        self._density = Density()
 
     def __enter__(self) -> Intake:
         """Raises StageFailure where the system refuses another process."""
@@ -54,6 +56,7 @@ class Intake:
     def sources(self) -> Iterator[Sources]:
         """Those that are left to do, lazily, some at a time."""
         for found, digests, again in self._lister:
+            self._density.add(found)
             some = Sources(found.keys, found.locators, self._labels(found.labels))
             old = set(again)
             if len(self._done):
@@ -63,7 +66,7 @@ class Intake:
                 some = some.take([place for place in range(len(some)) if place not in old])
             self._given += len(some)
             yield some
-        self._total = self._given + self.skipped
+        self._total = Total(self._given + self.skipped)
         self._stop_counting()
 
     def _skip(self, places: Sequence[int], some: Sources) -> None:
@@ -88,9 +91,11 @@ class Intake:
         return self._given + self.skipped
 
     @property
-    def total(self) -> int | None:
+    def total(self) -> Total | None:
         """Sources there are, None until they have been listed or counted."""
-        return self._total if self._total is not None or self._counter is None else self._counter.total
+        if self._total is not None or self._counter is None or self._counter.counted is None:
+            return self._total
+        return self._counter.counted.total(self._density)
 
     @property
     def left_out(self) -> LeftOut:

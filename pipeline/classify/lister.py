@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing
 from functools import partial
 from typing import Any, Protocol
 
 from pipeline.classify.ahead import Ahead
-from pipeline.classify.listing import Listed, Listing, listed
+from pipeline.classify.listing import Listed, Listing, once_each
+from pipeline.classify.shards import ShardListers, shard_listers
 from pipeline.errors import PipelineError
+from pipeline.samples.expand import Part, Shard
 from pipeline.samples.left_out import LeftOut
 from pipeline.stages.channels import Rates
 from pipeline.stages.unasked import Unasked
@@ -41,7 +44,7 @@ def lister(listing: Listing) -> AnyLister:
 
     Raises PipelineError when an argument is not there, or needs a library.
     """
-    return Lister(listing) if listing.elsewhere else ListedHere(listing)
+    return Lister(listing, shard_listers()) if listing.elsewhere else ListedHere(listing)
 
 
 class ListedHere:
@@ -54,23 +57,24 @@ class ListedHere:
     def start(self) -> None: ...
 
     def __iter__(self) -> Iterator[Listed]:
-        return listed(self._sources)
+        return once_each(map(Listed.of, self._sources))
 
     def close(self) -> None: ...
 
 
 class Lister:
-    """Lists in a process of its own."""
+    """Lists in a process of its own, which has up to `beside` others list shards."""
 
-    def __init__(self, listing: Listing) -> None:
+    def __init__(self, listing: Listing, beside: int) -> None:
         self.left_out = LeftOut()
         self._listing = listing
+        self._beside = beside
         self._process: Unasked | None = None
         # What is wrong with the arguments is said at once; the process looks at them again.
         listing.look()
 
     def start(self) -> None:
-        self._process = Unasked("list", partial(ListingWorker, self._listing), remedy=REMEDY)
+        self._process = Unasked("list", partial(ListingWorker, self._listing, self._beside), remedy=REMEDY)
 
     @property
     def pid(self) -> int | None:
@@ -92,12 +96,17 @@ class Lister:
 
 
 class ListingWorker:
-    """Gives `Listed`s, and a `LeftOut` at the end, or the PipelineError that prevents it."""
+    """Gives `Listed`s, and a `LeftOut` at the end, or the PipelineError that prevents it.
+
+    Args:
+        beside: how many processes list shards side by side, at most; without any, this one does.
+    """
 
     tracer = Untraced()
 
-    def __init__(self, listing: Listing) -> None:
+    def __init__(self, listing: Listing, beside: int) -> None:
         self._listing = listing
+        self._beside = beside
 
     def note(self) -> str:
         return "lists sources"
@@ -108,9 +117,28 @@ class ListingWorker:
     def give(self) -> Iterator[Any]:
         left_out = LeftOut()
         try:
-            yield from listed(Ahead(self._listing.begin(left_out)))
+            yield from once_each(self._listed(left_out))
             yield left_out
         except PipelineError as error:
             yield PipelineError(str(error))
+
+    def _listed(self, left_out: LeftOut) -> Iterator[Listed]:
+        if not self._beside:
+            yield from map(Listed.of, Ahead(self._listing.begin(left_out)))
+            return
+        with closing(ShardListers(self._listing, self._beside, remedy=REMEDY)) as shards:
+
+            def parts() -> Iterator[Part]:
+                for part in self._listing.parts(left_out):
+                    if isinstance(part, Shard):
+                        shards.begin(part)
+                    yield part
+
+            for part in Ahead(parts()):
+                if isinstance(part, Shard):
+                    yield from shards.take()
+                else:
+                    yield Listed.of(part)
+            left_out.add(shards.left_out)
 
     def close(self) -> None: ...

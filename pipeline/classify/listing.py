@@ -11,10 +11,11 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.samples.expand import expand_some, look_at, shard_some
+from pipeline.samples.expand import Part, Shard, expand_parts, expand_some, look_at, shard_some
 from pipeline.samples.keys import KeySet, digests, escape_all
 from pipeline.samples.left_out import LeftOut
 from pipeline.samples.remote import is_url
+from pipeline.samples.shards import shard_sources
 from pipeline.samples.sources import Sources
 
 # What is below these is another file in every process, or none.
@@ -31,16 +32,22 @@ class Listed(NamedTuple):
 
     sources: Sources
     digests: npt.NDArray[np.bytes_]
-    again: tuple[int, ...]
+    again: tuple[int, ...] = ()
+
+    @classmethod
+    def of(cls, sources: Sources) -> Listed:
+        """As if none had come before."""
+        return cls(sources, digests(escape_all(sources.keys)))
 
 
-def listed(some: Iterable[Sources]) -> Iterator[Listed]:
-    """Each of `some` with what is known of its keys."""
+def once_each(listed: Iterable[Listed]) -> Iterator[Listed]:
+    """The same, with the places of the keys that have come before."""
     given = KeySet()
-    for sources in some:
-        found = digests(escape_all(sources.keys))
-        new = given.add_digests(found)
-        yield Listed(sources, found, () if all(new) else tuple(place for place, is_new in enumerate(new) if not is_new))
+    for some in listed:
+        new = given.add_digests(some.digests)
+        if not all(new):
+            some = some._replace(again=tuple(place for place, is_new in enumerate(new) if not is_new))
+        yield some
 
 
 def none_apart(path: str) -> bool:
@@ -70,6 +77,18 @@ class Listing:
             self.arguments, column=self.column, left_out=left_out, shard_labels=self.labels, apart=self.apart
         )
         return shard_some(found, *self.part)
+
+    def parts(self, left_out: LeftOut) -> Iterator[Part]:
+        """The same, but that shards are for others to list (see `shard`)."""
+        for part in expand_parts(self.arguments, column=self.column, left_out=left_out, apart=self.apart):
+            if isinstance(part, Shard):
+                yield part
+            else:
+                yield from shard_some(iter((part,)), *self.part)
+
+    def shard(self, shard: Shard, left_out: LeftOut) -> Iterator[Sources]:
+        """The sources of one of the shards that `parts` names, lazily."""
+        return shard_some(shard_sources(shard.path, left_out, labels=self.labels), *self.part)
 
     def look(self) -> None:
         """Looks at the arguments alone. Raises what `begin` does."""

@@ -196,7 +196,7 @@ def plain_line(view: View) -> str:
         return "  ".join([*parts, view.waiting])
     if progress.expected:
         parts.append(percent(progress.done, progress.expected))
-        parts.append(f"{progress.done:,}/{progress.expected:,}{progress.what}")
+        parts.append(f"{progress.done:,}/{progress.whole}{progress.what}")
     else:
         parts.append(progress.counts)
     parts.append(f"{rate(snapshot.rate_now)} img/s now")

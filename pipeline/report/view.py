@@ -18,6 +18,7 @@ class Progress:
         what: what is counted, as it follows the figures: empty for samples answered, ` images loaded`.
         eta_s: seconds to the end, None while nothing is known.
         ended: whether the end is there.
+        estimated: whether `expected` is reckoned, not counted.
     """
 
     done: int
@@ -25,11 +26,17 @@ class Progress:
     what: str
     eta_s: float | None
     ended: bool
+    estimated: bool = False
 
     @property
     def counts(self) -> str:
-        """`5,200 / 11,000`, `5,200 so far`."""
-        return f"{self.done:,} / {self.expected:,}{self.what}" if self.expected else f"{self.done:,}{self.what} so far"
+        """`5,200 / 11,000`, `5,200 / ~11,000`, `5,200 so far`."""
+        return f"{self.done:,} / {self.whole}{self.what}" if self.expected else f"{self.done:,}{self.what} so far"
+
+    @property
+    def whole(self) -> str:
+        """`expected` in words: `11,000`, `~11,000`."""
+        return f"{'~' * self.estimated}{self.expected:,}"
 
 
 @dataclass(frozen=True)
@@ -62,8 +69,8 @@ class View:
             return Progress(now.loaded, now.to_load, " loaded", left / pace if pace else None, left == 0)
         if now.phase in ("starting", "loading") or not (self.expected or now.completed):
             return None
-        ended = now.phase == "done" or 0 < self.expected <= now.completed
-        return Progress(now.completed, self.expected, "", self.eta_s, ended)
+        ended = now.phase == "done" or (0 < self.expected <= now.completed and not now.estimated)
+        return Progress(now.completed, self.expected, "", self.eta_s, ended, now.estimated)
 
     @property
     def waiting(self) -> str:

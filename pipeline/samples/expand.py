@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from hashlib import blake2b
 from itertools import chain, islice, product
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple, TypeAlias
 
 from pipeline.errors import ImageError, PipelineError
 from pipeline.samples.files import why_not_opened
@@ -37,6 +37,15 @@ MOST_LINE_BYTES = 1 << 14
 # Of a list, read at a time.
 LIST_BYTES = 1 << 15
 BOM = b"\xef\xbb\xbf"
+
+
+class Shard(NamedTuple):
+    """A shard, not opened."""
+
+    path: str
+
+
+Part: TypeAlias = Sources | Shard
 
 
 def expand(
@@ -78,14 +87,36 @@ def expand_some(
     apart: Callable[[str], bool] = lambda path: False,
 ) -> Iterator[Sources]:
     """The sources of `expand`, by columns: those that are there together, a few hundred at a time at most."""
-    expander = _Expander(column, shard_labels, left_out if left_out is not None else LeftOut(), stdin, apart)
+    left_out = left_out if left_out is not None else LeftOut()
+    parts = expand_parts(arguments, column=column, left_out=left_out, stdin=stdin, apart=apart)
+    return _with_shards(parts, left_out, shard_labels)
+
+
+def expand_parts(
+    arguments: Iterable[str],
+    *,
+    column: str | None = None,
+    left_out: LeftOut | None = None,
+    stdin: BinaryIO | None = None,
+    apart: Callable[[str], bool] = lambda path: False,
+) -> Iterator[Part]:
+    """The same, but that shards are not opened: each is named at its place, for whoever lists it (`shard_sources`)."""
+    expander = _Expander(column, left_out if left_out is not None else LeftOut(), stdin, apart)
     planned = [listing for argument in arguments for listing in expander.plan(argument)]
     return chain.from_iterable(listing() for listing in planned)
 
 
+def _with_shards(parts: Iterator[Part], left_out: LeftOut, labels: bool) -> Iterator[Sources]:
+    for part in parts:
+        if isinstance(part, Shard):
+            yield from shard_sources(part.path, left_out, labels=labels)
+        else:
+            yield part
+
+
 def look_at(arguments: Iterable[str], *, column: str | None = None) -> None:
     """Raises the PipelineError that `expand` raises at once, if it does; nothing is listed. For no argument of `-`."""
-    expander = _Expander(column, False, LeftOut(), None, lambda path: False)
+    expander = _Expander(column, LeftOut(), None, lambda path: False)
     for argument in arguments:
         if argument.startswith("@"):
             _open_list(argument[1:]).close()
@@ -135,13 +166,12 @@ def _hash(key: str) -> int:
 @dataclass
 class _Expander:
     column: str | None
-    shard_labels: bool
     left_out: LeftOut
     stdin: BinaryIO | None
     apart: Callable[[str], bool]
     first_table: bool = field(default=True)
 
-    def plan(self, argument: str) -> Iterator[Callable[[], Iterator[Sources]]]:
+    def plan(self, argument: str) -> Iterator[Callable[[], Iterator[Part]]]:
         """Looks at `argument`; each of what it gives lists a part of it once called. Raises PipelineError."""
         if argument == "-":
             yield partial(self._list, "standard input", self.stdin if self.stdin is not None else open_stdin())
@@ -153,7 +183,7 @@ class _Expander:
             for name in spelled_out(argument):
                 yield self._plan_url(name) if is_url(name) else self._plan_path(name)
 
-    def _plan_path(self, path: str) -> Callable[[], Iterator[Sources]]:
+    def _plan_path(self, path: str) -> Callable[[], Iterator[Part]]:
         try:
             mode = os.stat(path).st_mode
         except FileNotFoundError as error:
@@ -170,7 +200,7 @@ class _Expander:
             return partial(self._below, path)
         return self._plan_file(path)
 
-    def _plan_url(self, url: str) -> Callable[[], Iterator[Sources]]:
+    def _plan_url(self, url: str) -> Callable[[], Iterator[Part]]:
         files, path = file_system(url)
         if _is_known(url):
             return self._plan_file(url)
@@ -182,7 +212,7 @@ class _Expander:
             raise PipelineError(f"{url}: {reason(error)}") from error
         return partial(self._below, url) if folder else self._plan_file(url)
 
-    def _plan_glob(self, pattern: str) -> Callable[[], Iterator[Sources]]:
+    def _plan_glob(self, pattern: str) -> Callable[[], Iterator[Part]]:
         matches = glob(pattern, self.left_out)
         seen = list(islice(matches, 2))
         if not seen:
@@ -194,7 +224,7 @@ class _Expander:
         named = bool(os.path.splitext(last)[1]) and not has_magic(os.path.splitext(last)[1])
         return partial(self._found, chain(seen, matches), named=named)
 
-    def _plan_file(self, path: str) -> Callable[[], Iterator[Sources]]:
+    def _plan_file(self, path: str) -> Callable[[], Iterator[Part]]:
         if path.lower().endswith(COMPRESSED_SUFFIXES):
             raise PipelineError(f"{path}: {WHY_COMPRESSED}")
         if path.lower().endswith(TABLE_SUFFIX) and self.first_table:
@@ -209,11 +239,11 @@ class _Expander:
                     image_column(table, self.column)
         return partial(self._file, path)
 
-    def _file(self, path: str) -> Iterator[Sources]:
+    def _file(self, path: str) -> Iterator[Part]:
         """The sources in the file that is named: what is no shard or table is an image, whatever its ending."""
         ending = path.lower()
         if ending.endswith(SHARD_SUFFIX):
-            yield from shard_sources(path, self.left_out, labels=self.shard_labels)
+            yield Shard(path)
         elif ending.endswith(TABLE_SUFFIX):
             yield from self._table(path)
         elif ending.endswith(COMPRESSED_SUFFIXES):
@@ -221,11 +251,11 @@ class _Expander:
         else:
             yield _files([path])
 
-    def _below(self, folder: str) -> Iterator[Sources]:
+    def _below(self, folder: str) -> Iterator[Part]:
         """The sources in `folder` and below it."""
         return self._found(walk_some(folder, self.left_out, tuple(IMAGE_SUFFIXES)))
 
-    def _found(self, entries: Iterable[Entry | list[str]], named: bool = False) -> Iterator[Sources]:
+    def _found(self, entries: Iterable[Entry | list[str]], named: bool = False) -> Iterator[Part]:
         """The sources in what was found in folders."""
         for entry in entries:
             if isinstance(entry, list):
@@ -262,7 +292,7 @@ class _Expander:
             else:
                 yield _failed(path, error.why if isinstance(error, ImageError) else str(error))
 
-    def _list(self, name: str, stream: BinaryIO) -> Iterator[Sources]:
+    def _list(self, name: str, stream: BinaryIO) -> Iterator[Part]:
         """A path a line, in whatever bytes the file system has them."""
         with stream:
             for lines in _lines(name, stream):

@@ -26,8 +26,8 @@ class LeftOut:
         """A file whose ending is none of an image's."""
         self.other(os.path.splitext(name)[1].lower() or "no ending")
 
-    def other(self, what: str) -> None:
-        self.files[what if what in self.files or len(self.files) < MOST_ENDINGS else "other endings"] += 1
+    def other(self, what: str, count: int = 1) -> None:
+        self.files[what if what in self.files or len(self.files) < MOST_ENDINGS else "other endings"] += count
 
     def hidden(self, *, folder: bool) -> None:
         if folder:
@@ -37,6 +37,12 @@ class LeftOut:
 
     def folder(self) -> None:
         self.folders += 1
+
+    def add(self, other: LeftOut) -> None:
+        """What was passed over elsewhere."""
+        for what, count in other.files.items():
+            self.other(what, count)
+        self.folders += other.folders
 
     def __bool__(self) -> bool:
         return bool(self.files or self.folders)

@@ -54,6 +54,12 @@ def shard_sources(path: str, left_out: LeftOut, *, labels: bool = False) -> Iter
             yield Sources([path], [FailedLocator(path, members.why)])
 
 
+def shard_bytes(path: str) -> int:
+    """How large the tar at `path` is. Raises ImageError."""
+    with open_binary(path) as file:
+        return file.seek(0, os.SEEK_END)
+
+
 class _Budget:
     """What tarfile sees of a shard: as much as a header may have, `budget` bytes at a time."""
 

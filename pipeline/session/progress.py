@@ -16,6 +16,7 @@ class Progress:
     Attributes:
         completed: sources that are answered, those of earlier runs included.
         expected: sources there are; None while nobody has counted them.
+        estimated: whether `expected` is reckoned, not counted.
         answered: of `completed`, those of this run.
         began_s: when the first source could be read (monotonic), None before.
         last_s: when the last answer came (monotonic).
@@ -24,6 +25,7 @@ class Progress:
     session: Session
     completed: int = 0
     expected: int | None = None
+    estimated: bool = False
     answered: int = 0
     began_s: float | None = None
     last_s: float = 0.0
@@ -60,6 +62,7 @@ class Progress:
             elapsed_s=time.monotonic() - self._phase_began,
             completed=self.completed,
             expected=0 if self.expected is None else max(self.expected, self.completed),
+            estimated=self.estimated,
             rate_now=infer.rate,
             rate_mean=self.rate,
             stages=stages,

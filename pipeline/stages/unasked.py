@@ -21,15 +21,17 @@ class Unasked:
         name: of the stage that it is, for its failures.
         make_worker: picklable.
         remedy: what to do when it is lost.
+        number: which of several it is.
     """
 
-    def __init__(self, name: str, make_worker: Callable[[], Giver], *, remedy: str) -> None:
+    def __init__(self, name: str, make_worker: Callable[[], Giver], *, remedy: str, number: int = 0) -> None:
         """Raises StageFailure where the system refuses."""
         # Starting its tracker, which a first spawn does, would unblock SIGINT again.
         resource_tracker.ensure_running()
         self._name = name
         self._remedy = remedy
-        self._child = Child.spawn(multiprocessing.get_context("spawn"), serve_unasked, make_worker, name=name, number=0)
+        context = multiprocessing.get_context("spawn")
+        self._child = Child.spawn(context, serve_unasked, make_worker, name=name, number=number)
         self._taking, self._closing = threading.Lock(), threading.Lock()
         self._closed = False
 

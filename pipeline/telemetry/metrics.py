@@ -68,6 +68,7 @@ class Snapshot:
         loaded, to_load: samples of what is being loaded that are there, and all of it; 0 before anything is loaded.
         completed: samples answered so far.
         expected: samples that have been asked for so far, or that there are; 0 while that is not known.
+        estimated: whether `expected` is reckoned, not counted.
         rate_now: samples/s of the engines in the last seconds, over whole batches.
         rate_mean: samples/s from the first sample issued to the last one answered.
         stages: in the order data flows.
@@ -89,6 +90,7 @@ class Snapshot:
     to_load: int = 0
     latency_ms: dict[str, float] = field(default_factory=dict)
     decoded: Decoded | None = None
+    estimated: bool = False
 
     @property
     def slowest(self) -> str | None:

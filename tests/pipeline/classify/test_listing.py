@@ -18,16 +18,18 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.classify import counter as counter_module
+from pipeline.classify import shards as shards_module
 from pipeline.classify.ahead import AHEAD, TOGETHER, Ahead
-from pipeline.classify.counter import Counter
+from pipeline.classify.counter import Counter, CountingWorker
 from pipeline.classify.intake import Intake
-from pipeline.classify.lister import Lister, lister
+from pipeline.classify.lister import Lister
 from pipeline.classify.listing import Listing
+from pipeline.classify.total import Counted, Total
 from pipeline.errors import PipelineError
 from pipeline.memory.segment import sweep_stale
 from pipeline.samples.keys import KeySet, digests, escape_all
 from pipeline.samples.left_out import LeftOut
-from pipeline.samples.sources import SOME, Paths, Source, Sources
+from pipeline.samples.sources import SOME, FailedLocator, Paths, Source, Sources
 from pipeline.session.session import Session
 from pipeline.stages.base import StageFailure
 from tests.paths import ROOT
@@ -37,6 +39,7 @@ from tests.pipeline.conftest import IMAGES, PATIENCE_S, all_ended, wait_for
 from tests.pipeline.samples.expanded import touch, write_tar
 
 MANY = 20_000
+IN_A_SHARD = 2 * AHEAD
 
 
 @pytest.fixture(autouse=True)
@@ -87,21 +90,25 @@ def listed_here(listing: Listing) -> tuple[list[Source], LeftOut]:
     return [source for some in listing.begin(left_out) for source in some], left_out
 
 
-def started(listing: Listing) -> Lister:
-    made = lister(listing)
-    assert isinstance(made, Lister)
+def started(listing: Listing, beside: int = 0) -> Lister:
+    made = Lister(listing, beside)
     made.start()
     return made
 
 
-@pytest.mark.parametrize(("part", "labels"), [((0, 1), True), ((1, 3), False)])
-def test_another_process_lists_the_same(
-    part: tuple[int, int], labels: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def children(there: Lister) -> list[psutil.Process]:
+    """The processes that list shards for it, in the order of their numbers."""
+    return sorted(psutil.Process(there.pid).children(), key=lambda child: child.create_time())
+
+
+@pytest.mark.parametrize(("part", "labels", "beside"), [((0, 1), True, 0), ((0, 1), True, 2), ((1, 3), False, 3)])
+def test_other_processes_list_the_same(
+    part: tuple[int, int], labels: bool, beside: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     listing = Listing(of_every_kind(tmp_path), part=part, labels=labels, apart=apart)
     expected, left_out = listed_here(listing)
-    there = started(listing)
+    there = started(listing, beside)
     found: list[Source] = []
     seen: set[str] = set()
     for sources, their_digests, again in there:
@@ -189,6 +196,106 @@ def test_a_lister_that_is_killed_is_one_sentence(many: Path) -> None:
     there.close()
 
 
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `{0..4}.tar`, each with more members than are listed ahead of what is asked for."""
+    folder = tmp_path_factory.mktemp("shards")
+    write_tar(f"{folder}/0.tar", {f"{n:05}.jpg": b"" for n in range(IN_A_SHARD)})
+    for number in range(1, 5):
+        os.symlink("0.tar", folder / f"{number}.tar")
+    return folder
+
+
+@pytest.mark.parametrize(("named", "beside", "expected"), [(1, 3, 1), (2, 3, 2), (5, 3, 3), (5, 0, 0)])
+def test_there_are_as_many_processes_as_shards_and_no_more_than_are_wanted(
+    named: int, beside: int, expected: int, shards: Path
+) -> None:
+    there = started(Listing((f"{shards}/{{0..{named - 1}}}.tar",)), beside)
+    found = iter(there)
+    seen = len(next(found).sources)
+    while seen < named * IN_A_SHARD:
+        # The last shard has not been taken: it is being listed, or has been.
+        assert len(children(there)) <= expected
+        if seen > (named - 1) * IN_A_SHARD:
+            assert len(children(there)) == expected
+        seen += len(next(found).sources)
+    assert next(found, None) is None
+    there.close()
+
+
+def test_shards_are_listed_ahead_of_whoever_takes_the_first(shards: Path) -> None:
+    """While nobody takes more, all of the others are read to their end."""
+    there = started(Listing((f"{shards}/{{0..2}}.tar",)), beside=3)
+    next(iter(there))
+    wait_for(lambda: len(children(there)) == 3)
+    wait_for(lambda: all(child.io_counters().read_chars > 512 * IN_A_SHARD for child in children(there)))
+    wait_for(lambda: not any(file.path.endswith(".tar") for child in children(there) for file in child.open_files()))
+    there.close()
+
+
+def test_a_shard_that_is_cut_short_is_one_source_among_those_of_others(shards: Path, tmp_path: Path) -> None:
+    for number in (0, 3):
+        os.symlink(shards / "0.tar", tmp_path / f"{number}.tar")
+    (tmp_path / "1.tar").write_bytes((shards / "0.tar").read_bytes()[: 512 * 2000])
+    (tmp_path / "2.tar").write_bytes(b"no tar at all")
+    listing = Listing((f"{tmp_path}/{{0..3}}.tar",))
+    there = started(listing, beside=2)
+    found = [source for some in there for source in some.sources]
+    assert found == listed_here(listing)[0]
+    failed = {at: source.key for at, source in enumerate(found) if isinstance(source.locator, FailedLocator)}
+    assert failed == {IN_A_SHARD + 2000: f"{tmp_path}/1.tar", IN_A_SHARD + 2001: f"{tmp_path}/2.tar"}
+    there.close()
+
+
+def test_a_process_that_lists_shards_and_is_killed_is_one_sentence(shards: Path) -> None:
+    there = started(Listing((f"{shards}/{{0..3}}.tar",)), beside=2)
+    found = iter(there)
+    taken = [next(found)]
+    wait_for(lambda: len(children(there)) == 2)
+    pids = [child.pid for child in children(there)]
+    os.kill(pids[1], signal.SIGKILL)
+    words = r"^stage list: worker 2 \(pid \d+\) was killed by SIGKILL.*; give the same command again"
+    with pytest.raises(PipelineError, match=words):
+        taken.extend(found)
+    # Nothing before it is lost, and of nothing is there more than of what comes before.
+    keys = [key for some in taken for key in some.sources.keys]
+    assert len(keys) >= IN_A_SHARD
+    assert keys == [f"{shards}/{at // IN_A_SHARD}.tar/{at % IN_A_SHARD:05}.jpg" for at in range(len(keys))]
+    assert len(keys) < 2 * IN_A_SHARD
+    wait_for(lambda: all_ended(pids))
+    there.close()
+
+
+@pytest.mark.parametrize("ends", ["closed", "killed"])
+def test_processes_that_list_shards_end_with_the_one_that_started_them(ends: str, shards: Path) -> None:
+    """And with nothing else: what a terminal sends to all of them is the main process's to heed."""
+    there = started(Listing((f"{shards}/{{0..1}}.tar",)), beside=2)
+    found = iter(there)
+    next(found)
+    wait_for(lambda: len(children(there)) == 2)
+    pids = [child.pid for child in children(there)]
+    for pid in pids:
+        os.kill(pid, signal.SIGINT)
+    for _ in range(AHEAD // TOGETHER):
+        next(found)
+    assert not all_ended(pids)
+    if ends == "killed":
+        assert there.pid is not None
+        os.kill(there.pid, signal.SIGKILL)
+        wait_for(lambda: all_ended(pids))
+    there.close()
+    wait_for(lambda: all_ended(pids))
+
+
+def test_cores_for_processes_that_list_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+    cores = {1: 0, 2: 0, 7: 0, 8: 2, 16: 4, 26: 6, 128: 8}
+    found = {}
+    for number in cores:
+        monkeypatch.setattr(shards_module, "usable_cores", lambda number=number: number)
+        found[number] = shards_module.shard_listers()
+    assert found == cores
+
+
 def test_a_run_whose_lister_is_killed_goes_on(
     classify: Classify,
     images: Path,
@@ -269,10 +376,24 @@ def test_sources_are_counted_beside_the_run(tmp_path: Path, monkeypatch: pytest.
     listing = Listing(of_every_kind(tmp_path), part=(1, 3))
     counter = Counter(listing, said.append)
     counter.start()
-    wait_for(lambda: counter.total is not None or said)
-    assert counter.total == len(listed_here(listing)[0])
+    wait_for(lambda: counter.counted is not None or said)
+    assert counter.counted is not None
+    in_shards = [source for source in listed_here(listing)[0] if ".tar" in source.key]
+    assert counter.counted.sources == len(listed_here(listing)[0]) - len(in_shards)
     assert not said
     counter.stop()
+
+
+def test_shards_are_not_listed_to_be_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("pipeline.samples.expand.shard_sources", pytest.fail)
+    monkeypatch.setattr("pipeline.classify.listing.shard_sources", pytest.fail)
+    write_tar("a.tar", {"1.jpg": b"1"})
+    os.symlink("a.tar", "b.tar")
+    Path("missing.txt").write_text("a.jpg\nmissing.tar\n")
+    size = Path("a.tar").stat().st_size
+    [counted] = CountingWorker(Listing(("a.tar", "b.tar", "@missing.txt"))).give()
+    assert counted == Counted(1, 2 * size)
 
 
 def test_a_count_that_is_lost_is_said(many: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -284,7 +405,7 @@ def test_a_count_that_is_lost_is_said(many: Path, monkeypatch: pytest.MonkeyPatc
     assert said == [
         f"how many sources there are is not known: {many}.not: the list cannot be read: there is no such file"
     ]
-    assert counter.total is None
+    assert counter.counted is None
 
 
 def test_what_is_listed_soon_is_not_counted_besides(many: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -292,7 +413,33 @@ def test_what_is_listed_soon_is_not_counted_besides(many: Path, monkeypatch: pyt
     with Intake(Listing((f"@{many}",)), done=KeySet()) as intake:
         intake.count(pytest.fail)
         assert intake.total is None
-        assert sum(map(len, intake.sources())) == intake.total == MANY
+        assert sum(map(len, intake.sources())) == MANY
+        assert intake.total == Total(MANY)
+
+
+def test_a_total_of_shards_is_reckoned_by_those_that_have_been_listed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(counter_module, "PATIENCE_S", 0.0)
+    each = 2 * TOGETHER
+    write_tar("0.tar", {f"{number:05}.jpg": b"" for number in range(each)})
+    for number in range(1, 40):
+        os.symlink("0.tar", f"{number}.tar")
+    Path("more.txt").write_text("".join(f"{number}.jpg\n" for number in range(100)))
+    with Intake(Listing(("{0..39}.tar", "@more.txt")), done=KeySet()) as intake:
+        intake.count(pytest.fail)
+        sources, seen = intake.sources(), 0
+        wait_for(lambda: intake._counter is not None and intake._counter.counted is not None)
+        assert intake.total is None
+        while seen < 3 * each:
+            seen += len(next(sources))
+            assert intake.total is not None
+            assert intake.total.estimated
+            # The end of a tar has no source in it.
+            assert intake.total.sources == pytest.approx(40 * each + 100, rel=0.01)
+        seen += sum(map(len, sources))
+        assert intake.total == Total(seen) == Total(40 * each + 100)
 
 
 def test_a_count_that_is_not_waited_for(many: Path, monkeypatch: pytest.MonkeyPatch) -> None:

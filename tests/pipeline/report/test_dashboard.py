@@ -471,6 +471,22 @@ def test_a_count_that_is_not_known_is_not_made_up(width: int) -> None:
     assert history.recent == 100.0
 
 
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_a_total_that_is_reckoned_is_said_to_be(width: int) -> None:
+    shown = view(replace(snapshot(completed=5200, expected=11000), estimated=True))
+    assert "5,200 / ~11,000" in text_of(shown, width)
+    assert "5,200/~11,000  " in plain_line(shown)
+    assert "ETA" in plain_line(shown)
+    assert json.loads(json_line(shown))["estimated"]
+    reached = view(replace(snapshot(completed=11000, expected=11000), estimated=True))
+    assert reached.progress is not None
+    assert not reached.progress.ended
+    counted = view(snapshot(completed=11000, expected=11000))
+    assert counted.progress is not None
+    assert counted.progress.ended
+    assert "~" not in plain_line(counted)
+
+
 def test_what_a_run_waits_for_is_its_front_ends_to_say() -> None:
     idle = replace(view(snapshot(completed=0, expected=0)), eta_s=None)
     assert "waiting for the first query" in plain_line(idle)

@@ -66,3 +66,31 @@ def test_sizes_that_are_tarfiles(size: bytes) -> None:
     block = bytearray(tarfile.TarInfo("a.jpg").tobuf(tarfile.USTAR_FORMAT))
     block[124:136] = size
     assert Headers(io.BytesIO(repaired(block))).plain(0, END) is None
+
+
+@pytest.mark.parametrize(
+    ("members", "reads"),
+    [
+        ([("jpg", 5000)] * 9, [2048] + [512] * 8),
+        ([("jpg", 5000), ("cls", 1)] * 9, [2048, 512] + [2048] * 9),
+        ([("jpg", 600)] * 4, [2048] * 3),
+    ],
+)
+def test_only_what_lies_close_together_is_read_together(members: list[tuple[str, int]], reads: list[int]) -> None:
+    class Seen(io.BytesIO):
+        def read(self, size: int | None = -1, /) -> bytes:
+            sizes.append(size)
+            return super().read(size)
+
+    sizes: list[int | None] = []
+    with io.BytesIO() as whole:
+        with tarfile.open(fileobj=whole, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+            for number, (ending, size) in enumerate(members):
+                info = tarfile.TarInfo(f"{number // 2}.{ending}")
+                info.size = size
+                tar.addfile(info, io.BytesIO(b"7" * size))
+        found = Headers(Seen(whole.getvalue()), keep=16).plain(0, END)
+    assert found is not None
+    assert len(found.names) == len(members)
+    assert found.contents == {place: b"7" for place, (ending, _) in enumerate(members) if ending == "cls"}
+    assert sizes[: len(reads)] == reads
