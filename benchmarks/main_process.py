@@ -229,14 +229,17 @@ def filled(folder: Path, count: int) -> str:
     return str(root)
 
 
-def packed(folder: Path, count: int) -> str:
-    path = folder / "shard.tar"
-    with tarfile.open(path, "w") as tar:
-        for number in range(count):
-            info = tarfile.TarInfo(f"ILSVRC2012_val_{number:08}.JPEG")
-            info.size = 600
-            tar.addfile(info, io.BytesIO(bytes(info.size)))
-    return str(path)
+def packed(folder: Path, count: int, members: int, size: int) -> str:
+    """Shards of `members` images of `size` bytes, which are holes: the headers alone take memory."""
+    for first in range(0, count, members):
+        with open(folder / f"{first:08}.tar", "wb") as file:
+            for number in range(first, min(first + members, count)):
+                info = tarfile.TarInfo(f"ILSVRC2012_val_{number:08}.JPEG")
+                info.size = size
+                file.write(info.tobuf())
+                file.seek(-(-size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE, io.SEEK_CUR)
+            file.write(bytes(2 * tarfile.BLOCKSIZE))
+    return f"{folder}/*.tar"
 
 
 def loader(images: Path, count: int) -> None:
@@ -281,11 +284,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--loaders", type=int, default=2, help="processes that do nothing (default: %(default)s)")
     parser.add_argument("--loader-us", type=float, default=0.0, help="of sleep per file (default: %(default)g)")
     parser.add_argument("--engine-us", type=float, default=0.0, help="of sleep per sample (default: %(default)g)")
+    parser.add_argument("--members", type=int, default=20_000, help="images of a shard (default: %(default)s)")
+    parser.add_argument("--member-bytes", type=int, default=110_000, help="and their size (default: %(default)s)")
     parser.add_argument("--files", type=int, default=8192, help="of `loader` (default: %(default)s)")
     add_sections(parser, SECTIONS)
     options = parser.parse_args(argv)
     wanted = options.sections
-    for name, make in {"list": listed, "folder": filled, "tar": packed}.items():
+    shards = partial(packed, members=options.members, size=options.member_bytes)
+    kinds: dict[str, Callable[[Path, int], str]] = {"list": listed, "folder": filled, "tar": shards}
+    for name, make in kinds.items():
         if name in wanted:
             with tempfile.TemporaryDirectory() as folder:
                 main_process(make(Path(folder), options.sources), Path(folder), options)
