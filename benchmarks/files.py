@@ -1,8 +1,10 @@
 """From files in the page cache to a table of classes: images/s, cores, images per joule, and every row compared.
 
     python -m benchmarks.files --images ../shared/imagenet/sample200 --files 1800000 --batches 1024x4,1024x6,2048x4
+    python -m benchmarks.files --images ../shared/imagenet/sample200 --sources small --decode gpu,cpu
 
-- list: a list of paths, one for each file. tar: shards of --members images.
+- list: a list of paths, one for each file. tar: shards of --members images. small: a list of the images as JPEGs of
+  32 KiB, scaled down as far as it takes.
 - The images come under as many names as make --files, by links, so that they stay in memory. Every row has to be that
   of the same image in a run over the images alone, decoded by loaders: class, best five and scores, bit for bit.
 - Cores are those busy with all processes, and with the main one, while the run is at work.
@@ -16,11 +18,12 @@ import sys
 import tarfile
 import tempfile
 from collections.abc import Sequence
-from itertools import cycle, islice
+from itertools import cycle, islice, product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from benchmarks.host_load import HostLoad, watch
 from benchmarks.sections import add_sections
@@ -33,11 +36,32 @@ from pipeline.machine.hardware import default_loaders
 from pipeline.samples.library import IMAGE_SUFFIXES
 
 ROOT = Path(__file__).resolve().parents[1]
-SOURCES = ("list", "tar")
+SOURCES = ("list", "tar", "small")
+DECODERS = ("auto", "gpu", "cpu")
+SMALL_BYTES = 32 << 10
+SMALL_QUALITY = 90
+SMALL_TRIES = 4
 TIMEOUT_S = 900.0
 # Before an image's own name in a shard, so that each name is there once.
 MARK = "{:08}-"
 COLUMNS = ("class_id", "score", "top_ids", "top_scores")
+
+
+def smaller(folder: Path, images: Sequence[Path], size: int = SMALL_BYTES) -> list[Path]:
+    """The images as JPEGs of about `size` bytes in `folder`: scaled down, and none of them up."""
+    folder.mkdir()
+    made = []
+    for image in images:
+        path = folder / f"{image.name}.jpg"
+        with Image.open(image) as file:
+            pixels = file.convert("RGB")
+        scale = 1.0
+        for _ in range(SMALL_TRIES):
+            sides = [max(1, round(scale * side)) for side in pixels.size]
+            pixels.resize((sides[0], sides[1])).save(path, quality=SMALL_QUALITY)
+            scale = min(1.0, scale * (size / path.stat().st_size) ** 0.5)
+        made.append(path)
+    return made
 
 
 def listed(folder: Path, images: Sequence[Path], count: int) -> Path:
@@ -117,29 +141,36 @@ def measure(options: argparse.Namespace) -> int:
             load = watch([*command, *given], ROOT, (), TIMEOUT_S)
             return json.loads(summary.read_text()), load
 
-        run(options.images.resolve(), "expected", "--decode", "cpu")
-        expected = Rows(folder / "expected.parquet")
+        def answers(images: Path, name: str) -> Rows:
+            run(images, name, "--decode", "cpu")
+            return Rows(folder / f"{name}.parquet")
+
+        expected = answers(options.images.resolve(), "expected")
         titles = f"{'images':>11}{'images/s':>10}{'cores':>7}{'main':>6}{'/J':>6}{'wrong':>7}"
-        print(f"{'':6}{'batch':>6}{'lanes':>6}{titles}")
+        print(f"{'':6}{'decode':>7}{'batch':>6}{'lanes':>6}{titles}")
         for kind in options.sources:
             (folder / kind).mkdir()
-            if kind == "list":
+            right = expected
+            if kind == "tar":
+                source = sharded(folder / kind, images, options.files, options.members)
+            elif kind == "list":
                 source = listed(folder / kind, images, options.files)
             else:
-                source = sharded(folder / kind, images, options.files, options.members)
-            for batch, lanes in options.batches:
-                name = f"{kind}-{batch}-{lanes}"
+                source = listed(folder / kind, smaller(folder / "scaled", images), options.files)
+                right = answers(folder / "scaled", "expected-small")
+            for decode, (batch, lanes) in product(options.decode, options.batches):
+                name = f"{kind}-{decode}-{batch}-{lanes}"
                 told, load = run(
-                    f"@{source}", name, "--decode", options.decode, "--loaders", options.loaders, "-b", batch,
+                    f"@{source}", name, "--decode", decode, "--loaders", options.loaders, "-b", batch,
                     "--inflight", lanes,
                 )  # fmt: skip
-                rows, bad = expected.wrong(folder / f"{name}.parquet")
+                rows, bad = right.wrong(folder / f"{name}.parquet")
                 wrong += bad
                 (folder / f"{name}.parquet").unlink()
                 rate, energy = told["throughput"]["samples_per_second_mean"], told["energy"] or {}
                 busy = f"{load.cores or 0:7.1f}{load.main_cores or 0:6.2f}{energy.get('images_per_joule') or 0:6.0f}"
                 said = told["verdict"]["sentences"][0]
-                print(f"{kind:6}{batch:6}{lanes:6}{rows:11,}{rate:10,.0f}{busy}{bad:7,}  {said}", flush=True)
+                print(f"{kind:6}{decode:>7}{batch:6}{lanes:6}{rows:11,}{rate:10,.0f}{busy}{bad:7,}  {said}", flush=True)
     return wrong
 
 
@@ -149,6 +180,14 @@ def batch_and_lanes(text: str) -> list[tuple[int, int]]:
         return [(int(batch), int(lanes)) for batch, lanes in (part.split("x") for part in text.split(","))]
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text}: it takes BATCHxINFLIGHT,..., as in 1024x4,2048x4") from None
+
+
+def decoders(text: str) -> list[str]:
+    """`gpu,cpu`: what `--decode` of the command takes, one after the other."""
+    found = text.split(",")
+    if not set(found) <= set(DECODERS):
+        raise argparse.ArgumentTypeError(f"{text}: it takes some of {', '.join(DECODERS)}, as in gpu,cpu")
+    return found
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -162,7 +201,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--batches", type=batch_and_lanes, default="1024x4", help="BATCHxINFLIGHT,... (default: %(default)s)"
     )
-    parser.add_argument("--decode", default="auto", help="as of the command (default: %(default)s)")
+    parser.add_argument("--decode", type=decoders, default="auto", help="as of the command, or several (default: auto)")
     parser.add_argument("--gpu", default="auto", help="as of the command (default: %(default)s)")
     parser.add_argument(
         "--cpu-backend", choices=CPU_BACKENDS, default="auto", help="as of the command (default: %(default)s)"

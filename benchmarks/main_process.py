@@ -7,6 +7,7 @@
   --engine-us, after so many microseconds of sleep per file. CPU time of each thread over the sources. Threads share one
   interpreter: what they take together bounds the run, at 1e6 over it sources/s.
 - loader: a loader's own CPU time for a file of --images in the page cache, left in its slot for the GPU to decode.
+- npy: the same for a prepared tensor, which is read to where the engine takes it from.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ from pipeline.stages.spec import EngineSpec
 from pipeline.stages.worker import serve_items
 from pipeline.telemetry.trace import Untraced
 
-SECTIONS = ("list", "folder", "tar", "loader")
+SECTIONS = ("list", "folder", "tar", "loader", "npy")
 TOP = 5
 # What sources say of their classes is looked for, as the command does unasked.
 CLASSES = 1000
@@ -63,6 +64,7 @@ IN_FLIGHT = 4
 FILES_PER_FOLDER = 5000
 LOOK_S = 0.02
 ROOM = 512 << 10
+TENSORS = 200
 
 
 class Idle:
@@ -242,15 +244,28 @@ def packed(folder: Path, count: int, members: int, size: int) -> str:
     return f"{folder}/*.tar"
 
 
-def loader(images: Path, count: int) -> None:
-    """Print what a file takes a loader."""
-    found = sorted(path for path in images.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+def images_of(folder: Path) -> list[Path]:
+    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
     if not found:
-        raise SystemExit(f"{images}: no image in it")
+        raise SystemExit(f"{folder}: no image in it")
+    return found
+
+
+def tensors_in(folder: Path) -> list[Path]:
+    """Prepared tensors; what is in them costs nothing."""
+    rng = np.random.default_rng(0)
+    paths = [folder / f"{number:04}.npy" for number in range(TENSORS)]
+    for path in paths:
+        np.save(path, rng.integers(-128, 128, (3, 224, 224), dtype=np.int8))
+    return paths
+
+
+def loader(found: Sequence[Path], preparation: Preparation, count: int) -> None:
+    """Print what a file takes a loader."""
     size = sum(path.stat().st_size for path in found) / len(found)
     place, slots = Place(get_context("spawn")), 8 * FILES_PER_JOB
     with Arena.create(slots, (3, 224, 224), room=ROOM) as arena:
-        made = Loader(arena.spec, Preparation("images", 224, 256, decode="gpu"))
+        made = Loader(arena.spec, preparation)
         paths = cycle(map(str, found))
         ways: dict[str, int] = {}
 
@@ -271,7 +286,7 @@ def loader(images: Path, count: int) -> None:
         finally:
             made.close()
     us = 1e6 * seconds / (jobs * FILES_PER_JOB)
-    said = ", ".join(f"{way} {files:,}" for way, files in ways.items())
+    said = ", ".join([preparation.kind, *(f"{way} {files:,}" for way, files in ways.items())])
     print(f"\na loader: {us:.1f} us of CPU per file, {size / 1e3:.0f} kB on average ({said}): {1e6 / us:,.0f} files/s")
 
 
@@ -286,7 +301,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--engine-us", type=float, default=0.0, help="of sleep per sample (default: %(default)g)")
     parser.add_argument("--members", type=int, default=20_000, help="images of a shard (default: %(default)s)")
     parser.add_argument("--member-bytes", type=int, default=110_000, help="and their size (default: %(default)s)")
-    parser.add_argument("--files", type=int, default=8192, help="of `loader` (default: %(default)s)")
+    parser.add_argument("--files", type=int, default=8192, help="of `loader` and `npy` (default: %(default)s)")
     add_sections(parser, SECTIONS)
     options = parser.parse_args(argv)
     wanted = options.sections
@@ -297,7 +312,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             with tempfile.TemporaryDirectory() as folder:
                 main_process(make(Path(folder), options.sources), Path(folder), options)
     if "loader" in wanted:
-        loader(options.images, options.files)
+        loader(images_of(options.images), Preparation("images", 224, 256, decode="gpu"), options.files)
+    if "npy" in wanted:
+        with tempfile.TemporaryDirectory() as folder:
+            loader(tensors_in(Path(folder)), Preparation("tensors", 224, None), options.files)
     return 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import re
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks.files import Rows, listed, main
+from benchmarks.files import SMALL_BYTES, Rows, decoders, listed, main, smaller
 from int4core.random_model import random_model
 from pipeline.errors import PipelineError
 from tests.pipeline.application import CPU
@@ -28,10 +29,30 @@ def test_every_image_of_a_run_is_compared(tmp_path: Path, capsys: pytest.Capture
     for number in range(3):
         Image.fromarray(rng.integers(0, 256, (40, 50, 3), dtype=np.uint8)).save(images / f"{number}.jpg")
     given = ["--images", images, "--model", model, *CPU, "--loaders", 1, "--batches", "2x2"]
-    assert main([*map(str, given), "--sources", "tar", "--files", "7", "--members", "5"]) == 0
+    assert main([*map(str, given), "--sources", "tar,small", "--files", "7", "--members", "5"]) == 0
     rows = [line.split() for line in capsys.readouterr().out.splitlines()[1:]]
-    assert [row[:4] for row in rows] == [["tar", "2", "2", "10"]]
-    assert all(re.fullmatch(r"[0-9,]+", row[4]) and row[8] == "0" for row in rows)
+    assert [row[:5] for row in rows] == [["tar", "auto", "2", "2", "10"], ["small", "auto", "2", "2", "7"]]
+    assert all(re.fullmatch(r"[0-9,]+", row[5]) and row[9] == "0" for row in rows)
+
+
+def test_images_are_scaled_down_to_a_size_and_none_of_them_up(tmp_path: Path) -> None:
+    rng = np.random.default_rng(3)
+    for name, side in {"large.png": 400, "little.jpg": 40}.items():
+        Image.fromarray(rng.integers(0, 256, (side, side + 10, 3), dtype=np.uint8)).save(tmp_path / name)
+    large, little = smaller(tmp_path / "made", [tmp_path / "large.png", tmp_path / "little.jpg"])
+    assert large.stat().st_size == pytest.approx(SMALL_BYTES, rel=0.1)
+    with Image.open(large) as image:
+        assert 100 < image.height < 400
+        assert image.width / image.height == pytest.approx(410 / 400, abs=0.02)
+    with Image.open(little) as image:
+        assert image.size == (50, 40)
+
+
+@pytest.mark.parametrize(("text", "found"), [("auto", ["auto"]), ("gpu,cpu", ["gpu", "cpu"])])
+def test_decoders_that_are_compared(text: str, found: list[str]) -> None:
+    assert decoders(text) == found
+    with pytest.raises(argparse.ArgumentTypeError, match="it takes some of auto, gpu, cpu"):
+        decoders(f"{text},disk")
 
 
 def test_a_list_has_as_many_names_as_are_asked_for(tmp_path: Path) -> None:

@@ -26,4 +26,11 @@ def test_a_loaders_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
         Image.new("RGB", (300, 260), (number, 0, 0)).save(tmp_path / f"{number}.jpg")
     (tmp_path / "3.jpg").write_bytes((tmp_path / "0.jpg").read_bytes())
     assert main(["--images", str(tmp_path), "--files", "200", "--sections", "loader"]) == 0
-    assert re.search(r"a loader: [0-9.]+ us of CPU per file, [0-9]+ kB on average \(gpu 256\)", capsys.readouterr().out)
+    assert re.search(
+        r"a loader: [0-9.]+ us of CPU per file, [0-9]+ kB on average \(images, gpu 256\)", capsys.readouterr().out
+    )
+
+
+def test_prepared_tensors(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--files", "200", "--sections", "npy"]) == 0
+    assert re.search(r"a loader: [0-9.]+ us of CPU per file, 151 kB on average \(tensors", capsys.readouterr().out)
