@@ -42,9 +42,15 @@ MANY = 20_000
 IN_A_SHARD = 2 * AHEAD
 
 
+STARTED: list[Lister] = []
+
+
 @pytest.fixture(autouse=True)
-def nothing_left(clean: None) -> None:
-    """After each test."""
+def nothing_left(clean: None) -> Iterator[None]:
+    """After each test, however it has ended."""
+    yield
+    while STARTED:
+        STARTED.pop().close()
 
 
 @pytest.fixture
@@ -92,6 +98,7 @@ def listed_here(listing: Listing) -> tuple[list[Source], LeftOut]:
 
 def started(listing: Listing, beside: int = 0) -> Lister:
     made = Lister(listing, beside)
+    STARTED.append(made)
     made.start()
     return made
 
@@ -213,14 +220,13 @@ def test_there_are_as_many_processes_as_shards_and_no_more_than_are_wanted(
     there = started(Listing((f"{shards}/{{0..{named - 1}}}.tar",)), beside)
     found = iter(there)
     seen = len(next(found).sources)
-    while seen < named * IN_A_SHARD:
-        # The last shard has not been taken: it is being listed, or has been.
-        assert len(children(there)) <= expected
-        if seen > (named - 1) * IN_A_SHARD:
-            assert len(children(there)) == expected
+    # What is left goes into no pipe: nobody has come to an end.
+    wait_for(lambda: len(children(there)) == expected)
+    pids = {child.pid for child in children(there)}
+    while seen < named * IN_A_SHARD // 2:
         seen += len(next(found).sources)
-    assert next(found, None) is None
-    there.close()
+        assert {child.pid for child in children(there)} == pids
+    assert seen + sum(len(some.sources) for some in found) == named * IN_A_SHARD
 
 
 def test_shards_are_listed_ahead_of_whoever_takes_the_first(shards: Path) -> None:
