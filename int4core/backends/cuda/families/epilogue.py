@@ -30,13 +30,13 @@ RESIDUAL_SHIFT = 22
 """Largest shift of a u4 residual: scaled by 16^-5 as well, the smallest factor is still a normal float."""
 
 CHANNEL_PAIR = np.dtype(
-    [("offset", "<i4", 2), ("residual_factor", "<f4", 2), ("factor", "<f4", 2), ("correction", "<f4", 2)]
+    [("offset", "<i4", 2), ("factor", "<f4", 2), ("correction", "<f4", 2), ("residual_factor", "<f4", 2)]
 )
 """What the requantisation in one multiply-add needs of two neighbouring channels.
 
-offset: bias + offset, less what a residual convolution left in the accumulator; residual_factor: of the residual
-tensor, over 2^shift, and over 16^position of the nibble; factor: requant factor / 2^shift; correction: -floor(offset *
-factor / 2^shift) * 2^-149. The last two lie together: where the sums have the offset already, they are one load.
+offset: bias + offset, less what a residual convolution left in the accumulator; factor: requant factor / 2^shift;
+correction: -floor(offset * factor / 2^shift) * 2^-149; residual_factor: of the residual tensor, over 2^shift, and over
+16^position of the nibble.
 """
 
 RESIDUAL_PAIR = np.dtype([("offset", "<i4", 2), ("down", "<f4", 2), ("up", "<f4", 2), ("unused", "<f4", 2)])
