@@ -16,8 +16,9 @@
 // Compile-time constants: TILE_N, SUBTILES, WARPGROUPS, TEAMS, K_BYTES, WEIGHTS_RESIDENT, ORDERED,
 // OUTPUT (0 u4, 1 u7 bytes), RESIDUAL (0 none, 1 a u4 tensor, 2 a 1x1 convolution of one), RESCALE_BASE and SATURATED
 // (of that convolution: epilogue/rescale_s8.cuh). A convolution as residual is the first part of K: its sums are
-// rescaled where they lie, in the accumulators, with the outputs' bias, and the rest is added to them. IMAGE: 0, or the
-// pixels of an image whose mean is written in place of its outputs (image_means.cuh).
+// rescaled where they lie, in the accumulators, with the outputs' bias, and the rest is added to them; a tensor is what
+// the accumulators begin with. IMAGE: 0, or the pixels of an image whose mean is written in place of its outputs
+// (image_means.cuh).
 #include "epilogue/narrow.cuh"
 #include "epilogue/rescale_s8.cuh"
 #include "image_means.cuh"
@@ -235,7 +236,8 @@ struct ConvWgmma {
           for (int i = 0; i < WORDS; ++i) pin_registers(a[i]);
           wgmma_fence();
 #pragma unroll
-          for (int i = 0; i < WORDS; ++i) Wgmma<TILE_N>::mma(sums[sub], a[i], descriptor + i * (2 * TILE_N), block + i);
+          for (int i = 0; i < WORDS; ++i)
+            Wgmma<TILE_N>::mma(sums[sub], a[i], descriptor + i * (2 * TILE_N), RESIDUAL == 1 || block + i);
           wgmma_commit();
           wgmma_wait<1>();  // the fragments of the group before the last are free again
           // Not right after the loads: they queue behind wgmma, and an arrival would overtake them.
@@ -260,8 +262,22 @@ struct ConvWgmma {
         wgmma_wait<0>();
       };
 
-      // The tile's sums: those of the residual convolution first, rescaled where they lie.
+      // The tile's sums: a residual tensor first, or those of the residual convolution, rescaled where they lie.
       auto multiply = [&] {
+        if constexpr (RESIDUAL == 1) {
+          unsigned words[SUBTILES][2][RESIDUAL_ROW / 16];
+          mbarrier_wait(residual_full + 8 * kept.slot, kept.parity);
+#pragma unroll
+          for (int sub = 0; sub < SUBTILES; ++sub)
+#pragma unroll
+            for (int half = 0; half < 2; ++half)
+              load_words(words[sub][half], residual_base + kept.slot * RESIDUAL_BYTES +
+                                               (thread_row + sub * 64 + half * 8) * RESIDUAL_ROW +
+                                               quad * (RESIDUAL_ROW / 4));
+          begin_with_residual(sums, pairs, quad, words);
+#pragma unroll
+          for (int sub = 0; sub < SUBTILES; ++sub) pin_registers(sums[sub]);
+        }
         wait_turn();
         if constexpr (CONVOLVED) {
           multiply_blocks(0, shape.residual_blocks);
@@ -273,20 +289,9 @@ struct ConvWgmma {
         if (!WEIGHTS_RESIDENT && lane == 0) mbarrier_arrive(empty + 8 * previous);
       };
 
-      // Requantised, with the residual tensor if there is one, and written.
+      // Requantised and written.
       auto store = [&] {
-        unsigned kept_words[SUBTILES][2][RESIDUAL == 1 ? RESIDUAL_ROW / 16 : 1];
-        if constexpr (RESIDUAL == 1) {
-          mbarrier_wait(residual_full + 8 * kept.slot, kept.parity);
-#pragma unroll
-          for (int sub = 0; sub < SUBTILES; ++sub)
-#pragma unroll
-            for (int half = 0; half < 2; ++half)
-              load_words(kept_words[sub][half], residual_base + kept.slot * RESIDUAL_BYTES +
-                                                    (thread_row + sub * 64 + half * 8) * RESIDUAL_ROW +
-                                                    quad * (RESIDUAL_ROW / 4));
-        }
-
+        const unsigned unused[SUBTILES][2][1] = {};
         if constexpr (AVERAGED) {
           mbarrier_wait(outputs_empty(team), shared_parity ^ 1);
           shared_parity ^= 1;
@@ -294,7 +299,7 @@ struct ConvWgmma {
 #pragma unroll
           for (int i = 0; i < 8; ++i) {
             unsigned words[4];
-            requantize_rows<RESIDUAL>(sums, pairs, quad, i, kept_words, words);
+            requantize_rows<RESIDUAL ? 3 : 0>(sums, pairs, quad, i, unused, words);
             share_words(place ^ (i * 16), words);
           }
           __syncwarp();
@@ -305,7 +310,7 @@ struct ConvWgmma {
             unsigned packed[SUBTILES][2][STORE_WORDS];
 #pragma unroll
             for (int word = first; word < first + STORE_WORDS; ++word)
-              requantize_words<OUTPUT, CONVOLVED ? 3 : RESIDUAL>(sums, pairs, quad, word, kept_words, packed);
+              requantize_words<OUTPUT, RESIDUAL ? 3 : 0>(sums, pairs, quad, word, unused, packed);
 #pragma unroll
             for (int sub = 0; sub < SUBTILES; ++sub)
 #pragma unroll

@@ -71,28 +71,34 @@ struct ResidualBoxes {
     wgmma_commit();
   }
 
-  // A tile's chunks, one after the other: done(chunk, sums, kept, place) has a chunk's products, its residual and where
-  // that lies. With AHEAD the products of the next chunk run under it.
+  // A tile's chunks, one after the other: done(chunk, sums, place) has a chunk's products, added to the residual, and
+  // where that lies. With AHEAD the products of the next chunk run under it.
   template <int CHUNKS, bool AHEAD, class Done>
-  __device__ __forceinline__ void for_chunks(Input& a, unsigned long long weights, unsigned slot, Done done) const {
+  __device__ __forceinline__ void for_chunks(Input& a, unsigned long long weights, const ChannelPair* pairs,
+                                             unsigned slot, Done done) const {
     Sums chunk_sums[AHEAD ? 2 : 1];
-    if (AHEAD) begin(chunk_sums[0], a, weights, 0);
+    auto multiply = [&](int chunk) {
+      auto& sums = chunk_sums[AHEAD ? chunk % 2 : 0];
+      Words kept;
+      load(kept, place(slot, chunk));
+      begin_with_residual(sums, pairs + chunk * (CHUNK / 2), quad, kept);
+#pragma unroll
+      for (int sub = 0; sub < SUBTILES; ++sub) pin_registers(sums[sub]);
+      begin<true>(sums, a, weights, chunk);
+    };
+    if (AHEAD) multiply(0);
 #pragma unroll
     for (int chunk = 0; chunk < CHUNKS; ++chunk) {
-      auto& sums = chunk_sums[AHEAD ? chunk % 2 : 0];
       const bool more = AHEAD && chunk + 1 < CHUNKS;
-      if (!AHEAD) begin(sums, a, weights, chunk);
-      if (more) begin(chunk_sums[AHEAD ? (chunk + 1) % 2 : 0], a, weights, chunk + 1);
-      Words kept;
-      const unsigned chunk_place = place(slot, chunk);
-      load(kept, chunk_place);
+      if (!AHEAD) multiply(chunk);
+      if (more) multiply(chunk + 1);
       // All groups but the one just begun are done: what `done` has multiplied of the chunk before, too.
       if (more) {
         wgmma_wait<1>();
       } else {
         wgmma_wait<0>();
       }
-      done(chunk, sums, kept, chunk_place);
+      done(chunk, chunk_sums[AHEAD ? chunk % 2 : 0], place(slot, chunk));
     }
   }
 
@@ -116,14 +122,15 @@ struct ResidualBoxes {
       for (int half = 0; half < 2; ++half) share_words(place + (sub * 64 + half * 8) * BOX_ROW, words[sub][half]);
   }
 
-  // A chunk's outputs, u4 or for Output 1 u7, from its sums, which are there, and for Residual 1 its residual.
-  template <int Output, int Residual = 1, int WORDS>
-  __device__ __forceinline__ void requantize(Sums& sums, const ChannelPair* pairs, int chunk, const Words& kept,
+  // A chunk's outputs, u4 or for Output 1 u7, from its sums, which are there, with the bias.
+  template <int Output, int WORDS>
+  __device__ __forceinline__ void requantize(Sums& sums, const ChannelPair* pairs, int chunk,
                                              unsigned (&packed)[SUBTILES][2][WORDS]) const {
 #pragma unroll
     for (int sub = 0; sub < SUBTILES; ++sub) pin_registers(sums[sub]);
+    const unsigned unused[SUBTILES][2][1] = {};
 #pragma unroll
     for (int word = 0; word < WORDS; ++word)
-      requantize_words<Output, Residual>(sums, pairs + chunk * (CHUNK / 2), quad, word, kept, packed);
+      requantize_words<Output, 3>(sums, pairs + chunk * (CHUNK / 2), quad, word, unused, packed);
   }
 };

@@ -69,16 +69,16 @@ struct ResidualWgmma {
       mbarrier_wait(teams.full + 8 * ring.slot, ring.parity);
       typename Boxes::Input a;
       boxes.load_input(a, slot + BOXES * BOX);
-      auto store_chunk = [&](int chunk, auto& sums, const auto& kept, unsigned place) {
+      auto store_chunk = [&](int chunk, auto& sums, unsigned place) {
         typename Boxes::Words packed;
-        boxes.template requantize<0>(sums, pairs, chunk, kept, packed);
+        boxes.template requantize<0>(sums, pairs, chunk, packed);
         Boxes::share(place, packed);
         if (chunk == 1 && leader && previous >= 0) {  // by now the tile before should have left its slot
           bulk_store_wait_read<0>();
           mbarrier_arrive(teams.empty + 8 * previous);
         }
       };
-      boxes.template for_chunks<CHUNKS, AHEAD>(a, descriptor, slot, store_chunk);
+      boxes.template for_chunks<CHUNKS, AHEAD>(a, descriptor, pairs, slot, store_chunk);
       fence_async_proxy();
       named_barrier(1 + teams.team, 128);
       if (leader) {

@@ -51,7 +51,24 @@ __device__ __forceinline__ float add_residual(float sum, float factor, const uns
   return __fmaf_rn(__uint_as_float(nibble), factor, sum);
 }
 
-// Residual 3: x has the bias and the offset already, as rescale_s8.cuh leaves them.
+// What a thread's sums of SUBS times two rows begin with where the residual is a tensor: the rescaled residual, the
+// bias and the offset. `kept` are its words of the residual, `pairs` those of its tile's channels.
+template <int SUBS, int SUMS, int KEPT>
+__device__ __forceinline__ void begin_with_residual(int (&sums)[SUBS][SUMS], const ChannelPair* pairs, int quad,
+                                                    const unsigned (&kept)[SUBS][2][KEPT]) {
+#pragma unroll
+  for (int j = 0; j < SUMS / 4; ++j) {
+    const ChannelPair pair = pairs[j * 4 + quad];
+#pragma unroll
+    for (int sub = 0; sub < SUBS; ++sub)
+#pragma unroll
+      for (int i = 0; i < 4; ++i)
+        sums[sub][j * 4 + i] = __float_as_int(add_residual(
+            __int_as_float(pair.offset[i % 2]), pair.residual_factor[i % 2], kept[sub][i / 2], j * 2 + i % 2));
+  }
+}
+
+// Residual 3: x has the bias and the offset already, as rescale_s8.cuh or `begin_with_residual` leave them.
 template <int Residual, int COUNT>
 __device__ __forceinline__ int requantize(int x, const ChannelPair& pair, int odd, const unsigned (&kept)[COUNT],
                                           int index) {
