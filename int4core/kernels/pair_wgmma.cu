@@ -106,9 +106,9 @@ struct PairWgmma {
       typename Boxes::Input a;
       boxes.load_input(a, rows);
       Narrow narrow_rows;
-      auto multiply_chunk = [&](int chunk, auto& sums, unsigned place) {
+      auto multiply_chunk = [&](int chunk, auto& sums, const auto& kept, unsigned place) {
         typename Boxes::Words packed;
-        boxes.template requantize<0>(sums, wide_pairs, chunk, packed);
+        boxes.template requantize<0, 3>(sums, wide_pairs, chunk, kept, packed);
         Boxes::share(place, packed);
         narrow_rows.begin(packed, second_descriptor, chunk);
         if (chunk == 1 && leader && previous >= 0) {  // by now the tile before should have left its slot
@@ -119,6 +119,7 @@ struct PairWgmma {
       if constexpr (CONVOLVED) {
         typename Source::Input b;
         source.load_input(b, rows + INPUT_BYTES);
+        const typename Boxes::Words none = {};
 #pragma unroll
         for (int chunk = 0; chunk < CHUNKS; ++chunk) {
           typename Boxes::Sums sums;
@@ -127,10 +128,10 @@ struct PairWgmma {
           rescale(sums, source_pairs + chunk * (CHUNK / 2), boxes.quad);
           Boxes::template begin<true>(sums, a, first_descriptor, chunk);
           wgmma_wait<0>();
-          multiply_chunk(chunk, sums, boxes.place(slot, chunk));
+          multiply_chunk(chunk, sums, none, boxes.place(slot, chunk));
         }
       } else {
-        boxes.template for_chunks<CHUNKS, AHEAD>(a, first_descriptor, wide_pairs, slot, multiply_chunk);
+        boxes.template for_chunks<CHUNKS, AHEAD, true>(a, first_descriptor, wide_pairs, slot, multiply_chunk);
       }
       wgmma_wait<0>();
       unsigned packed[SUBTILES][2][K_OUT / 32];

@@ -78,9 +78,9 @@ struct PooledWgmma {
       mbarrier_wait(teams.full + 8 * ring.slot, ring.parity);
       typename Boxes::Input a;
       boxes.load_input(a, slot + BOXES * BOX);
-      auto add_up_chunk = [&](int chunk, auto& sums, unsigned) {
+      auto add_up_chunk = [&](int chunk, auto& sums, const auto& kept, unsigned) {
         unsigned packed[1][2][WORDS];
-        boxes.template requantize<1>(sums, pairs, chunk, packed);
+        boxes.template requantize<1, 3>(sums, pairs, chunk, kept, packed);
 
         unsigned left[SUMS];
 #pragma unroll
@@ -102,7 +102,7 @@ struct PooledWgmma {
         }
         warp_sums[team][place][warp % 4][chunk * (CHUNK / 2) + boxes.quad * SUMS + group] = left[0];
       };
-      boxes.template for_chunks<CHUNKS, AHEAD>(a, descriptor, pairs, slot, add_up_chunk);
+      boxes.template for_chunks<CHUNKS, AHEAD, true>(a, descriptor, pairs, slot, add_up_chunk);
       if (lane == 0) mbarrier_arrive(teams.empty + 8 * ring.slot);  // what it held has been used up
       ring.advance();
 

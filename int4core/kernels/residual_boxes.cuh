@@ -71,20 +71,23 @@ struct ResidualBoxes {
     wgmma_commit();
   }
 
-  // A tile's chunks, one after the other: done(chunk, sums, place) has a chunk's products, added to the residual, and
-  // where that lies. With AHEAD the products of the next chunk run under it.
-  template <int CHUNKS, bool AHEAD, class Done>
+  // A tile's chunks, one after the other: done(chunk, sums, kept, place) has a chunk's products and where its residual
+  // lies. With AHEAD the products of the next chunk run under it. With BEGUN the residual is what the sums begin with:
+  // an addition less an output. Else it is in `kept`, loaded under the products, with requantize's Residual 1.
+  template <int CHUNKS, bool AHEAD, bool BEGUN, class Done>
   __device__ __forceinline__ void for_chunks(Input& a, unsigned long long weights, const ChannelPair* pairs,
                                              unsigned slot, Done done) const {
     Sums chunk_sums[AHEAD ? 2 : 1];
     auto multiply = [&](int chunk) {
       auto& sums = chunk_sums[AHEAD ? chunk % 2 : 0];
-      Words kept;
-      load(kept, place(slot, chunk));
-      begin_with_residual(sums, pairs + chunk * (CHUNK / 2), quad, kept);
+      if constexpr (BEGUN) {
+        Words kept;
+        load(kept, place(slot, chunk));
+        begin_with_residual(sums, pairs + chunk * (CHUNK / 2), quad, kept);
 #pragma unroll
-      for (int sub = 0; sub < SUBTILES; ++sub) pin_registers(sums[sub]);
-      begin<true>(sums, a, weights, chunk);
+        for (int sub = 0; sub < SUBTILES; ++sub) pin_registers(sums[sub]);
+      }
+      begin<BEGUN>(sums, a, weights, chunk);
     };
     if (AHEAD) multiply(0);
 #pragma unroll
@@ -92,13 +95,16 @@ struct ResidualBoxes {
       const bool more = AHEAD && chunk + 1 < CHUNKS;
       if (!AHEAD) multiply(chunk);
       if (more) multiply(chunk + 1);
+      const unsigned chunk_place = place(slot, chunk);
+      Words kept = {};
+      if constexpr (!BEGUN) load(kept, chunk_place);
       // All groups but the one just begun are done: what `done` has multiplied of the chunk before, too.
       if (more) {
         wgmma_wait<1>();
       } else {
         wgmma_wait<0>();
       }
-      done(chunk, chunk_sums[AHEAD ? chunk % 2 : 0], place(slot, chunk));
+      done(chunk, chunk_sums[AHEAD ? chunk % 2 : 0], kept, chunk_place);
     }
   }
 
@@ -122,15 +128,15 @@ struct ResidualBoxes {
       for (int half = 0; half < 2; ++half) share_words(place + (sub * 64 + half * 8) * BOX_ROW, words[sub][half]);
   }
 
-  // A chunk's outputs, u4 or for Output 1 u7, from its sums, which are there, with the bias.
-  template <int Output, int WORDS>
-  __device__ __forceinline__ void requantize(Sums& sums, const ChannelPair* pairs, int chunk,
+  // A chunk's outputs, u4 or for Output 1 u7, from its sums, which are there: with the bias, or for Residual 1 without
+  // it and the residual.
+  template <int Output, int Residual, int WORDS>
+  __device__ __forceinline__ void requantize(Sums& sums, const ChannelPair* pairs, int chunk, const Words& kept,
                                              unsigned (&packed)[SUBTILES][2][WORDS]) const {
 #pragma unroll
     for (int sub = 0; sub < SUBTILES; ++sub) pin_registers(sums[sub]);
-    const unsigned unused[SUBTILES][2][1] = {};
 #pragma unroll
     for (int word = 0; word < WORDS; ++word)
-      requantize_words<Output, 3>(sums, pairs + chunk * (CHUNK / 2), quad, word, unused, packed);
+      requantize_words<Output, Residual>(sums, pairs + chunk * (CHUNK / 2), quad, word, kept, packed);
   }
 };

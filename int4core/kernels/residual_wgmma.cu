@@ -11,13 +11,13 @@
 //   at a time; with AHEAD the product of the next chunk runs under the requantisation of this one.
 // - A chunk's results replace the residual where that lies; the slot then leaves as whole boxes: residual_boxes.cuh.
 //
-// Compile-time constants: C_IN, TILE_N, SUBTILES, TEAMS, SLOTS, CHUNK, AHEAD.
+// Compile-time constants: C_IN, TILE_N, SUBTILES, TEAMS, SLOTS, CHUNK, AHEAD, BEGUN.
 #include "boxed_teams.cuh"
 #include "ptx/bulk_store.cuh"
 #include "ptx/named_barrier.cuh"
 #include "residual_boxes.cuh"
 
-template <int C_IN, int TILE_N, int SUBTILES, int TEAMS, int SLOTS, int CHUNK, bool AHEAD>
+template <int C_IN, int TILE_N, int SUBTILES, int TEAMS, int SLOTS, int CHUNK, bool AHEAD, bool BEGUN>
 struct ResidualWgmma {
   using Boxes = ResidualBoxes<C_IN, SUBTILES, CHUNK>;
   static constexpr int TILE_M = Boxes::TILE_M;  // pixels of a team's tile
@@ -69,16 +69,16 @@ struct ResidualWgmma {
       mbarrier_wait(teams.full + 8 * ring.slot, ring.parity);
       typename Boxes::Input a;
       boxes.load_input(a, slot + BOXES * BOX);
-      auto store_chunk = [&](int chunk, auto& sums, unsigned place) {
+      auto store_chunk = [&](int chunk, auto& sums, const auto& kept, unsigned place) {
         typename Boxes::Words packed;
-        boxes.template requantize<0>(sums, pairs, chunk, packed);
+        boxes.template requantize<0, BEGUN ? 3 : 1>(sums, pairs, chunk, kept, packed);
         Boxes::share(place, packed);
         if (chunk == 1 && leader && previous >= 0) {  // by now the tile before should have left its slot
           bulk_store_wait_read<0>();
           mbarrier_arrive(teams.empty + 8 * previous);
         }
       };
-      boxes.template for_chunks<CHUNKS, AHEAD>(a, descriptor, pairs, slot, store_chunk);
+      boxes.template for_chunks<CHUNKS, AHEAD, BEGUN>(a, descriptor, pairs, slot, store_chunk);
       fence_async_proxy();
       named_barrier(1 + teams.team, 128);
       if (leader) {
