@@ -105,9 +105,10 @@ struct ConvWgmma {
       }
       for (int t = 0; t < TEAMS; ++t) mbarrier_init(turns + 8 * t, 4 * WARPGROUPS);
       if constexpr (AVERAGED) {
+        // Every thread arrives, not one for its warp: it takes no longer, and racecheck follows it.
         for (int t = 0; t < TEAMS; ++t) {
-          mbarrier_init(outputs_full(t), 4 * WARPGROUPS);
-          mbarrier_init(outputs_empty(t), 1);
+          mbarrier_init(outputs_full(t), 128 * WARPGROUPS);
+          mbarrier_init(outputs_empty(t), 32);
         }
       }
       mbarrier_init_fence();
@@ -303,7 +304,7 @@ struct ConvWgmma {
             share_words(place ^ (i * 16), words);
           }
           __syncwarp();
-          if (lane == 0) mbarrier_arrive(outputs_full(team));
+          mbarrier_arrive(outputs_full(team));
         } else {
 #pragma unroll
           for (int first = 0; first < OUT_WORDS; first += STORE_WORDS) {

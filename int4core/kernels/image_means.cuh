@@ -109,7 +109,7 @@ struct ImageMeans {
       multiply(sums, image * IMAGE - pixel);
       if ((image + IMAGES) * IMAGE >= end) {
         __syncwarp();
-        if (threadIdx.x % 32 == 0) mbarrier_arrive(read);
+        mbarrier_arrive(read);
       }
       finish(sums, image, pixel, end);
     }
