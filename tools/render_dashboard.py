@@ -78,7 +78,9 @@ def _lines(recording: Path) -> list[str]:
 
 
 def _snapshot(record: dict[str, Any]) -> Snapshot:
-    known = {field.name: record[field.name] for field in fields(Snapshot) if field.name != "decoded"}
+    # What a recording does not have was not there when it was made: the default is what it was.
+    names = {field.name for field in fields(Snapshot)} & record.keys() - {"decoded"}
+    known = {name: record[name] for name in names}
     stages = (stage | {"worker_rates": tuple(stage["worker_rates"])} for stage in record["stages"])
     decoded = Decoded(**record["decoded"]) if "decoded" in record else None
     return Snapshot(**known | {"stages": tuple(StageSnapshot(**stage) for stage in stages), "decoded": decoded})
