@@ -78,10 +78,10 @@ def _lines(recording: Path) -> list[str]:
 
 
 def _snapshot(record: dict[str, Any]) -> Snapshot:
+    stages = (stage | {"worker_rates": tuple(stage["worker_rates"])} for stage in record["stages"])
     # What a recording does not have was not there when it was made: the default is what it was.
     names = {field.name for field in fields(Snapshot)} & record.keys() - {"decoded"}
     known = {name: record[name] for name in names}
-    stages = (stage | {"worker_rates": tuple(stage["worker_rates"])} for stage in record["stages"])
     decoded = Decoded(**record["decoded"]) if "decoded" in record else None
     return Snapshot(**known | {"stages": tuple(StageSnapshot(**stage) for stage in stages), "decoded": decoded})
 
