@@ -6,13 +6,15 @@ import os
 import sys
 from pathlib import Path
 from types import ModuleType
+from unittest.mock import MagicMock
 
 import pytest
 
 from pipeline.errors import PipelineError
 from pipeline.ray import classify
 from pipeline.ray.cluster import Layout, lay_out
-from pipeline.ray.run import connect
+from pipeline.ray.listing import Listed
+from pipeline.ray.run import Run, connect
 from pipeline.ray.units import NAMED_IN_A_PART, parted
 from pipeline.samples.expand import expand
 
@@ -123,3 +125,13 @@ def test_a_cluster_that_does_not_start_is_an_error_with_its_first_line(
     monkeypatch.setitem(sys.modules, "ray.data", ModuleType("ray.data"))
     with pytest.raises(PipelineError, match=r"^--ray local: The current node timed out during startup\.; `ray status`"):
         connect("local")
+
+
+def test_what_was_listed_last_is_counted_when_the_run_is_over() -> None:
+    """Snapshots ask for it now and then, and none may have since."""
+    library = MagicMock()
+    library.get.return_value = Listed(seen=9, skipped=2)
+    run = Run(library, MagicMock(), Layout(1, 1.0, 0, 1))
+    assert run.listed().skipped == 2
+    snapshot = run.progress.snapshot()
+    assert (snapshot.completed, snapshot.expected) == (2, 9)
