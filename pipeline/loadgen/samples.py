@@ -58,7 +58,7 @@ class Samples:
         self._known = np.zeros(len(library), dtype=np.bool_)  # decoded before, for better or worse
         self._bad: dict[int, BadFile] = {}
         self._wanted: Indices = np.empty(0, dtype=np.int64)
-        self._to_check = 0
+        self._to_check = 0  # files of a check that nobody has claimed a slot for yet
         self._next = 0  # all files before it were decoded or are coming
         self._over: BaseException | None = None
         self._ahead = threading.Thread(target=self._decode_ahead, name="ahead", daemon=True) if ahead else None
@@ -75,7 +75,7 @@ class Samples:
         with self._changed:
             files = np.flatnonzero(~self._known)
             self._wanted = files
-            self._to_check = len(files)
+            self._to_check = int((~self._residents.coming[files]).sum())
         self._fetch(self._one_by_one(files))
         self._wait(files)
         with self._changed:
@@ -105,7 +105,7 @@ class Samples:
             self._residents.load(files)
             missing = self._residents.missing(files)
             try:
-                given = self._residents.claim(missing, at_any_cost=True)
+                given = self._claim(missing, at_any_cost=True)
             except ValueError as error:
                 raise PipelineError(f"the arena has {self._loading.core.slots} slots: {error}") from error
         self._loading.unpin(given)
@@ -130,6 +130,12 @@ class Samples:
         with self._changed:
             waiting = self._residents.coming[self._wanted] | ~self._known[self._wanted]
             return len(self._wanted) - int(waiting.sum()), len(self._wanted)
+
+    def _claim(self, files: Indices, *, at_any_cost: bool = False) -> list[int]:
+        """`Residents.claim`, with what a check has left to claim kept up to date. Called with `_changed` held."""
+        given = self._residents.claim(files, at_any_cost=at_any_cost)
+        self._to_check = max(0, self._to_check - int((~self._known[files]).sum()))
+        return given
 
     def _fetch(self, files: Iterator[int]) -> None:
         """Have files decoded, each into a slot that has been claimed by the time it is drawn from `files`."""
@@ -174,10 +180,9 @@ class Samples:
                 )
                 if self._over is not None:
                     return
-                self._to_check -= 1
                 if self._is_fetched(number):
                     continue
-                given = self._residents.claim(np.array([number]), at_any_cost=True)
+                given = self._claim(np.array([number]), at_any_cost=True)
             self._loading.unpin(given)
             yield number
 
@@ -209,7 +214,7 @@ class Samples:
                 if self._next == len(self._known):
                     return
                 number = self._next
-                given = self._residents.claim(np.array([number]))
+                given = self._claim(np.array([number]))
             self._loading.unpin(given)
             yield number
 

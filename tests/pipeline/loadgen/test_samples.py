@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from pipeline.loadgen.samples import BadFiles, Samples
 from pipeline.memory.arena import Arena
 from pipeline.samples.library import SampleLibrary
 from pipeline.samples.preprocess import Preprocessor
+from pipeline.samples.sources import Source
 from pipeline.session.loading import Loading
 from pipeline.stages.base import StageFailure
 from pipeline.stages.load import Preparation
@@ -49,6 +50,12 @@ class Store(Samples):
     """The samples of a library over loaders of their own."""
 
     loading: Loading
+    ahead_may_go_on: threading.Event | None = None  # before what was decoded ahead arrives
+
+    def _take(self, outcomes: Iterable[tuple[Source, tuple[int, ...] | None, str | None]]) -> None:
+        if self.ahead_may_go_on and threading.current_thread() is self._ahead:
+            assert self.ahead_may_go_on.wait(60)
+        super()._take(outcomes)
 
     @property
     def stage(self) -> ProcessStage[Any, Any]:
@@ -223,6 +230,26 @@ def test_a_check_waits_for_files_that_are_on_their_way(folder: Path, tmp_path: P
             assert [b.number for b in made.check()] == [SLOW]
         assert made.known == len(NAMES)
         assert_the_others_are_there(made, arena, folder)
+
+
+def test_a_check_costs_no_file_its_slot_while_all_have_room(
+    many: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with store(many, tmp_path, loaders=2, at_a_time=SET, ahead=True) as (made, arena):
+        made.ahead_may_go_on = go_on = threading.Event()
+        made.load(np.arange(SET))
+        wait_for(lambda: made._residents.coming.any())
+        one_by_one = made._one_by_one
+
+        def once_all_are_there(files: np.ndarray) -> Iterator[int]:
+            go_on.set()
+            wait_for(lambda: made.known == MANY)
+            yield from one_by_one(files)
+
+        monkeypatch.setattr(made, "_one_by_one", once_all_are_there)
+        assert made.check() == ()
+        assert_loaded(made, arena, many, np.arange(MANY))
+        assert made.snapshot().done == MANY
 
 
 def test_a_load_ends_when_the_samples_do(many: Path, tmp_path: Path) -> None:
