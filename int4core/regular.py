@@ -30,7 +30,16 @@ class TooLargeError(OSError):
 
 @contextmanager
 def open_regular(path: str | os.PathLike[str], flags: int = 0) -> Iterator[tuple[int, os.stat_result]]:
-    """A file descriptor for reading, closed at the end, and what fstat says of it; never waits.
+    """The same descriptor as `regular_descriptor` gives, closed at the end, and what fstat says of it."""
+    fd, info = regular_descriptor(path, flags)
+    try:
+        yield fd, info
+    finally:
+        os.close(fd)
+
+
+def regular_descriptor(path: str | os.PathLike[str], flags: int = 0) -> tuple[int, os.stat_result]:
+    """A file descriptor for reading, which the caller closes, and what fstat says of it; never waits.
 
     `flags` are added to those of os.open, such as O_NOFOLLOW. Raises OSError, NotRegularError among them, when it
     cannot be opened; ValueError for a path with a null character.
@@ -43,9 +52,10 @@ def open_regular(path: str | os.PathLike[str], flags: int = 0) -> Iterator[tuple
         info = os.fstat(fd)
         if not stat.S_ISREG(info.st_mode):
             raise NotRegularError
-        yield fd, info
-    finally:
+    except BaseException:
         os.close(fd)
+        raise
+    return fd, info
 
 
 def read_regular(path: str | os.PathLike[str], limit: int) -> bytes:

@@ -63,6 +63,7 @@ class Arena:
         self._raw = slots.reshape(spec.slots, spec.slot_bytes)
         self._samples = self._raw.view(np.int8)[:, : spec.sample_bytes]
         self.lengths: npt.NDArray[np.uint32] = lengths.view(np.uint32)
+        self._mapped = bytearray(spec.slots)
 
     @classmethod
     def create(
@@ -91,6 +92,13 @@ class Arena:
     def memory(self) -> npt.NDArray[np.uint8]:
         """All slots, uint8 (total_bytes,): for a device that maps them."""
         return self._segment.bytes
+
+    def map_slot(self, slot: int) -> None:
+        """Spare this process the page faults of a slot that it is going to fill, the first time that it does."""
+        if not self._mapped[slot]:
+            begin = slot * self.spec.slot_bytes
+            self._segment.map_pages(begin, begin + self.spec.slot_bytes)
+            self._mapped[slot] = True
 
     def sample(self, slot: int) -> npt.NDArray[np.int8]:
         """The slot's sample as a writable view, int8 (3, H, W)."""

@@ -27,6 +27,9 @@ _SHM = Path("/dev/shm")
 _PREFIX = "int4-resnet50"
 _NAME = re.compile(rf"{_PREFIX}-\d+-[0-9a-f]+")
 
+# From <linux/mman.h>, since Linux 5.14; Python has no name for it.
+_MADV_POPULATE_READ = 22
+
 # Names to try before it is given up: each could be swept in the moment before it is locked.
 _TRIES = 100
 
@@ -97,6 +100,19 @@ class Segment:
         except OSError as error:
             raise PipelineError(f"{path}: this segment cannot be opened: {error.strerror}") from error
         return cls(path, fd, size, owner=False)
+
+    def map_pages(self, begin: int, end: int) -> bool:
+        """Have this process map all pages of these bytes at once, if the system can; whether it could.
+
+        A page that is touched first takes 0.6 to 1 us, for each process anew. Side by side they take 0.08.
+        """
+        begin -= begin % mmap.PAGESIZE
+        try:
+            # Sixteen are mapped for one that is read, and one for one that is written; both may be written then.
+            self._map.madvise(_MADV_POPULATE_READ, begin, end - begin)
+        except OSError:
+            return False  # an older system, or too little memory: whoever touches them will see
+        return True
 
     def close(self) -> None:
         """Unmap; the owner also removes the file. Safe to call twice."""

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from io import BufferedReader
 from pathlib import Path
 
-from int4core.regular import NotRegularError, open_regular
+from int4core.regular import NotRegularError, regular_descriptor
 from pipeline.errors import ImageError
 
 DEFAULT_MAX_BYTES = 512 * 2**20
@@ -32,15 +32,17 @@ def open_sample(path: str | Path, max_bytes: int = DEFAULT_MAX_BYTES) -> Iterato
 @contextmanager
 def open_file(path: str | Path) -> Iterator[tuple[int, int]]:
     """A descriptor of the regular file at `path`, and its size. Raises ImageError when there is no such thing."""
-    with ExitStack() as stack:
-        try:
-            descriptor, found = stack.enter_context(open_regular(path))
-        except OSError as error:
-            why = "it is a folder, not a file" if os.path.isdir(path) else why_not_opened(error)
-            raise ImageError(path, why) from error
-        except ValueError as error:  # a NUL in the name
-            raise ImageError(path, f"not a file name: {error}") from error
+    try:
+        descriptor, found = regular_descriptor(path)
+    except OSError as error:
+        why = "it is a folder, not a file" if os.path.isdir(path) else why_not_opened(error)
+        raise ImageError(path, why) from error
+    except ValueError as error:  # a NUL in the name
+        raise ImageError(path, f"not a file name: {error}") from error
+    try:
         yield descriptor, found.st_size
+    finally:
+        os.close(descriptor)
 
 
 def why_not_opened(error: OSError) -> str:

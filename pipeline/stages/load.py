@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from int4core.preprocess import PILLOW_BYTES_PER_PIXEL, memory_to_resize
 from pipeline.errors import ImageError
-from pipeline.jpeg.parse import HEADER, Refused, parse, warm_up
+from pipeline.jpeg.parse import HEADER, Refused, parse, sides, warm_up
 from pipeline.machine.numa import pin, whereabouts
 from pipeline.memory.arena import Arena, ArenaSpec
 from pipeline.memory.segment import Segment
@@ -147,6 +147,7 @@ class Loader:
         with self.tracer.span("decode", files=task.samples):
             for place, (locator, slot) in enumerate(zip(task.body.locators, task.body.slots.tolist(), strict=True)):
                 begin(place)
+                self._arena.map_slot(slot)
                 try:
                     if self._preparation.decode == "gpu" and place not in whole:
                         ways[self._leave(locator, slot)] += 1
@@ -194,8 +195,7 @@ class Loader:
 
     def _against(self, header: bytes, size: int) -> str:
         """What the rules may have against it: Pillow's side decides, and says it. Empty when nothing."""
-        record = np.frombuffer(header, HEADER)[0]
-        width, height = int(record["width"]), int(record["height"])
+        width, height = sides(header)
         side, resize, rules = self._preparation.size, self._preparation.resize, self._preparation.rules
         if width * height > rules.max_pixels or size > rules.max_bytes:
             return "too large"

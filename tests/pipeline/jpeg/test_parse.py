@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from pipeline.jpeg import walk
-from pipeline.jpeg.parse import HEADER, Refused, parse
+from pipeline.jpeg.parse import HEADER, Refused, parse, sides
 from tests.pipeline.jpeg.encoder import Encoder, random_blocks, segment
 
 APP14 = b"Adobe\0\x64\0\0\0\0"
@@ -120,7 +120,7 @@ def test_what_is_taken(data: bytes, expected: tuple[int, int, int, int]) -> None
     for given in (data, memoryview(data)):
         header = np.frombuffer(parse(given), HEADER)[0]
         assert tuple(int(header[name]) for name in ("components", "h", "v", "restart")) == expected
-        assert (header["width"], header["height"]) == (20, 10)
+        assert (header["width"], header["height"]) == sides(header.tobytes()) == (20, 10)
         begin = data.index(b"\xff\xda") + 2 + int.from_bytes(data[data.index(b"\xff\xda") + 2 :][:2], "big")
         assert (header["scan_begin"], header["scan_bytes"]) == (begin, len(data) - 2 - begin)
 

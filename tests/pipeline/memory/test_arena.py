@@ -3,6 +3,7 @@ from __future__ import annotations
 import fcntl
 import multiprocessing
 import os
+import resource
 import stat
 import subprocess
 import sys
@@ -59,6 +60,36 @@ def test_segments_are_where_the_user_wants_them(tmp_path: Path, monkeypatch: pyt
         Arena.create(1, SHAPE)
     monkeypatch.delenv("INT4CORE_SHM_DIR")
     assert segment_folder() in (Path("/dev/shm"), Path(tempfile.gettempdir()))
+
+
+def faults_to_fill(arena: Arena, slot: int) -> int:
+    sample = arena.sample(slot)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    sample.fill(3)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+
+def test_a_slot_that_is_mapped_is_filled_without_a_fault_for_each_page() -> None:
+    with Arena.create(6, SHAPE) as ours, Arena.attach(ours.spec) as theirs:
+        ours.memory.fill(0)
+        if not theirs._segment.map_pages(0, 1):
+            pytest.skip("this system maps no pages ahead: Linux does from 5.14 on")
+        assert faults_to_fill(theirs, 5) > 30
+        theirs.map_slot(2)
+        assert faults_to_fill(theirs, 2) < 10
+        theirs.map_slot(2)
+        np.testing.assert_array_equal(ours.sample(2), np.full(SHAPE, 3, np.int8))
+        assert not ours.sample(1).any()
+        assert not ours.sample(3).any()
+
+
+def test_a_slot_is_filled_where_the_system_maps_nothing_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(segment_module, "_MADV_POPULATE_READ", 9999)
+    with Arena.create(2, SHAPE) as arena:
+        assert not arena._segment.map_pages(0, 1)
+        arena.map_slot(1)
+        arena.sample(1)[:] = 5
+        np.testing.assert_array_equal(arena.gather(np.array([1], np.int32))[0], np.full(SHAPE, 5, np.int8))
 
 
 def test_only_the_owner_removes_the_segment(tmp_path: Path) -> None:
