@@ -7,7 +7,8 @@
   32 KiB, scaled down as far as it takes.
 - The images come under as many names as make --files, by links, so that they stay in memory. Every row has to be that
   of the same image in a run over the images alone, decoded by loaders: class, best five and scores, bit for bit.
-- Cores are those busy with all processes, and with the main one, while the run is at work.
+- Cores are those busy with all processes, with the main one (main) and with the busiest of the others (top), while the
+  run is at work.
 """
 
 from __future__ import annotations
@@ -146,7 +147,7 @@ def measure(options: argparse.Namespace) -> int:
             return Rows(folder / f"{name}.parquet")
 
         expected = answers(options.images.resolve(), "expected")
-        titles = f"{'images':>11}{'images/s':>10}{'cores':>7}{'main':>6}{'/J':>6}{'wrong':>7}"
+        titles = f"{'images':>11}{'images/s':>10}{'cores':>7}{'main':>6}{'top':>5}{'/J':>6}{'wrong':>7}"
         print(f"{'':6}{'decode':>7}{'batch':>6}{'lanes':>6}{titles}")
         for kind in options.sources:
             (folder / kind).mkdir()
@@ -168,7 +169,8 @@ def measure(options: argparse.Namespace) -> int:
                 wrong += bad
                 (folder / f"{name}.parquet").unlink()
                 rate, energy = told["throughput"]["samples_per_second_mean"], told["energy"] or {}
-                busy = f"{load.cores or 0:7.1f}{load.main_cores or 0:6.2f}{energy.get('images_per_joule') or 0:6.0f}"
+                busy = f"{load.cores or 0:7.1f}{load.main_cores or 0:6.2f}{load.busiest_cores or 0:5.2f}"
+                busy += f"{energy.get('images_per_joule') or 0:6.0f}"
                 said = told["verdict"]["sentences"][0]
                 print(f"{kind:6}{decode:>7}{batch:6}{lanes:6}{rows:11,}{rate:10,.0f}{busy}{bad:7,}  {said}", flush=True)
     return wrong

@@ -41,6 +41,7 @@ class HostLoad:
         seconds: between the first and the last reading.
         cores: busy with all processes of the run.
         main_cores: of these, with the process that was started, whose Python is one thread at a time.
+        busiest_cores: of these, with the busiest of the others.
         memory_bytes_s: to and from memory, of the whole machine.
         pcie_bytes_s: received by the GPUs together.
         answers_s: answers/s between the first and the last of its snapshots.
@@ -49,6 +50,7 @@ class HostLoad:
     seconds: float = 0.0
     cores: float | None = None
     main_cores: float | None = None
+    busiest_cores: float | None = None
     memory_bytes_s: float | None = None
     pcie_bytes_s: float | None = None
     answers_s: float | None = None
@@ -56,12 +58,13 @@ class HostLoad:
 
 @dataclass(frozen=True)
 class _Reading:
-    """Counters at one moment; `main_s` and `all_s` are CPU seconds, `memory` is in bytes."""
+    """Counters at one moment; `main_s`, `all_s` and `others_s`, by process, are CPU seconds, `memory` is in bytes."""
 
     at_s: float
     main_s: float
     all_s: float
     memory: int | None
+    others_s: Mapping[int, float]
 
 
 @dataclass
@@ -85,12 +88,15 @@ class _Readings:
         if first is None or last is None or last.at_s <= first.at_s:
             return HostLoad(pcie_bytes_s=pcie)
         seconds = last.at_s - first.at_s
+        lived = first.others_s.keys() & last.others_s
+        busiest_s = max((last.others_s[pid] - first.others_s[pid] for pid in lived), default=0.0)
         memory = None if first.memory is None or last.memory is None else (last.memory - first.memory) / seconds
         return HostLoad(
             seconds,
             # A process that ends in between takes its seconds along until its parent has waited for it.
             max(0.0, last.all_s - first.all_s) / seconds,
             max(0.0, last.main_s - first.main_s) / seconds,
+            busiest_s / seconds,
             memory,
             pcie,
         )
@@ -211,15 +217,16 @@ def watch(
 
 def _read(pid: int) -> _Reading | None:
     """None once the process is gone."""
+    others_s: dict[int, float] = {}
     try:
         root = psutil.Process(pid)
-        main_s, all_s = _cpu_s(root, own=True), 0.0
-        for process in (root, *root.children(recursive=True)):
+        main_s, all_s = _cpu_s(root, own=True), _cpu_s(root, own=False)
+        for process in root.children(recursive=True):
             with suppress(psutil.Error):
-                all_s += _cpu_s(process, own=False)
+                others_s[process.pid] = _cpu_s(process, own=False)
     except psutil.Error:
         return None
-    return _Reading(time.monotonic(), main_s, all_s, memory_traffic())
+    return _Reading(time.monotonic(), main_s, all_s + sum(others_s.values()), memory_traffic(), others_s)
 
 
 def _cpu_s(process: psutil.Process, *, own: bool) -> float:

@@ -51,6 +51,7 @@ def test_the_cpu_seconds_of_all_processes_and_of_the_first() -> None:
     assert reading is not None
     # The kernel counts in hundredths.
     assert reading.all_s - reading.main_s >= 2 * BURNED_S - 0.05
+    assert [s >= BURNED_S - 0.05 for s in reading.others_s.values()] == [True]
     assert host_load._read(process.pid) is None
 
 
@@ -58,8 +59,11 @@ def test_readings_are_taken_while_the_run_is_at_work(tmp_path: Path, monkeypatch
     (tmp_path / "at_work.py").write_text(AT_WORK)
     monkeypatch.setattr(host_load, "EVERY_S", 0.01)
     readings = iter(
-        host_load._Reading(at_s, main_s, all_s, memory)
-        for at_s, main_s, all_s, memory in ((10, 1, 5, 0), (14, 3, 29, 8))
+        host_load._Reading(at_s, main_s, all_s, memory, others_s)
+        for at_s, main_s, all_s, memory, others_s in (
+            (10, 1, 5, 0, {7: 1, 8: 2, 9: 1}),
+            (14, 3, 29, 8, {7: 9, 8: 16, 11: 99}),
+        )
     )
 
     def read(_pid: int) -> host_load._Reading | None:
@@ -70,7 +74,8 @@ def test_readings_are_taken_while_the_run_is_at_work(tmp_path: Path, monkeypatch
 
     monkeypatch.setattr(host_load, "_read", read)
     load = watch(["at_work", "x"], tmp_path, (), 60)
-    assert (load.seconds, load.cores, load.main_cores, load.memory_bytes_s) == (4, 6, 0.5, 2)
+    assert (load.seconds, load.cores, load.main_cores, load.busiest_cores) == (4, 6, 0.5, 3.5)
+    assert load.memory_bytes_s == 2
     assert load.pcie_bytes_s is None
 
 

@@ -90,7 +90,7 @@ class Commands:
             path.parent.mkdir()
             summary = {"loadgen": loadgen, "verdict": None if asked else verdict}
         path.write_text(json.dumps(summary))
-        return HostLoad(10, 12.0, 1.5, None, 3e9, rate / 2)
+        return HostLoad(10, 12.0, 1.5, 1.0, None, 3e9, rate / 2)
 
 
 @pytest.fixture
@@ -231,5 +231,5 @@ def test_a_line_says_what_was_measured_and_what_was_not() -> None:
         "-",
         "x",
     ]
-    four = Measured("offline", 4, 1.5e5, HostLoad(9, 8, 1, 5e10, 2e9), Moved(2e5, 1e5), "x")
+    four = Measured("offline", 4, 1.5e5, HostLoad(9, 8, 1, 1, 5e10, 2e9), Moved(2e5, 1e5), "x")
     assert line_of(four, base).split()[2:] == ["150,000", "75.0%", "8.0", "1.0", "50.0", "seen", "15.0", "2.0", "x"]
