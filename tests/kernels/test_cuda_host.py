@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from int4core.backends.cuda import device as device_module
 from int4core.backends.cuda import network as network_module
 from int4core.backends.cuda.families.kernel import WORKSPACE
 from int4core.backends.cuda.jit import nvrtc
@@ -152,6 +153,26 @@ def test_every_launch_has_a_workspace_of_its_own_that_is_zero(
         assert launch.arguments == (5, launch.workspace.data.ptr)
     plain = network._launch(SimpleNamespace(**given, grid=(1, 1, 1), threads=32, arguments=lambda *_: ()), {})
     assert plain.workspace is None
+
+
+def test_no_memory_for_what_every_batch_needs_names_no_batch(freed: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    class OutOfMemoryError(Exception):
+        pass
+
+    def zeros(_size: int, _dtype: Any) -> Any:
+        raise OutOfMemoryError("640 bytes")
+
+    network: Any = DeviceNetwork(MODEL)
+    network.cupy.zeros = zeros
+    network.cupy.cuda.memory = SimpleNamespace(OutOfMemoryError=OutOfMemoryError)
+    monkeypatch.setattr(device_module, "load_cupy", lambda: network.cupy)
+    given = {"source": "source", "op": SimpleNamespace(name="conv9"), "layout": "any", "shared_bytes": 0}
+    network._functions["source"] = SimpleNamespace(shared_size_bytes=0)
+    network._constants["conv9", "any"] = ()
+    kernel: Any = SimpleNamespace(**given, workspace_bytes=640)
+    said = r"no device memory for conv9's workspace: choose a smaller batch \(640 bytes\)"
+    with pytest.raises(EngineError, match=said):
+        network.launches((kernel,), {})
 
 
 TABLE = """# engine: int4core

@@ -138,5 +138,5 @@ class FakeNetwork:
 
     def batch(self, n: int, top: int = 0) -> FakeBatch:
         if n > self._most:
-            raise self._error(f"9 MiB of activations for batches of {n} does not fit device memory")
+            raise self._error(f"no device memory for 9 MiB of activations for batches of {n}")
         return FakeBatch(n, self._sample_bytes, top)

@@ -44,12 +44,11 @@ def chip_at(cupy: Any, index: int) -> Chip:
 
 
 @contextmanager
-def memory_errors(what: str, n: int) -> Iterator[None]:
-    """CuPy's out-of-memory errors as EngineError with the remedy."""
+def memory_errors(what: str, n: int | None = None) -> Iterator[None]:
+    """CuPy's out-of-memory errors as EngineError with the remedy; `n` images of a batch that `what` is for."""
     cupy = load_cupy()
     try:
         yield
     except cupy.cuda.memory.OutOfMemoryError as error:
-        raise EngineError(
-            f"{what} for batches of {n} does not fit device memory: choose a smaller batch ({error})"
-        ) from error
+        batches = "" if n is None else f" for batches of {n}"
+        raise EngineError(f"no device memory for {what}{batches}: choose a smaller batch ({error})") from error

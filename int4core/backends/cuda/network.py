@@ -156,7 +156,7 @@ class DeviceNetwork:
         """A launch's workspace, None where it needs none."""
         if not isinstance(kernel, HasWorkspace):
             return None
-        with memory_errors(f"{kernel.op.name}'s workspace", self.tuning.batch):
+        with memory_errors(f"{kernel.op.name}'s workspace"):
             zeros = self.cupy.zeros(kernel.workspace_bytes, np.uint8)
         self.cupy.cuda.get_current_stream().synchronize()  # as for constants
         return zeros
@@ -166,7 +166,7 @@ class DeviceNetwork:
         if key not in self._constants:
             # A single byte where there is nothing: a kernel is given an address all the same.
             arrays = [np.frombuffer(array.tobytes() or b"\0", np.uint8) for array in kernel.constants()]
-            with memory_errors(f"{kernel.op.name}'s weights", self.tuning.batch):
+            with memory_errors(f"{kernel.op.name}'s weights"):
                 self._constants[key] = tuple(self.cupy.asarray(array) for array in arrays)
             # The copy is the current stream's: a launch on another one would not wait for it.
             self.cupy.cuda.get_current_stream().synchronize()

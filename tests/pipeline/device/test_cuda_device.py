@@ -125,7 +125,7 @@ def test_a_batch_too_large_for_the_device_names_the_option(memory: tuple[Arena, 
     arena, exchange = memory
     network: Any = FakeNetwork(fake_cupy(), arena.spec.sample_bytes, most=8)
     device = CudaDevice(network, arena, exchange, "runs")
-    with pytest.raises(PipelineError, match="does not fit device memory; choose a smaller --batch_size than 16"):
+    with pytest.raises(PipelineError, match=r"device memory .* batches of 16; choose a smaller --batch_size than 16"):
         Scheduler(device, Sizes.graded(16), 2)
     device.close()
 
