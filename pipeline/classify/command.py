@@ -256,7 +256,8 @@ class ClassifyCommand:
             self._say(f"--labels {options.labels}: no source has a label")
         if intake.odd_labels:
             self._say(f"{intake.odd_labels:,} labels left out: the model has {setup.network.classes:,} classes")
-        verdict = judge(session.ceilings(progress.rate, decode_timed=True)) if progress.answered else None
+        ceilings = session.ceilings(progress.rate, decode_timed=True, main=progress.main_rate)
+        verdict = judge(ceilings) if progress.answered else None
         for sentence in () if verdict is None else verdict.sentences:
             self._say(sentence)
         energy = dashboard.energy.energy()

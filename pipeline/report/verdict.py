@@ -9,6 +9,7 @@ the seconds that each part was busy:
 - engine: networks on inputs that are in device memory, as many side by side as the run has in flight. On the CPU,
   samples over the seconds that engines were busy.
 - loadgen: samples over the seconds that handing answers to LoadGen took.
+- main: samples over the CPU seconds that the main process's Python took, a thread at a time, in classification.
 
 In a performance run LoadGen has samples loaded before its clock starts, so that decoding bounds none; the verdict then
 says what decoding at the run's rate would take. An accuracy run decodes one set of samples while the engine is at the
@@ -34,6 +35,7 @@ MEASURED_BY = {
     "h2d": "copies from the arena alone, no network running",
     "engine": "networks alone on inputs in place",
     "loadgen": "samples over the seconds that handing answers to LoadGen took",
+    "main": "samples over the CPU seconds of the main process's Python",
 }
 
 
@@ -42,7 +44,7 @@ class Verdict:
     """What bounds the run.
 
     Attributes:
-        bound: `decode`, `h2d`, `engine` or `loadgen`; `overheads` where the run stays well below every ceiling;
+        bound: `decode`, `h2d`, `engine`, `loadgen` or `main`; `overheads` where the run stays well below every ceiling;
             `unknown` where no ceiling was measured or the run is faster than one.
         share: the run's rate over its lowest ceiling; None without one.
         sentences: the verdict, what it would take, and each ceiling with how it was measured.
@@ -89,16 +91,25 @@ def judge(ceilings: Ceilings) -> Verdict:
         )
         return Verdict("unknown", share if math.isfinite(share) else None, (said, *listed), ceilings)
     if share < REACHED:
+        lost = "The rest is lost between the parts: more batches in flight, larger batches or a longer run show where."
+        if lowest == "main":
+            lost = f"Its threads wait for one another, too: {_ANOTHER_MAIN}."
         said = (
-            f"No part bounds this run: {run} is {share:.0%} of the lowest ceiling, {lowest}'s {_rate(ceiling)}. The "
-            "rest is lost between the parts: more batches in flight, larger batches or a longer run show where."
+            f"No part bounds this run: {run} is {share:.0%} of the lowest ceiling, {lowest}'s {_rate(ceiling)}. {lost}"
         )
         return Verdict("overheads", share, (said, *listed), ceilings)
     said = f"{_TITLES[lowest]} bounds this run: {run} is {share:.0%} of its ceiling, {_rate(ceiling)}."
     return Verdict(lowest, share, (said, _mend(lowest, parts, ceilings), *listed), ceilings)
 
 
-_TITLES = {"decode": "Decoding", "h2d": "Copying to the device", "engine": "The engine", "loadgen": "LoadGen"}
+_TITLES = {
+    "decode": "Decoding",
+    "h2d": "Copying to the device",
+    "engine": "The engine",
+    "loadgen": "LoadGen",
+    "main": "The main process",
+}
+_ANOTHER_MAIN = "with --ray each GPU has a main process of its own"
 
 
 def _mend(bound: str, parts: dict[str, float], ceilings: Ceilings) -> str:
@@ -116,6 +127,8 @@ def _mend(bound: str, parts: dict[str, float], ceilings: Ceilings) -> str:
         times = target / parts["engine"] if parts["engine"] else math.inf
         shown = f"{times:,.1f}" if times < 10 else f"{times:,.0f}"
         return f"That is how it should be. {_TITLES[following]} would allow {shown} times the rate."
+    if bound == "main":
+        return f"For {following}'s {target:,.0f}, processes have to share the sources: {_ANOTHER_MAIN}."
     return f"For {following}'s {target:,.0f}, LoadGen needs more samples per query, or a second process that issues."
 
 

@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass
 
 from pipeline.session.session import Session
+from pipeline.telemetry.interpreter import python_s
 from pipeline.telemetry.metrics import Decoded, Snapshot
 
 
@@ -20,6 +21,7 @@ class Progress:
         answered: of `completed`, those of this run.
         began_s: when the first source could be read (monotonic), None before.
         last_s: when the last answer came (monotonic).
+        python_s: of the CPU, that this process's Python has taken from the first source to the last answer.
     """
 
     session: Session
@@ -29,26 +31,36 @@ class Progress:
     answered: int = 0
     began_s: float | None = None
     last_s: float = 0.0
+    python_s: float = 0.0
 
     def __post_init__(self) -> None:
         self._phase, self._phase_began = "starting", time.monotonic()
+        self._python_began_s = 0.0
 
     def enter(self, phase: str) -> None:
         """Name what the run is doing from now on (see `pipeline.telemetry.metrics.Snapshot.phase`)."""
         self._phase, self._phase_began = phase, time.monotonic()
         if phase == "running":
-            self.began_s = self._phase_began
+            self.began_s, self._python_began_s = self._phase_began, python_s()
 
     def add(self, answers: int) -> None:
         """So many answers have come."""
         self.completed += answers
         self.answered += answers
-        self.last_s = time.monotonic()
+        self.last_s, self.python_s = time.monotonic(), python_s() - self._python_began_s
 
     @property
     def rate(self) -> float:
         """Answers/s from the first source to the last answer; 0 before any."""
         return 0.0 if self.began_s is None or not self.answered else self.answered / (self.last_s - self.began_s)
+
+    @property
+    def main_rate(self) -> float | None:
+        """Answers/s that this process's Python could have seen to, were it never idle; None before any.
+
+        At least `rate`: its threads may be in the system side by side, and the kernel counts that, too.
+        """
+        return max(self.rate, self.answered / self.python_s) if self.answered and self.python_s else None
 
     def decoded(self) -> Decoded | None:
         """Who has decoded the files; None where loaders decode all."""

@@ -213,7 +213,13 @@ class Session:
         return (self._tracer.to_records(), *self.batches.infer.traces(), *self.loading.stage.traces())
 
     def ceilings(
-        self, rate: float, *, decode_timed: bool, decodes_per_sample: float = 1.0, queue: Queue | None = None
+        self,
+        rate: float,
+        *,
+        decode_timed: bool,
+        decodes_per_sample: float = 1.0,
+        queue: Queue | None = None,
+        main: float | None = None,
     ) -> Ceilings:
         """What each part could have done alone in this session, which gave `rate` samples/s, to `queue` if given.
 
@@ -233,6 +239,7 @@ class Session:
             h2d=total(r.h2d for r in infer.rates),
             engine=engine,
             loadgen=None if queue is None else queue.delivery_rate,
+            main=main,
             sample_bytes=math.prod(self.spec.input_shape),
             engines=infer.workers,
         )

@@ -13,6 +13,7 @@ from pipeline.extras import require
 from pipeline.samples.keys import escape_all, unescape
 from pipeline.sinks.base import About
 from pipeline.sinks.rows import Rows, writable
+from pipeline.telemetry.interpreter import beside_python
 
 ROWS_PER_GROUP = 1 << 16
 # Its keys in the file's metadata, apart from those of Arrow and pandas.
@@ -49,8 +50,9 @@ class ParquetFormat:
         return ParquetFormat, (self._class_names,)
 
     def write(self, file: BinaryIO, rows: Rows, about: About) -> None:
-        with self._writer(file, about) as writer:
-            writer.write_table(self.table(rows), row_group_size=ROWS_PER_GROUP)
+        table = self.table(rows)
+        with self._writer(file, about) as writer, beside_python():
+            writer.write_table(table, row_group_size=ROWS_PER_GROUP)
 
     def keys(self, path: Path) -> Iterator[tuple[list[str], int]]:
         with open(path, "rb") as file:

@@ -20,6 +20,7 @@ class Ceilings:
         cores: that the run may use, for loaders and all else.
         h2d, engine: of all engines of the run together.
         loadgen: of LoadGen and its binding taking answers.
+        main: of the main process's Python, through which every source and every answer goes.
         sample_bytes: bytes of a sample on its way to the device.
         engines: how many computed, a GPU each if it was GPUs.
     """
@@ -33,6 +34,7 @@ class Ceilings:
     h2d: float | None = None
     engine: float | None = None
     loadgen: float | None = None
+    main: float | None = None
     sample_bytes: int = 3 * 224 * 224
     engines: int = 1
 
@@ -58,7 +60,13 @@ class Ceilings:
 
     def by_part(self) -> dict[str, float]:
         """Part -> samples/s, of the parts that were measured and timed, lowest first."""
-        known = {"decode": self.decode_allows, "h2d": self.h2d, "engine": self.engine, "loadgen": self.loadgen}
+        known = {
+            "decode": self.decode_allows,
+            "h2d": self.h2d,
+            "engine": self.engine,
+            "loadgen": self.loadgen,
+            "main": self.main,
+        }
         return dict(sorted(((k, v) for k, v in known.items() if v is not None), key=lambda item: item[1]))
 
 

@@ -58,6 +58,21 @@ def test_loadgen_can_bound_a_run() -> None:
     assert "engine's 150,000" in verdict.sentences[1]
 
 
+def test_the_main_process_can_bound_a_run() -> None:
+    verdict = judge(Ceilings(rate=180_000, engine=600_000, main=195_000))
+    assert (verdict.bound, verdict.share) == ("main", pytest.approx(180 / 195))
+    assert verdict.sentences[0].startswith("The main process bounds this run: 180,000 samples/s is 92% of its ceiling")
+    assert verdict.sentences[1] == (
+        "For engine's 600,000, processes have to share the sources: with --ray each GPU has a main process of its own."
+    )
+
+
+def test_a_main_process_that_comes_near_to_its_bound_is_named() -> None:
+    verdict = judge(Ceilings(rate=180_000, engine=600_000, main=240_000))
+    assert verdict.bound == "overheads"
+    assert "is 75% of the lowest ceiling, main's 240,000 samples/s. Its threads wait" in verdict.sentences[0]
+
+
 def test_a_run_below_every_ceiling_is_bounded_by_none() -> None:
     verdict = judge(Ceilings(rate=70_000, engine=100_000, loadgen=1_000_000))
     assert verdict.bound == "overheads"
@@ -106,10 +121,11 @@ def test_samples_decoded_in_part_before_the_clock_count_as_what_they_were() -> N
 
 
 def test_the_dict_is_json_and_names_every_measurement() -> None:
-    parts = json.loads(json.dumps(judge(FULL).as_dict()))["ceilings"]
-    assert list(parts) == ["decode", "engine", "h2d", "loadgen"]
+    verdict = judge(replace(FULL, main=3_000_000))
+    parts = json.loads(json.dumps(verdict.as_dict()))["ceilings"]
+    assert list(parts) == ["decode", "engine", "h2d", "loadgen", "main"]
     assert parts["decode"] == {"samples_per_s": 10_000, "measured_by": MEASURED_BY["decode"]}
-    assert all(MEASURED_BY[part] in str(judge(FULL)) for part in parts)
+    assert all(MEASURED_BY[part] in str(verdict) for part in parts)
 
 
 @pytest.mark.parametrize("bad", [{"rate": float("nan")}, {"rate": -1}, {"rate": 1, "engine": float("inf")}])
