@@ -7,6 +7,7 @@ import errno
 import os
 import secrets
 import shutil
+import time
 from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
@@ -23,6 +24,7 @@ from int4core.validate import check_network
 DATA_FOLDER = "npdata"
 
 _ATTEMPTS = 10
+_BETWEEN_RENAMES_S = 0.01
 
 BUSY = "other processes keep writing this folder"
 
@@ -150,7 +152,20 @@ def _swap(fresh: Path, target: Path) -> None:
 
 
 def _keep_foreign(old: Path, target: Path) -> None:
+    """Move what is not of a model from `old` to `target`, unless there is something of that name."""
     for entry in list(old.iterdir()):
-        kept = target / entry.name
-        if _layer_type(entry) is None and not os.path.lexists(kept):
+        if entry.name != DATA_FOLDER and _layer_type(entry) is None:
+            _move_into(entry, target)
+
+
+def _move_into(entry: Path, target: Path) -> None:
+    kept = target / entry.name
+    for _ in range(_ATTEMPTS):
+        if os.path.lexists(kept):
+            return
+        try:
             entry.rename(kept)
+            return
+        except FileNotFoundError:  # another process that saves has moved `target` aside, and is about to replace it
+            time.sleep(_BETWEEN_RENAMES_S)
+    raise ModelError(target, 0, f"{BUSY}; {entry} is what is left of the one before")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,54 @@ class TestSave:
         assert not errors
         assert Model.load(tmp_path / "model").network.classes in (2, 3)
         assert [f.name for f in tmp_path.iterdir()] == ["model"]
+
+
+def moved_aside_while_others_files_are_kept(target: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Another process has moved `target` aside, to what is returned, and is about to replace it."""
+    aside, keep = target.with_name("aside"), write._keep_foreign
+
+    def late(old: Path, new: Path) -> None:
+        target.rename(aside)
+        keep(old, new)
+
+    monkeypatch.setattr(write, "_keep_foreign", late)
+    return aside
+
+
+def test_a_model_that_another_process_moves_aside_after_it_is_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "model"
+    random_model(width=2, classes=2, pool=1).save(target)
+    aside = moved_aside_while_others_files_are_kept(target, monkeypatch)
+    random_model(width=2, classes=3, pool=1).save(target)
+    assert [file.name for file in tmp_path.iterdir()] == ["aside"]
+    assert Model.load(aside).network.classes == 3
+
+
+def test_a_users_file_waits_for_the_model_of_another_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = tmp_path / "model"
+    random_model(width=2, classes=2, pool=1).save(target)
+    (target / "README.md").write_text("mine")
+    aside = moved_aside_while_others_files_are_kept(target, monkeypatch)
+    monkeypatch.setattr(time, "sleep", lambda _seconds: aside.rename(target))
+    random_model(width=2, classes=3, pool=1).save(target)
+    assert (target / "README.md").read_text() == "mine"
+    assert [file.name for file in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_users_file_is_not_removed_where_there_is_no_model_to_put_it_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "model"
+    random_model(width=2, classes=2, pool=1).save(target)
+    (target / "README.md").write_text("mine")
+    moved_aside_while_others_files_are_kept(target, monkeypatch)
+    monkeypatch.setattr(time, "sleep", lambda _seconds: None)
+    with pytest.raises(ModelError, match=r"keep writing this folder; .*README\.md is what is left of the one before"):
+        random_model(width=2, classes=3, pool=1).save(target)
+    (left,) = tmp_path.glob(".model.old-*/README.md")
+    assert left.read_text() == "mine"
 
 
 def test_a_model_that_another_process_moves_aside_meanwhile_is_replaced(
