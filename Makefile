@@ -43,9 +43,12 @@ $(SHAPES)/map.txt: | $(VENV)/.run
 # With a driver, a test that needs a GPU fails where it cannot have one.
 WITH_GPU := $(if $(CUDA_EXTRA),INT4CORE_REQUIRE_GPU=$${INT4CORE_REQUIRE_GPU:-1})
 
+# Without one, which they would share, they run side by side (see tests/conftest.py).
+SIDE_BY_SIDE := $(if $(CUDA_EXTRA),,-n logical --maxprocesses 4 --dist loadgroup)
+
 # Tests start the application hundreds of times: it is compiled once, also where the environment forbids keeping that.
 test: lint $(if $(WITH_TORCH),$(VENV)/.torch) $(if $(WITH_RAY),$(VENV)/.ray) $(if $(WITH_BREVITAS),$(VENV)/.brevitas)
-	$(WITH_GPU) PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest $(ARGS)
+	$(WITH_GPU) PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest $(SIDE_BY_SIDE) $(ARGS)
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,6 +22,17 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow],
 )
 settings.load_profile("int4")
+
+
+# Of these, tests start processes that load both cores, send signals and look at what is left: one of them at a time.
+STARTING_PROCESSES = tuple(Path(__file__).parent / name for name in ("pipeline", "benchmarks"))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Where tests run side by side, those that start processes do not."""
+    for item in items:
+        if any(item.path.is_relative_to(folder) for folder in STARTING_PROCESSES):
+            item.add_marker(pytest.mark.xdist_group("processes"))
 
 
 @pytest.fixture(scope="session", autouse=True)
