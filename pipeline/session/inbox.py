@@ -18,10 +18,12 @@ class Inbox:
 
     Attributes:
         leave: with so many or fewer in it, whoever fills it goes on.
+        attended: whether whoever fills it waits until there is room, and hands in what is in it.
     """
 
     def __init__(self) -> None:
         self.leave = 0
+        self.attended = False
         self._parts: deque[Sequence[Any]] = deque()
         # Each is written on one side alone.
         self._put = self._taken = 0

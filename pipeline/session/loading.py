@@ -136,8 +136,7 @@ class Loading:
                     outcomes = self.core.answers(stream)
                     if not outcomes and _all_out(stream, feeder):
                         break
-                    if self.hungry:
-                        self._poured.notify_all()  # the stream's window has moved on
+                    self._make_use_of_room()  # the stream's window has moved on
                 yield outcomes
         feeder.raise_error()
 
@@ -168,12 +167,15 @@ class Loading:
             with self._changed:
                 if len(inbox) <= leave:
                     return
-                inbox.leave = leave
-                # While loaders are busy, the next that comes free has it handed in.
-                self._wait_for(
-                    lambda: until() or len(inbox) <= leave or (self.hungry and self.core.room(stream) > 0),
-                    on=self._poured,
-                )
+                inbox.leave, inbox.attended = leave, True
+                try:
+                    # While loaders are busy, the next that comes free has it handed in.
+                    self._wait_for(
+                        lambda: until() or len(inbox) <= leave or (self.hungry and self.core.room(stream) > 0),
+                        on=self._poured,
+                    )
+                finally:
+                    inbox.attended = False
                 if until():
                     return
 
@@ -183,12 +185,14 @@ class Loading:
             self._inboxes = [(other, inbox) for other, inbox in self._inboxes if other is not stream]
             self.core.drop(stream)
             self._wake_all()
+            self._make_use_of_room()
 
     def unpin(self, slots: Iterable[int]) -> None:
         """Give pinned slots back. Raises ValueError for one that is not pinned."""
         with self._changed:
             self.core.unpin(slots)
             self._wake_all()
+            self._make_use_of_room()
 
     def answered(self, numbers: Numbers, columns: Sequence[Column]) -> None:
         """Samples (n,) that `on_prepared` was called with have their answers, columns (n, ...)."""
@@ -292,8 +296,16 @@ class Loading:
         """Something has been answered, or may be offered. Called with the lock held."""
         self._on_answers()
         self._changed.notify_all()
-        if self.hungry:
-            self._poured.notify_all()
+        self._make_use_of_room()
+
+    def _make_use_of_room(self) -> None:
+        """There may be room for what lies in inboxes. Called with the lock held."""
+        if not self.hungry:
+            return  # the next loader that comes free has it handed in
+        self._poured.notify_all()
+        # Whoever fills an inbox may wait for another source, and that for the answers to those that lie in it.
+        if any(len(inbox) and not inbox.attended for _, inbox in self._inboxes):
+            self._dispatch()
 
     def _wake_all(self) -> None:
         """Called with the lock held."""

@@ -27,7 +27,7 @@ from pipeline.stages.base import StageFailure
 from pipeline.stages.load import Preparation
 from pipeline.stages.process import ProcessStage
 from pipeline.telemetry.metrics import StageSnapshot
-from tests.pipeline.conftest import wait_for
+from tests.pipeline.conftest import PATIENCE_S, wait_for
 from tests.pipeline.slow_image import Hour, Killer, slow_jpeg
 
 SIZE = 32
@@ -250,6 +250,31 @@ def test_a_check_costs_no_file_its_slot_while_all_have_room(
         assert made.check() == ()
         assert_loaded(made, arena, many, np.arange(MANY))
         assert made.snapshot().done == MANY
+
+
+def test_a_check_goes_on_when_a_slot_is_given_back_after_the_next_file_was_read(
+    many: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with store(many, tmp_path, loaders=1, slots=2) as (made, _):
+        one_by_one, unpin = made._one_by_one, made.loading.unpin
+        handed_over: list[int] = []
+
+        def watched(files: np.ndarray) -> Iterator[int]:
+            for number in one_by_one(files):
+                yield number
+                handed_over.append(number)
+
+        def late(slots: list[int]) -> None:
+            if slots:
+                wait_for(lambda: len(handed_over) > 2)
+            unpin(slots)
+
+        monkeypatch.setattr(made, "_one_by_one", watched)
+        monkeypatch.setattr(made.loading, "unpin", late)
+        checking = threading.Thread(target=made.check, daemon=True)
+        checking.start()
+        checking.join(PATIENCE_S)
+        assert made.known == MANY
 
 
 def test_a_load_ends_when_the_samples_do(many: Path, tmp_path: Path) -> None:

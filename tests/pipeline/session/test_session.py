@@ -293,6 +293,28 @@ def test_a_source_is_not_kept_waiting_for_those_after_it(session: Session, paths
         event.set()
 
 
+def test_a_source_that_found_no_room_is_not_kept_waiting_for_those_after_it(
+    spec: SessionSpec, paths: list[str], best: list
+) -> None:
+    all_answered = threading.Event()
+    with running(replace(spec, slots=4)) as session:
+        engine = session.batches.infer.pids[0]
+        os.kill(engine, signal.SIGSTOP)
+
+        def more_than_there_is_room_for() -> Iterator[str]:
+            yield from paths[:4]
+            wait_for(lambda: session.leases == 4 and not session.loading.core.preparing)
+            yield paths[4]
+            os.kill(engine, signal.SIGCONT)
+            assert all_answered.wait(PATIENCE_S), "no answer to a source before the next one is read"
+
+        for answer, (classes, _) in zip(session.classify(more_than_there_is_room_for()), best, strict=False):
+            assert answer.classes == classes
+            if answer.source.key == paths[4]:
+                all_answered.set()
+        assert all_answered.is_set()
+
+
 @pytest.mark.parametrize("ordered", [True, False])
 def test_nobody_has_to_look_again_by_himself(
     ordered: bool, spec: SessionSpec, paths: list[str], monkeypatch: pytest.MonkeyPatch
