@@ -187,6 +187,13 @@ class Loading:
             self._wake_all()
             self._make_use_of_room()
 
+    def give_up(self, stream: Stream[Any]) -> list[Any]:
+        """Drop a stream; its sources that have no answer, and get none any more."""
+        with self._changed:
+            left = self.core.unanswered(stream)
+            self.drop(stream)
+            return left
+
     def unpin(self, slots: Iterable[int]) -> None:
         """Give pinned slots back. Raises ValueError for one that is not pinned."""
         with self._changed:

@@ -279,8 +279,8 @@ class Session:
         """Whoever waits is notified, the first time; whether this was the first."""
         if not self.loading.end(why):
             return False
-        left: list[_Request] = self.loading.core.unanswered(self._requests)
-        for request in left:
+        requests: list[_Request] = self.loading.give_up(self._requests)
+        for request in requests:
             request.future.set_exception(why)
         return True
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -259,6 +260,33 @@ def test_whoever_waits_at_the_end_of_a_session_is_told(spec: SessionSpec, paths:
         for _ in answers:
             pass
     assert future.done()
+
+
+def test_a_source_that_is_answered_while_the_session_ends_ends_with_it(
+    spec: SessionSpec, paths: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failures: list[StageFailure] = []
+    with Session(spec, on_failure=failures.append) as session:  # no process is started: this test is all of them
+        loading = session.loading
+        future = session.submit(paths[0])
+        ready = loading.core.prepared(1, {})
+        columns = [np.zeros((1, TOP), np.int32), np.zeros((1, TOP), np.float32)]
+        late = threading.Thread(target=loading.answered, args=(ready.numbers, columns))
+        unanswered = loading.core.unanswered
+
+        def answered_meanwhile(stream: Any) -> Any:
+            left = unanswered(stream)
+            late.start()
+            late.join(0.5)  # where it may not yet, it waits for whoever ends the session
+            return left
+
+        monkeypatch.setattr(loading.core, "unanswered", answered_meanwhile)
+        session._fail(StageFailure("infer", "it is dead"))
+        late.join()
+        assert session.leases == 0
+    assert len(failures) == 1
+    with pytest.raises(StageFailure, match="it is dead"):
+        future.result(0)
 
 
 def test_a_trace_says_on_which_node_the_arena_is(spec: SessionSpec, monkeypatch: pytest.MonkeyPatch) -> None:
