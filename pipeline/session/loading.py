@@ -245,7 +245,8 @@ class Loading:
         """End the loaders and whoever waits for them. Safe to call twice."""
         self.end(PipelineError("the session is over"))
         self.stage.stop()
-        self._courier.close()
+        with self._changed:
+            self._courier.close()
 
     def __enter__(self) -> Loading:
         return self
@@ -266,6 +267,8 @@ class Loading:
         """Give loaders what waits for them."""
         try:
             with self._changed:
+                if self._over is not None:
+                    return  # nobody would give back what bytes on their way lie in
                 for stream, inbox in self._inboxes:
                     self._drain(stream, inbox)
                 while self.core.jobs < self._most_jobs and (job := self.core.take_job()):

@@ -289,6 +289,24 @@ def test_a_source_that_is_answered_while_the_session_ends_ends_with_it(
         future.result(0)
 
 
+@pytest.mark.usefixtures("clean")
+def test_bytes_that_are_read_after_the_end_of_a_session_leave_no_segment(spec: SessionSpec) -> None:
+    ended, threads = threading.Event(), []
+
+    def late() -> Iterator[Source]:
+        threads.append(threading.current_thread())
+        assert ended.wait(PATIENCE_S)
+        yield Source("late", BytesLocator(bytes(2**20)))  # more than a slot holds
+
+    with Session(spec) as session:
+        answers = session.classify_in_batches(((source,) for source in late()), wait_s=0.0)
+        assert not len(next(answers))
+    ended.set()
+    threads[0].join()
+    with pytest.raises(PipelineError, match="session is over"):
+        next(answers)
+
+
 def test_a_trace_says_on_which_node_the_arena_is(spec: SessionSpec, monkeypatch: pytest.MonkeyPatch) -> None:
     nodes = (Node(0, frozenset({0})), Node(1, frozenset({1})))
     monkeypatch.setattr(session_module, "memory_nodes", lambda: nodes)
