@@ -36,6 +36,7 @@ class Feeder:
         self._thread = threading.Thread(target=self._run, name="sources", daemon=True)
 
     def __enter__(self) -> Feeder:
+        self._loading.connect(self._stream, self._inbox)  # here: a caller that leaves at once takes it away again
         self._thread.start()
         return self
 
@@ -52,7 +53,6 @@ class Feeder:
 
     def _run(self) -> None:
         try:
-            self._loading.connect(self._stream, self._inbox)
             try:
                 self._read()
             except Exception as error:

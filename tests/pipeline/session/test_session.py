@@ -25,6 +25,7 @@ from pipeline.session import loading as loading_module
 from pipeline.session import session as session_module
 from pipeline.session.answers import Answer
 from pipeline.session.batches import Answered
+from pipeline.session.feeder import Feeder
 from pipeline.session.session import Session, as_source
 from pipeline.session.spec import SessionSpec
 from pipeline.session.waiting import Batching
@@ -397,6 +398,26 @@ def test_answers_by_columns(session: Session, paths: list[str], best: list) -> N
         assert "no such file" in str(answers[found[-1]].error)
         assert [part.classes.shape for part in parts] == [part.scores.shape for part in parts]
     assert [len(part) for part in session.classify_in_batches([Sources([], [])])] == []
+
+
+def test_a_caller_that_leaves_before_its_sources_are_read_leaves_no_inbox(
+    session: Session, paths: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left, threads = threading.Event(), []
+    run = Feeder._run
+
+    def late(feeder: Feeder) -> None:
+        threads.append(threading.current_thread())
+        assert left.wait(PATIENCE_S)
+        run(feeder)
+
+    monkeypatch.setattr(Feeder, "_run", late)
+    answers = session.classify_in_batches(((as_source(path),) for path in paths), wait_s=0.0)
+    next(answers)
+    answers.close()
+    left.set()
+    threads[0].join()
+    assert not session.loading._inboxes
 
 
 def test_callers_that_leave_at_once_leave_nothing(session: Session, paths: list[str], best: list) -> None:
