@@ -24,24 +24,29 @@ class Counted(NamedTuple):
         """None as long as there are shards, and nothing is known of any."""
         if not self.shard_bytes:
             return Total(self.sources)
-        if not density.sources:
+        sources, size = density.found
+        if not sources:
             return None
-        return Total(self.sources + round(self.shard_bytes * density.sources / density.bytes), estimated=True)
+        return Total(self.sources + round(self.shard_bytes * sources / size), estimated=True)
 
 
 class Density:
-    """Sources of shards that have been listed, and the bytes that they were found in."""
+    """Sources of shards that have been listed, and the bytes that they were found in.
+
+    Attributes:
+        found: both, replaced as one: whoever shows the total reads them while another thread adds.
+    """
 
     def __init__(self) -> None:
-        self.sources = self.bytes = 0
+        self.found = 0, 0
         self._path, self._end = "", 0
 
     def add(self, listed: Sources) -> None:
         """The next that have been listed, of a shard or not."""
-        found = listed.locators
-        if not isinstance(found, Ranges) or not len(found):
+        ranges = listed.locators
+        if not isinstance(ranges, Ranges) or not len(ranges):
             return
-        begin = self._end if found.path == self._path else 0
-        self._path, self._end = found.path, int(found.places[-1].sum())
-        self.sources += len(found)
-        self.bytes += self._end - begin
+        begin = self._end if ranges.path == self._path else 0
+        self._path, self._end = ranges.path, int(ranges.places[-1].sum())
+        sources, size = self.found
+        self.found = sources + len(ranges), size + self._end - begin

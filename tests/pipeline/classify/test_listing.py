@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -24,12 +25,12 @@ from pipeline.classify.counter import Counter, CountingWorker
 from pipeline.classify.intake import Intake
 from pipeline.classify.lister import Lister
 from pipeline.classify.listing import Listing
-from pipeline.classify.total import Counted, Total
+from pipeline.classify.total import Counted, Density, Total
 from pipeline.errors import PipelineError
 from pipeline.memory.segment import sweep_stale
 from pipeline.samples.keys import KeySet, digests, escape_all
 from pipeline.samples.left_out import LeftOut
-from pipeline.samples.sources import SOME, FailedLocator, Paths, Source, Sources
+from pipeline.samples.sources import SOME, FailedLocator, Paths, Ranges, Source, Sources
 from pipeline.session.session import Session
 from pipeline.stages.base import StageFailure
 from tests.paths import ROOT
@@ -446,6 +447,22 @@ def test_a_total_of_shards_is_reckoned_by_those_that_have_been_listed(
             assert intake.total.sources == pytest.approx(40 * each + 100, rel=0.01)
         seen += sum(map(len, sources))
         assert intake.total == Total(seen) == Total(40 * each + 100)
+
+
+def test_a_total_may_be_asked_for_while_a_shard_is_added() -> None:
+    totals: list[Total | None] = []
+
+    class Asked(Density):
+        def __setattr__(self, name: str, value: Any) -> None:
+            super().__setattr__(name, value)
+            if asking:
+                totals.append(Counted(0, 4096).total(self))
+
+    asking = False
+    density, asking = Asked(), True
+    density.add(Sources(["a.tar/1.jpg"], Ranges("a.tar", np.array([[512, 512]]))))
+    assert Counted(0, 4096).total(density) == Total(4, estimated=True)
+    assert set(totals) <= {None, Total(4, estimated=True)}
 
 
 def test_a_count_that_is_not_waited_for(many: Path, monkeypatch: pytest.MonkeyPatch) -> None:
