@@ -48,9 +48,8 @@ class Unasked:
                 while isinstance(message := self._child.channel.receive(), Ready):
                     continue
             except ChannelClosed:
-                message = None
-        if message is None:
-            raise self._lost()
+                # Still with the lock: what is asked of its process may not be given back meanwhile.
+                raise self._lost() from None
         if isinstance(message, Crashed):
             raise StageFailure(self._name, f"{self._child.label} failed: {message.message}", message.traceback)
         return message.body

@@ -67,6 +67,21 @@ def test_who_waits_is_notified_when_it_is_closed() -> None:
     assert failures == ["stage tell: stopped"]
 
 
+def test_it_may_be_closed_while_it_is_found_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    process = telling("die")
+    ending, closing = process._child.ending, threading.Thread(target=process.close)
+
+    def closed_meanwhile() -> str:
+        closing.start()
+        closing.join(0.5)  # where it may not yet, it waits for whoever takes
+        return ending()
+
+    monkeypatch.setattr(process._child, "ending", closed_meanwhile)
+    with pytest.raises(StageFailure, match="was killed by SIGKILL"):
+        process.take()
+    closing.join()
+
+
 def test_it_ends_with_the_main_process_though_it_has_nothing_to_send() -> None:
     """As when the main process is killed: nobody holds the other end of its pipe."""
     process = telling("a", "wait")
