@@ -2,7 +2,8 @@
 
 The decisions are `pipeline.session.scheduler`'s; this module wires processes and threads around it. One lock guards it.
 Threads that come in: a feeder for each call of `outcomes`, the watcher of the stage, whoever answers samples, and the
-callers. The stage is called with the lock held only to hand a job over, and whoever is notified of samples is not.
+callers. The stage is called with the lock held only to hand a job over and to count; whoever is notified of samples is
+called without.
 """
 
 from __future__ import annotations
@@ -296,9 +297,8 @@ class Loading:
             self._courier.done(task.ticket)
             before = self.core.failed
             self.core.lost(task.ticket, lost.item, f"its loader {lost.why}", to_blame=lost.overstayed)
-            failed = self.core.failed - before
+            self.stage.count_failed(self.core.failed - before)
             self._settle()
-        self.stage.count_failed(failed)
         self._dispatch()
         self._on_prepared(Prepared())
 

@@ -185,12 +185,13 @@ class Stage(ABC, Generic[T, R]):
         self._queued += task.samples
 
     def _finish(self, task: Task[T], result: R, busy_s: float, worker: int = 0) -> None:
-        now_s = time.monotonic()
+        # Who is given the last result may end the run and look at the counts.
+        with self._changed:
+            self._meters[worker].add(time.monotonic(), busy_s, task.samples)
         # The result is delivered before the task counts as finished: after `drain`, all are delivered.
         self._on_result(task, result)
         with self._changed:
             self._queued -= task.samples
-            self._meters[worker].add(now_s, busy_s, task.samples)
             self._changed.notify_all()
         if self._on_room is not None:
             self._on_room()

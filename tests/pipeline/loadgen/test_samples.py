@@ -113,6 +113,19 @@ def test_a_file_that_takes_too_long_is_bad_and_the_others_of_its_task_are_not(fo
             made.load(np.array([1, SLOW]))
 
 
+def test_a_file_that_was_lost_is_counted_before_anyone_is_told(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with store(folder, tmp_path, loaders=1) as (made, _):
+        counts: list[tuple[int, int]] = []
+        monkeypatch.setattr(
+            made.loading, "_on_answers", lambda: counts.append((made.loading.core.failed, made.snapshot().failed))
+        )
+        with Killer(folder / NAMES[SLOW], lambda: made.stage._children):
+            made.check()
+    assert set(counts) == {(0, 0), (1, 1)}
+
+
 def test_a_file_whose_loaders_die_is_bad_with_the_signal(folder: Path, tmp_path: Path) -> None:
     with store(folder, tmp_path, loaders=1) as (made, arena):
         with Killer(folder / NAMES[SLOW], lambda: made.stage._children):

@@ -290,6 +290,22 @@ def test_a_wake_up_follows_every_finished_task() -> None:
     assert outcome.results == {n: 2 * n for n in range(20)}
 
 
+def test_whoever_is_given_a_result_finds_it_counted() -> None:
+    counts: list[tuple[int, int]] = []
+    stage: ThreadStage[int, int] = ThreadStage(
+        "thread",
+        lambda body: body,
+        capacity=4,
+        on_result=lambda task, _result: counts.append((task.body, stage.snapshot().done)),
+        on_failure=pytest.fail,
+    )
+    stage.start()
+    submit_all(stage, range(1, 4))
+    stage.drain()
+    stage.stop()
+    assert counts == [(1, 1), (2, 2), (3, 3)]
+
+
 def test_a_thread_stage_keeps_the_order_and_fails_the_same_way() -> None:
     outcome = Outcome()
 
