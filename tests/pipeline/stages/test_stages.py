@@ -278,11 +278,12 @@ def test_workers_ignore_the_groups_signals() -> None:
 
 def test_a_wake_up_follows_every_finished_task() -> None:
     outcome = Outcome()
-    left = list(range(20))
+    left, one_at_a_time = list(range(20)), threading.Lock()
 
     def pump() -> None:
-        while left and stage.try_submit(Task(left[0], 1, left[0])):
-            left.pop(0)
+        with one_at_a_time:
+            while left and stage.try_submit(Task(left[0], 1, left[0])):
+                left.pop(0)
 
     with processes(outcome, workers=1, capacity=2, on_room=pump) as stage:
         pump()
