@@ -286,6 +286,7 @@ class OfflineCommand:
                 write_user_conf(self._outputs.user_conf, self._user_conf)
             with spared():
                 session.run(self._test_settings, self._log_settings)
+        run.session.batches.complete.drain()  # LoadGen has the last answer a moment before it is counted
         run.progress.enter("done")
 
     def _load(self, run: LoadGenRun, samples: Indices) -> None:

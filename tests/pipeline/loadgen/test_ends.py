@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import resource
 import signal
@@ -13,7 +14,7 @@ import pytest
 
 from tests.paths import ROOT
 from tests.pipeline.application import CPU, offline
-from tests.pipeline.conftest import PATIENCE_S, wait_for
+from tests.pipeline.conftest import IMAGES, PATIENCE_S, wait_for
 
 FAULTY = """
 import os, sys, time
@@ -53,6 +54,19 @@ def test_whatever_happens_in_a_callback_the_run_ends_with_its_message_and_1(
     assert done.returncode == 1, done.stderr
     assert said in done.stderr
     assert ("Traceback" in done.stderr) == ("memory" not in said), "where a fault of ours was raised is of use"
+
+
+def test_the_summary_has_the_last_answer_however_late_it_is_counted(
+    model_dir: Path, images: Path, tmp_path: Path
+) -> None:
+    late = faulty(
+        "count = Queue.count_completed; Queue.count_completed", "time.sleep(0.5); count(*_args)",
+        "--model", model_dir, "--images", images, "--output-dir", tmp_path, "--loaders", 1, "-b", IMAGES,
+        "--test-mode", "AccuracyOnly",
+    )  # fmt: skip
+    done = subprocess.run(late, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "summary.json").read_text())["throughput"]["completed"] == IMAGES
 
 
 @pytest.mark.usefixtures("clean")
