@@ -297,5 +297,6 @@ def test_an_engine_without_memory_is_one_clear_error(monkeypatch: pytest.MonkeyP
     with serving(monkeypatch, tmp_path, Sizes.full(4), h2d="staged") as (under_test, answers):
         with pytest.raises(StageFailure, match="batches of 4: choose a smaller --batch_size"):
             under_test.infer.start()
+        assert answers.failed.wait(PATIENCE_S)
         assert answers.failures[0].traceback == ""
     assert not list(tmp_path.iterdir())

@@ -125,8 +125,8 @@ def test_sources_are_read_no_further_than_there_is_room(session: Session, paths:
     for _ in range(3):
         next(answers)
     time.sleep(0.2)
-    # What has been read ahead, what waits in the window, and the answers that have been taken out of it together.
-    assert taken <= 3 * session.slots
+    # What has been read ahead, what waits in the window, and the answers that came out of it together with the last.
+    assert taken <= 3 * session.slots + 2
     answers.close()
     wait_for(lambda: session.leases == 0)
 
