@@ -240,6 +240,8 @@ class Scheduler(Generic[S]):
 
     def drop(self, stream: Stream[S]) -> None:
         """Nobody takes this stream's answers any more: what is under way of it ends unseen."""
+        if stream.pins:
+            self.unpin([*_pins_not_out(stream)])
         stream.dropped = True
         stream.held = 0
         stream.ready.clear()
@@ -479,6 +481,13 @@ class Scheduler(Generic[S]):
     def _give(self, slots: Slots) -> None:
         self._free_slots[self._free : self._free + len(slots)] = slots
         self._free += len(slots)
+
+
+def _pins_not_out(stream: Stream[Any]) -> Iterator[int]:
+    """Slots that nobody has heard of yet, so that nobody will give them back."""
+    in_order = ((lot, lot.out + np.flatnonzero(lot.done[lot.out :])) for lot in stream.lots)
+    for lot, places in chain(stream.ready, in_order):
+        yield from (int(lot.slots[place]) for place in places.tolist() if place not in lot.errors)
 
 
 def _whole(runs: Sequence[_Run]) -> Iterator[int]:

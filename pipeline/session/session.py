@@ -181,9 +181,13 @@ class Session:
                 "free"
             )
         pinned: list[int | str] = []
-        for outcomes in self.loading.outcomes([wanted], pins=True):
-            for some in outcomes:
-                pinned += [int(row[0]) if row is not None else str(error) for _, row, error in some]
+        try:
+            for outcomes in self.loading.outcomes([wanted], pins=True):
+                for some in outcomes:
+                    pinned += [int(row[0]) if row is not None else str(error) for _, row, error in some]
+        except BaseException:
+            self.unpin(slot for slot in pinned if isinstance(slot, int))  # whoever asked does not hear of them
+            raise
         return pinned
 
     def unpin(self, slots: Iterable[int]) -> None:

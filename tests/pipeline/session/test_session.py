@@ -7,7 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -202,6 +202,22 @@ def test_pinned_samples_are_asked_for_by_their_slots(session: Session, paths: li
     session.batches.close(queue)
     session.unpin(slots.tolist())
     assert session.leases == 0
+
+
+def test_pins_whose_caller_is_interrupted_are_given_back(
+    session: Session, paths: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outcomes = session.loading.outcomes
+
+    def interrupted(*args: Any, **options: Any) -> Iterator[Any]:
+        with closing(outcomes(*args, **options)) as some:
+            yield next(some)
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(session.loading, "outcomes", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        session.pin(paths[:6])
+    wait_for(lambda: session.leases == 0)
 
 
 def test_more_pins_than_slots_are_refused(session: Session, paths: list[str]) -> None:

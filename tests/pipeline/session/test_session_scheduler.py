@@ -153,7 +153,7 @@ class World:
 
     def drop(self) -> bool:
         caller = self.rng.choice(self.callers)
-        if caller.dropped or caller.stream.pins or self.rng.random() > 0.02:
+        if caller.dropped or self.rng.random() > 0.02:
             return False
         queued = {id(s) for s in caller.sources}
         self.core.drop(caller.stream)
@@ -360,6 +360,23 @@ def test_pins_keep_their_slots_until_they_are_given_back() -> None:
     assert core.leases == 0
     with pytest.raises(ValueError, match="not pinned"):
         core.unpin([slot])
+
+
+@pytest.mark.parametrize("ordered", [True, False])
+def test_pins_that_nobody_has_heard_of_end_with_their_stream(ordered: bool) -> None:
+    core = make(most=1)
+    stream = core.open(ordered=ordered, pins=True)
+    core.offer(stream, ["a", "b", "c", "d"])
+    jobs = [job_of(core) for _ in range(4)]
+    core.prepared(jobs[0].ticket, {})
+    ((_, slot, _),) = taken(core, stream)
+    core.prepared(jobs[2].ticket, {})
+    core.prepared(jobs[3].ticket, {0: "empty"})
+    core.drop(stream)
+    core.prepared(jobs[1].ticket, {})
+    assert core.leases == 1
+    core.unpin([slot])
+    assert core.leases == 0
 
 
 def test_more_than_there_is_room_for_is_refused() -> None:
