@@ -118,9 +118,9 @@ class Queue:
         """Samples of which the first was put at `since` have been delivered, from `began` until now (monotonic)."""
         now = time.monotonic()
         self.latencies.add(now - since, samples)
-        self.completed += samples
         self.delivering_s += now - began
         self._last_s, self._ahead_last_s = now, time.time() - now
+        self.completed += samples  # last: a snapshot may be taken between any two of these
 
     @property
     def delivery_rate(self) -> float | None:

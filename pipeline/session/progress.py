@@ -45,9 +45,10 @@ class Progress:
 
     def add(self, answers: int) -> None:
         """So many answers have come."""
+        # First: a snapshot may be taken between any two of these.
+        self.last_s, self.python_s = time.monotonic(), python_s() - self._python_began_s
         self.completed += answers
         self.answered += answers
-        self.last_s, self.python_s = time.monotonic(), python_s() - self._python_began_s
 
     @property
     def rate(self) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from pipeline.device.scheduler import Sizes
 from pipeline.memory.arena import ArenaSpec
 from pipeline.memory.exchange import Exchange
 from pipeline.session import batches as batches_module
-from pipeline.session.batches import Answered, Batches
+from pipeline.session.batches import Answered, Batches, Queue
 from pipeline.session.waiting import Batching
 from pipeline.stages.base import StageFailure
 from pipeline.stages.channels import Task
@@ -92,3 +93,22 @@ def test_answers_that_wait_are_not_those_of_the_batch_that_has_their_record(
     assert [set(a.classes.tolist()) for a in client.answers] == [{1}, {2}, {3}]
     assert [a.ids.tolist() for a in client.answers] == [list(range(i * SIZE, (i + 1) * SIZE)) for i in range(3)]
     assert not failures
+
+
+def test_the_time_of_answering_may_be_asked_for_while_the_first_answers_are_counted() -> None:
+    rates: list[float] = []
+
+    class Asked(Queue):
+        def __setattr__(self, name: str, value: Any) -> None:
+            super().__setattr__(name, value)
+            if asking and (answering := self.answering) is not None:
+                rates.append(answering.rate)
+
+    asking = False
+    unused: Any = None
+    queue, asking = Asked(unused, SlowClient(), Batching(SIZE)), True
+    put_s = time.monotonic() - 1.0
+    queue.count_issued(SIZE, put_s)
+    queue.count_completed(SIZE, put_s, put_s)
+    assert rates
+    assert max(rates) <= SIZE

@@ -26,6 +26,7 @@ from pipeline.session import session as session_module
 from pipeline.session.answers import Answer
 from pipeline.session.batches import Answered
 from pipeline.session.feeder import Feeder
+from pipeline.session.progress import Progress
 from pipeline.session.session import Session, as_source
 from pipeline.session.spec import SessionSpec
 from pipeline.session.waiting import Batching
@@ -434,6 +435,21 @@ def test_a_caller_that_leaves_before_its_sources_are_read_leaves_no_inbox(
     left.set()
     threads[0].join()
     assert not session.loading._inboxes
+
+
+def test_a_rate_may_be_asked_for_while_the_first_answers_are_counted(session: Session) -> None:
+    rates: list[float] = []
+
+    class Asked(Progress):
+        def __setattr__(self, name: str, value: Any) -> None:
+            super().__setattr__(name, value)
+            rates.append(self.rate)
+
+    progress = Asked(session)
+    progress.enter("running")
+    progress.add(7)
+    assert rates[-1] > 0
+    assert min(rates) == 0
 
 
 def test_callers_that_leave_at_once_leave_nothing(session: Session, paths: list[str], best: list) -> None:
