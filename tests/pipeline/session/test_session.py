@@ -319,6 +319,7 @@ def test_bytes_that_are_read_after_the_end_of_a_session_leave_no_segment(spec: S
     with Session(spec) as session:
         answers = session.classify_in_batches(((source,) for source in late()), wait_s=0.0)
         assert not len(next(answers))
+        wait_for(lambda: threads)
     ended.set()
     threads[0].join()
     with pytest.raises(PipelineError, match="session is over"):
@@ -433,6 +434,7 @@ def test_a_caller_that_leaves_before_its_sources_are_read_leaves_no_inbox(
     next(answers)
     answers.close()
     left.set()
+    wait_for(lambda: threads)
     threads[0].join()
     assert not session.loading._inboxes
 
