@@ -265,9 +265,13 @@ class ProcessStage(Stage[T, R]):
                 self._check_times(selector)
 
     def _hear(self, child: Child) -> bool:
-        """Take every message a worker has sent; whether there can be more. Raises StageFailure when it has crashed."""
+        """Take every message a worker had sent; whether there can be more. Raises StageFailure when it has crashed."""
         try:
-            while child.channel.pending():
+            # Those of its tasks, and one of each other kind. With each it is given another task: one that works faster
+            # than its results are taken would keep us from all others for ever.
+            for _ in range(self._depth + 3):
+                if not child.channel.pending():
+                    break
                 self._take(child, child.channel.receive())
         except ChannelClosed:
             return False

@@ -48,8 +48,9 @@ class Outcome:
 def processes(outcome: Outcome, **changed: Any) -> Iterator[ProcessStage[int, int]]:
     options: dict[str, Any] = {"workers": 2, "capacity": 8, "timeout_s": PATIENCE_S} | changed
     maker = options.pop("make_worker", Doubler)
+    on_result = options.pop("on_result", outcome.result)
     stage: ProcessStage[int, int] = ProcessStage(
-        "double", maker, on_result=outcome.result, on_failure=outcome.failure, **options
+        "double", maker, on_result=on_result, on_failure=outcome.failure, **options
     )
     try:
         stage.start()
@@ -147,6 +148,26 @@ def test_a_killed_worker_is_noticed_by_its_end_and_named() -> None:
         assert outcome.failed.wait(PATIENCE_S), "not by its silence, which is allowed for longer"
         assert f"pid {pid}" in str(outcome.failures[0])
         assert "SIGKILL" in str(outcome.failures[0])
+
+
+def test_a_killed_worker_is_noticed_though_another_always_has_a_result() -> None:
+    outcome = Outcome()
+
+    def busy(task: Task[int], _result: int) -> None:
+        first, second = stage._children
+        if task.body == 0:
+            os.kill(second.pid, signal.SIGKILL)
+        if not over.is_set():
+            stage.try_submit(Task(task.ticket + 20, 1, task.body + 20))
+            first.channel.pending(PATIENCE_S if first.tasks else 0.0)  # by now it has done the next one
+
+    over = threading.Event()
+    with processes(outcome, capacity=100, on_result=busy) as stage:
+        submit_all(stage, range(20))
+        noticed = outcome.failed.wait(PATIENCE_S)
+        over.set()
+        assert noticed
+    assert "SIGKILL" in str(outcome.failures[0])
 
 
 def test_a_hung_worker_is_taken_as_failed_after_the_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
