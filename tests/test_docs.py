@@ -24,7 +24,8 @@ PAGES = [
 ]
 _COMMAND = re.compile(r"(?:python|torchrun [^`\n]*?) -m ((?:pipeline|int4core|tools|benchmarks)\.[\w.]+)([^`\n|]*)")
 _NAME = re.compile(r"`((?:pipeline|int4core|tools|benchmarks)(?:\.\w+)+)`")
-_FILE = re.compile(r"`((?:pipeline|int4core|tools|benchmarks|docs|tests|model|autoconfig)/[\w./]*)`|\]\(([\w./]+)\)")
+_FILE = re.compile(r"`((?:pipeline|int4core|tools|benchmarks|docs|tests|model|autoconfig)/[\w./]*)`")
+_LINK = re.compile(r'(?:\]\(|src=")(?!https?:)([^)#"\s]*)(?:#([^)"\s]*))?[)"]')
 
 
 def commands() -> Iterator[tuple[str, str]]:
@@ -72,8 +73,23 @@ def test_names_and_files_of_a_page_are_there(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     for name in _NAME.findall(text):
         pkgutil.resolve_name(name)
-    for inside, linked in _FILE.findall(text):
-        assert (ROOT / inside).exists() if inside else (page.parent / linked).exists(), inside or linked
+    for inside in _FILE.findall(text):
+        assert (ROOT / inside).exists(), inside
+
+
+def anchors(page: Path) -> set[str]:
+    """What GitHub calls the headings of a page in links."""
+    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_of_a_page_lead_somewhere(page: Path) -> None:
+    for linked, anchor in _LINK.findall(page.read_text(encoding="utf-8")):
+        file = page.parent / linked if linked else page
+        assert file.exists(), linked
+        assert not anchor or anchor in anchors(file), f"{linked}#{anchor}"
 
 
 def test_there_are_pages_and_commands() -> None:
