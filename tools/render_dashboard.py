@@ -101,7 +101,7 @@ class WordByWord:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         for segment in self._frame.__rich_console__(console, options):
-            if not isinstance(segment, Segment) or segment.text == "\n":
+            if not isinstance(segment, Segment) or segment.control or segment.text == "\n":
                 yield segment
                 continue
             for piece in re.findall(r" +|[^ ]+(?: [^ ]+)*", segment.text):

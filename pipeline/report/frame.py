@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from rich.cells import cell_len, set_cell_size
 from rich.console import Console, ConsoleOptions, RenderResult
-from rich.segment import Segment
+from rich.segment import ControlType, Segment
 
 from pipeline.machine.hardware import GpuLoad, Load
 from pipeline.report.compact import draw_compact
@@ -53,10 +53,15 @@ class Frame:
         self.view = view
 
     def __rich_console__(self, _console: Console, options: ConsoleOptions) -> RenderResult:
-        # A row is left for the line that the cursor stands in.
-        for line in draw(self.view, options.max_width, options.size.height - 1):
+        # A row is left for what a terminal echoes. The cursor waits where the last line begins: at its end, ^C would
+        # begin another row, and the next frame be drawn one too low.
+        *above, last = draw(self.view, options.max_width, options.size.height - 1)
+        for line in above:
             yield from line
             yield Segment.line()
+        yield from last
+        yield Segment("\r", None, [(ControlType.CARRIAGE_RETURN,)])
+        yield Segment.line()
 
 
 def draw(view: View, width: int, height: int) -> list[Line]:

@@ -123,8 +123,8 @@ class Supervisor:
             self._signal = number
             return
         with suppress(OSError):
-            show_cursor = b"\x1b[?25h" if os.isatty(2) else b""  # the live view hides it
-            os.write(2, show_cursor + b"stopped at once by a second signal\n")
+            below = b"\x1b[?25h\n" if os.isatty(2) else b""  # the live view hides the cursor, in its last line
+            os.write(2, below + b"stopped at once by a second signal\n")
         if self.abandon is not None:
             self.abandon()
         os._exit(128 + number)

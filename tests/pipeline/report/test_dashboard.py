@@ -351,6 +351,17 @@ def test_live_mode_draws_and_restores_the_terminal(terminal: Terminal) -> None:
     assert out.rfind(SHOW_CURSOR) > out.rfind(HIDE_CURSOR) >= 0
 
 
+def test_a_ctrl_c_that_the_terminal_echoes_leaves_the_frame_in_its_place(terminal: Terminal) -> None:
+    """The cursor waits where the last line begins: after 100 characters of 100, ^C would begin the next row."""
+    stream, written, everything = terminal
+    with Dashboard(snapshot, "a title", mode="live", interval=0.05, stream=stream):
+        wait_for(lambda: written.count("╭".encode()) > 1)
+    *drawn, last = everything().replace("\x1b[0m", "").split("╯")[1:]
+    assert drawn
+    assert all(after.startswith("\r\r\x1b[2K") for after in drawn)
+    assert last.count("\n") == 1, "no row is empty between the last frame and what follows it"
+
+
 def test_lines_of_the_run_go_through_the_live_view_on_its_terminal(
     terminal: Terminal, capsys: pytest.CaptureFixture[str]
 ) -> None:

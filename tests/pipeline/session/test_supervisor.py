@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import pty
 import signal
 import subprocess
 import sys
@@ -138,3 +139,24 @@ def test_a_second_signal_ends_a_process_that_waits_and_leaves_nothing(tmp_path: 
     assert said == "stopped at once by a second signal\n"
     assert not Path(segment).exists()
     wait_for(lambda: all_ended([int(pid)]))
+
+
+def test_a_second_signal_is_said_below_the_live_view(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    master, slave = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-c", STUCK, str(tmp_path / "fifo")], cwd=ROOT, stdout=subprocess.PIPE, stderr=slave
+    )
+    try:
+        os.close(slave)
+        assert process.stdout is not None
+        process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(0.5)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(PATIENCE_S) == 143
+        assert os.read(master, 1000) == b"\x1b[?25h\r\nstopped at once by a second signal\r\n"
+    finally:
+        process.kill()
+        os.close(master)
