@@ -27,6 +27,7 @@ from pipeline.report.drawing import (
     duration,
     fit,
     gib,
+    heading,
     length,
     percent,
     rate,
@@ -62,9 +63,7 @@ def draw_compact(view: View, width: int, height: int) -> list[Line]:
 def _head(view: View, width: int) -> Line:
     phase = f" {view.snapshot.phase} {clock(view.snapshot.elapsed_s)} "
     room = max(0, width - cell_len(phase) - 2)
-    title = f" {view.title} "
-    if cell_len(title) > room:
-        title = set_cell_size(title, room)
+    title = heading(view.title, room)
     return [
         Segment("─", BORDER),
         Segment(title, TITLE),

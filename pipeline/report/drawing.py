@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TypeAlias
 
-from rich.cells import cell_len
+from rich.cells import cell_len, set_cell_size
 from rich.segment import Segment
 from rich.style import Style
 
@@ -73,6 +73,13 @@ def fit(fields: Sequence[Line], width: int, gap: int = 3) -> Line:
             break
         line += [Segment(" " * between), *field] if between else field
     return line
+
+
+def heading(title: str, width: int) -> str:
+    """`title` between blanks, or as much of it as there is room for in `width` cells, with an ellipsis."""
+    if cell_len(title) + 2 <= width:
+        return f" {title} "
+    return set_cell_size(f" {title}", max(0, width - 1)) + "…"[:width]
 
 
 def wrap(text: str, width: int) -> list[str]:

@@ -33,6 +33,7 @@ from pipeline.report.drawing import (
     duration,
     fit,
     gib,
+    heading,
     length,
     percent,
     rate,
@@ -212,7 +213,7 @@ def _gpu(gpu: GpuLoad, width: int, inner: int) -> Line:
 def _top(view: View, width: int) -> Line:
     phase = f" {view.snapshot.phase} {clock(view.snapshot.elapsed_s)} "
     room = width - 6 - len(phase)
-    title = f" {view.title} " if cell_len(view.title) + 2 <= room else set_cell_size(f" {view.title}", room)
+    title = heading(view.title, room)
     return [
         Segment("╭─", BORDER),
         Segment(title, TITLE),

@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import pty
+import re
 import struct
 import termios
 import threading
@@ -141,6 +142,14 @@ def test_every_line_of_the_frame_is_as_wide_as_the_frame(width: int) -> None:
     ):  # fmt: skip
         for line in draw(shown, width, 40):
             assert cell_len("".join(s.text for s in line)) == width
+
+
+@pytest.mark.parametrize("width", [40, 60, 80])
+def test_a_title_that_is_cut_ends_in_an_ellipsis(width: int) -> None:
+    long = replace(view(), title="model on CPU by NumPy: " + "no NVIDIA GPU was found " * 4)
+    head, *_ = text_of(long, width).splitlines()
+    assert re.search(r"model on CPU .*…─* running 00:12 ─", head)
+    assert cell_len(head) == width
 
 
 def test_100_percent_means_all() -> None:
