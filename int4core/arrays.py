@@ -16,7 +16,7 @@ _CUDA, _CUDA_MANAGED = 2, 13
 
 def check_images(x: Any, shape: tuple[int, ...]) -> None:
     """Raises EngineError unless `x` is int8 (N, *shape), an array of NumPy or of what has `__dlpack__`."""
-    if not isinstance(x, np.ndarray) and not hasattr(x, "__dlpack__"):
+    if not isinstance(x, np.ndarray) and not all(hasattr(x, name) for name in ("__dlpack__", "dtype", "shape")):
         raise EngineError(f"input is {type(x).__name__}, but must be an array of int8: NumPy, CuPy, torch, any DLPack")
     dtype = str(x.dtype).rpartition(".")[2]  # torch.int8
     if dtype != "int8":

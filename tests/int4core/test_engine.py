@@ -240,6 +240,18 @@ def test_whatever_speaks_dlpack_is_read() -> None:
             engine.top1(Foreign(x, (2, 0)))
 
 
+class Bare:
+    """What speaks DLPack and is no array."""
+
+    def __dlpack__(self, **options: Any) -> Any:
+        raise AssertionError("nobody is to ask")
+
+
+def test_what_speaks_dlpack_and_is_no_array_is_refused() -> None:
+    with Engine(MODEL) as engine, pytest.raises(EngineError, match="input is Bare, but must be an array of int8"):
+        engine.top1(Bare())
+
+
 def test_answers_to_torch_are_torch_s() -> None:
     torch = pytest.importorskip("torch")
     x = random_input(NET, 5)
