@@ -20,7 +20,7 @@ from pipeline.commands.files import check_file
 from pipeline.commands.report import write_report
 from pipeline.commands.session import identity, session_spec
 from pipeline.commands.setup import Setup
-from pipeline.commands.shell import Shell, run
+from pipeline.commands.shell import Shell, counted, run
 from pipeline.errors import PipelineError
 from pipeline.memory.segment import sweep_stale
 from pipeline.report.dashboard import Dashboard, choose_mode
@@ -91,14 +91,14 @@ class ClassifyCommand:
         with self._supervisor.watch(lambda: self._open(setup, names)) as sink:
             if sink.complete:
                 self._say(
-                    f"{options.out} is complete: {sink.rows:,} rows, {sink.errors:,} of them errors; for other sources "
-                    "give --out another name"
+                    f"{options.out} is complete: {counted(sink.rows, 'row')}, {sink.errors:,} of them errors; "
+                    "for other sources give --out another name"
                 )
                 if self._reporter is not None:
                     self._say(f"no page is written to {self._reporter.path}: there was nothing to do")
                 return self._status(sink)
             if sink.rows:
-                self._say(f"{options.out}: going on after {sink.rows:,} rows")
+                self._say(f"{options.out}: going on after {counted(sink.rows, 'row')}")
             if options.dry_run:
                 sink.leave()
             with self._supervisor.watch(lambda: self._intake(sink, setup.network.classes)) as intake:
@@ -107,7 +107,7 @@ class ClassifyCommand:
                 self._run(setup, sink, intake, names)
         self._write_page()
         where = "" if options.out in (STDOUT, NOWHERE) else f" in {options.out}"
-        self._say(f"{sink.rows:,} rows{where}")
+        self._say(counted(sink.rows, "row") + where)
         return self._status(sink)
 
     def _open(self, setup: Setup, names: Sequence[str] | None) -> Sink:
@@ -139,7 +139,7 @@ class ClassifyCommand:
         if left:
             self._say(f"  and {left:,} more")
         to_do = intake.seen - intake.skipped
-        self._say(f"{to_do:,} sources to classify; {intake.skipped:,} done before or named twice")
+        self._say(f"{counted(to_do, 'source')} to classify; {intake.skipped:,} done before or named twice")
         self._say_left_out(intake)
         return 0
 
@@ -157,7 +157,7 @@ class ClassifyCommand:
         )
         if self._labels is not None or self._reporter is not None:
             self._supervisor.watch(lambda: self._count_earlier(sink))
-        self._say(f"batch {spec.sizes.largest}, {spec.loaders} loaders, model {setup.model}")
+        self._say(f"batch {spec.sizes.largest}, {counted(spec.loaders, 'loader')}, model {setup.model}")
         try:
             with Session(spec, on_failure=self._supervisor.fail) as session:
                 progress = Progress(session)
@@ -241,21 +241,23 @@ class ClassifyCommand:
         options = self._options
         self._say_left_out(intake)
         if intake.skipped:
-            self._say(f"{intake.skipped:,} sources were answered before or named twice")
+            self._say(f"{counted(intake.skipped, 'source')} answered before or named twice")
         decoded = progress.decoded()
         if decoded:
             self._say(decoded_line(decoded))
         if session.loading.stage.replaced:
-            self._say(f"{session.loading.stage.replaced} loaders were lost, and replaced")
+            self._say(f"{counted(session.loading.stage.replaced, 'loader')} lost, and replaced")
         if sink.errors:
-            self._say(f"{sink.errors:,} rows have an error")
+            self._say(f"{counted(sink.errors, 'row')} {'has' if sink.errors == 1 else 'have'} an error")
         scores = self._evaluation.scores()
         for line in () if scores is None else scores.lines():
             self._say(line)
         if scores is None and options.labels is not None:
             self._say(f"--labels {options.labels}: no source has a label")
         if intake.odd_labels:
-            self._say(f"{intake.odd_labels:,} labels left out: the model has {setup.network.classes:,} classes")
+            self._say(
+                f"{counted(intake.odd_labels, 'label')} left out: the model has {setup.network.classes:,} classes"
+            )
         ceilings = session.ceilings(progress.rate, decode_timed=True, main=progress.main_rate)
         verdict = judge(ceilings) if progress.answered else None
         for sentence in () if verdict is None else verdict.sentences:

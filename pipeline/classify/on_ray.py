@@ -20,7 +20,7 @@ from pipeline.classify.evaluation import TOP_5, Evaluation, scores_of
 from pipeline.classify.options import Options
 from pipeline.classify.summary import summarise, summary_path
 from pipeline.commands.session import identity
-from pipeline.commands.shell import Shell
+from pipeline.commands.shell import Shell, counted
 from pipeline.errors import PipelineError
 from pipeline.machine.gpus import Target
 from pipeline.ray.cluster import lay_out, nodes
@@ -70,7 +70,7 @@ class RayCommand:
             read_keys=False,
         ) as sink:
             if sink.complete:
-                self._say(f"{options.out} is complete: {sink.rows:,} rows, {sink.errors:,} of them errors")
+                self._say(f"{options.out} is complete: {counted(sink.rows, 'row')}, {sink.errors:,} of them errors")
                 return sink
             self._supervisor.check()
             # Here and not in a job's thread: what it starts ends with the thread that started it.
@@ -80,7 +80,7 @@ class RayCommand:
             finally:
                 ray.close()
         where = "" if options.out in (STDOUT, NOWHERE) else f" in {options.out}"
-        self._say(f"{sink.rows:,} rows{where}")
+        self._say(counted(sink.rows, "row") + where)
         return sink
 
     def _run(
@@ -139,9 +139,9 @@ class RayCommand:
         if left_out:
             self._say(left_out.line())
         if listed.skipped:
-            self._say(f"{listed.skipped:,} sources were answered before or named twice")
+            self._say(f"{counted(listed.skipped, 'source')} answered before or named twice")
         if sink.errors:
-            self._say(f"{sink.errors:,} rows have an error")
+            self._say(f"{counted(sink.errors, 'row')} {'has' if sink.errors == 1 else 'have'} an error")
         scores = scores_of(self._totals.counts, top5=options.top >= TOP_5)
         for line in () if scores is None else scores.lines():
             self._say(line)
@@ -170,7 +170,7 @@ class RayCommand:
             return None
         done, totals = read_earlier(ray, sink.earlier_parts, sink.file_format, count)
         self._count(sink, totals)
-        self._say(f"{self._options.out}: going on after {sink.rows:,} rows")
+        self._say(f"{self._options.out}: going on after {counted(sink.rows, 'row')}")
         return done
 
     def _take(self, run: Run, sink: Sink) -> None:

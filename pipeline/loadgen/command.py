@@ -20,6 +20,7 @@ from pipeline.arrays import Indices
 from pipeline.collector import spared
 from pipeline.commands.report import write_report
 from pipeline.commands.setup import set_up
+from pipeline.commands.shell import counted
 from pipeline.defaults import DEMO_IMAGES
 from pipeline.errors import PipelineError, shortage
 from pipeline.loadgen.binding import (
@@ -219,7 +220,9 @@ class OfflineCommand:
             traced=options.trace is not None,
             memory_remedy="load fewer samples at a time (--lgts_performance_sample_count_override)",
         )
-        self._say(f"{len(library)} {library.kind}, batch {batch}, {spec.loaders} loaders, model {setup.model}")
+        self._say(
+            f"{len(library)} {library.kind}, batch {batch}, {counted(spec.loaders, 'loader')}, model {setup.model}"
+        )
         return Prepared(setup, library, spec, at_a_time, ahead=self._needs_all)
 
     def _library(self, classes: int) -> SampleLibrary:
@@ -327,9 +330,9 @@ class OfflineCommand:
         if top1 is not None:
             self._say(f"top-1: {top1}")
         if run.session.loading.stage.replaced:
-            self._say(f"{run.session.loading.stage.replaced} loaders were lost, and replaced")
+            self._say(f"{counted(run.session.loading.stage.replaced, 'loader')} lost, and replaced")
         if self._bad:
-            self._say(f"left out {len(self._bad)} files that cannot be read:")
+            self._say(f"left out {counted(len(self._bad), 'file')} that cannot be read:")
             for bad in self._bad:
                 self._say(f"  {bad.path}: {bad.why}")
         snapshot, answering = run.progress.snapshot(), run.queue.answering

@@ -147,7 +147,7 @@ def test_a_key_that_comes_twice_is_answered_once(
     out = tmp_path / "rows.jsonl"
     assert classify(model_dir, images / "0.jpg", images / "1.jpg", images / "0.jpg", "--out", out) == 0
     assert [os.path.basename(row["key"]) for row in read(out)] == ["0.jpg", "1.jpg"]
-    assert "1 sources were answered before or named twice" in capsys.readouterr().out
+    assert "1 source answered before or named twice" in capsys.readouterr().out
 
 
 def test_a_run_goes_on_where_it_was_and_a_finished_one_does_nothing(
@@ -232,7 +232,7 @@ def test_errors_are_rows_and_an_exit_status_if_asked(
     assert page.all("span", "key")[1]["title"] == f"{tmp_path}/<b>text\\xff\\x1b[0m.jpg"
     assert "not an image, or none of" in page.words
     assert (len(page.all("img")), len(page.all("div", "none"))) == (1, 1)
-    assert "1 rows have an error" in capsys.readouterr().out
+    assert "1 row has an error" in capsys.readouterr().out
     assert classify(model_dir, *sources, "--strict", "--out", tmp_path / "b.csv") == 4
     assert classify(model_dir, *sources, "--strict", "--out", tmp_path / "b.csv") == 4  # complete, and no better
     assert "not an image" in read(tmp_path / "a.csv")[1]["error"]

@@ -124,7 +124,7 @@ def test_a_finished_output_says_what_to_do_for_other_sources(
     out = tmp_path / "rows.csv"
     assert classify(images / "0.jpg", "--out", out) == 0
     assert classify(images / "1.jpg", "--out", out) == 0
-    assert "is complete: 1 rows, 0 of them errors; for other sources give --out another name" in capsys.readouterr().out
+    assert "is complete: 1 row, 0 of them errors; for other sources give --out another name" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("out", "why"), [("", "an empty name"), ("s3://bucket/rows.csv", "is a URL")])
@@ -171,7 +171,7 @@ def test_labels_that_shards_bring(
     shard_with_labels(images, tmp_path / "b.tar", [*labels[:-1], 10])
     assert classify(tmp_path / "b.tar", "--out", tmp_path / "c.csv") == 0
     assert top1(tmp_path / "c.csv")["total"] == IMAGES - 1
-    assert "1 labels left out: the model has 10 classes" in capsys.readouterr().out
+    assert "1 label left out: the model has 10 classes" in capsys.readouterr().out
     assert classify(images / "0.jpg", "--labels", "cls", "--out", tmp_path / "d.csv") == 0
     assert "--labels cls: no source has a label" in capsys.readouterr().out
 
