@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -55,15 +56,14 @@ class Lane:
         self._settle()
         batch, stream, n = self._batch, self._stream, len(x)
         source = x if self._is_pinned(x) else self._stage(x)
-        if n:
-            batch.input[:n].set(source, stream=stream)
-        with stream:
+        with self._in_turn(stream), stream:
+            if n:
+                batch.input[:n].set(source, stream=stream)
             batch.run(stream)
             outputs = self._outputs(want, k, n)
             targets = [self._place(f"{want} {i}", array) for i, array in enumerate(outputs)]
             for array, target in zip(outputs, targets, strict=True):
                 array.get(stream=stream, out=target, blocking=False)
-        self._done.record(stream)
         self._job = _Job(lambda: self._collect(source, targets))
         return self._job
 
@@ -72,12 +72,23 @@ class Lane:
         self._settle()
         batch, n = self._batch, len(x)
         stream = self._cupy.cuda.get_current_stream()
-        stream.wait_event(self._done)  # of the batch before, which another stream may have run
-        self._cupy.copyto(batch.input[:n], x)
-        batch.run(stream)
-        answer = tuple(array.copy() for array in self._outputs(want, k, n))
-        self._done.record(stream)
+        with self._in_turn(stream):
+            self._cupy.copyto(batch.input[:n], x)
+            batch.run(stream)
+            answer = tuple(array.copy() for array in self._outputs(want, k, n))
         return lambda: answer
+
+    @contextmanager
+    def _in_turn(self, stream: Any) -> Iterator[None]:
+        """What `stream` is asked for here comes after the batch before, which another stream may run.
+
+        The next batch comes after it, even if half of it cannot be asked for.
+        """
+        stream.wait_event(self._done)
+        try:
+            yield
+        finally:
+            self._done.record(stream)
 
     def _settle(self) -> None:
         """Its last batch's answer is taken from the memory that the next one uses."""

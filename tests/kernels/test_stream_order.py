@@ -1,0 +1,72 @@
+"""What lanes and batches ask of several streams, on a GPU that does what is not ordered in the worst order."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pytest
+
+from int4core.backends.base import Want
+from int4core.backends.cuda.lanes import Lane
+from int4core.errors import EngineError
+from tests.kernels.late_gpu import LateArray, LateGpu, LateStream
+
+FIVES, SIXES = np.full((1, 3, 2, 2), 5, np.int8), np.full((1, 3, 2, 2), 6, np.int8)
+
+
+class Batch:
+    """Its class is the image's first value."""
+
+    def __init__(self, gpu: LateGpu) -> None:
+        self.input = LateArray(gpu, np.zeros((1, 3, 2, 2), np.int8))
+        self.top1 = LateArray(gpu, np.zeros(1, np.int32))
+
+    def run(self, stream: LateStream) -> None:
+        stream.ask(lambda: np.copyto(self.top1.array, self.input.array[:, 0, 0, 0]))
+
+
+class Network:
+    def __init__(self, gpu: LateGpu) -> None:
+        self.cupy = gpu
+
+    def batch(self, n: int) -> Batch:
+        assert n == 1
+        return Batch(self.cupy)
+
+
+@pytest.fixture
+def gpu() -> LateGpu:
+    return LateGpu()
+
+
+@pytest.fixture
+def lane(gpu: LateGpu) -> Any:
+    network: Any = Network(gpu)
+    return Lane(network, 1, ThreadPoolExecutor(1))
+
+
+def test_an_input_of_the_host_waits_for_one_that_is_on_the_gpu(gpu: LateGpu, lane: Any) -> None:
+    on_gpu = lane.begin_on_device(LateArray(gpu, FIVES), Want.TOP1, 0)
+    on_host = lane.begin_on_host(SIXES, Want.TOP1, 0)
+    gpu.null.run_to(len(gpu.null.asked) - 2)  # the image is in its place, and the network has not seen it
+    assert on_host()[0].tolist() == [6]
+    gpu.null.synchronize()
+    assert on_gpu()[0].array.tolist() == [5]
+
+
+def test_an_input_on_the_gpu_waits_for_one_that_was_begun_and_failed(
+    gpu: LateGpu, lane: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_kernel(_k: int) -> None:
+        raise EngineError("it does not compile")
+
+    monkeypatch.setattr(lane, "_top", no_kernel)
+    with pytest.raises(EngineError, match="it does not compile"):
+        lane.begin_on_host(SIXES, Want.TOP_K, 1)
+    on_gpu = lane.begin_on_device(LateArray(gpu, FIVES), Want.TOP1, 0)
+    gpu.null.run_to(len(gpu.null.asked) - 2)
+    lane._stream.synchronize()
+    gpu.null.synchronize()
+    assert on_gpu()[0].array.tolist() == [5]
