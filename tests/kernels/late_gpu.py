@@ -61,7 +61,7 @@ class LateArray:
         self._gpu = gpu
         self.array = array
         self.shape, self.dtype, self.nbytes = array.shape, array.dtype, array.nbytes
-        self.data = SimpleNamespace(ptr=array.ctypes.data, memset_async=self._memset_async, memset=self._memset)
+        self.data = SimpleNamespace(ptr=array.ctypes.data, memset_async=self._memset_async)
 
     def __len__(self) -> int:
         return len(self.array)
@@ -90,9 +90,6 @@ class LateArray:
     def _memset_async(self, value: int, size: int) -> None:
         self._gpu.current.ask(lambda: self.array.view(np.uint8).reshape(-1)[:size].fill(value))
 
-    def _memset(self, value: int, size: int) -> None:
-        self._gpu.null.ask(lambda: self.array.view(np.uint8).reshape(-1)[:size].fill(value))
-
 
 class LateGpu:
     """As much of CuPy as lanes and batches use.
@@ -101,7 +98,7 @@ class LateGpu:
         null, current: streams.
     """
 
-    uint8, int8 = np.uint8, np.int8
+    uint8, int8, int32 = np.uint8, np.int8, np.int32
 
     def __init__(self) -> None:
         self.null = self.current = LateStream(self)
@@ -110,6 +107,7 @@ class LateGpu:
             Event=lambda **_options: LateEvent(),
             get_current_stream=lambda: self.current,
             alloc_pinned_memory=bytearray,
+            memory=SimpleNamespace(OutOfMemoryError=MemoryError),
             runtime=SimpleNamespace(pointerGetAttributes=lambda _address: SimpleNamespace(type=0)),
         )
 

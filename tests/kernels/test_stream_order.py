@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from int4core.backends.base import Want
+from int4core.backends.cuda import device as device_module
+from int4core.backends.cuda import network as network_module
 from int4core.backends.cuda.lanes import Lane
+from int4core.backends.cuda.network import DeviceBatch
+from int4core.backends.cuda.plan.ops import CLASSES, INPUT, TOP1
 from int4core.errors import EngineError
 from tests.kernels.late_gpu import LateArray, LateGpu, LateStream
 
@@ -70,3 +75,22 @@ def test_an_input_on_the_gpu_waits_for_one_that_was_begun_and_failed(
     lane._stream.synchronize()
     gpu.null.synchronize()
     assert on_gpu()[0].array.tolist() == [5]
+
+
+def test_a_batch_is_cleared_before_anything_is_put_into_it(gpu: LateGpu, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the current stream, which also has what was asked for in that memory before it was free."""
+    monkeypatch.setattr(device_module, "load_cupy", lambda: gpu)
+    monkeypatch.setattr(DeviceBatch, "_capture", lambda *_: None)
+    monkeypatch.setattr(network_module, "top_parts", lambda *_: (None, None, None))
+    places = {INPUT: 0, CLASSES: FIVES.nbytes, TOP1: FIVES.nbytes + 4}
+    arena = SimpleNamespace(bytes=FIVES.nbytes + 8, offsets=places)
+    step = SimpleNamespace(kernel=None, op=SimpleNamespace(output=SimpleNamespace(name=CLASSES, bytes=4)))
+    plan: Any = SimpleNamespace(n=1, arena=arena, input_bytes=FIVES.nbytes, steps=(step,))
+    network: Any = SimpleNamespace(cupy=gpu, size=FIVES.shape[2:], launches=lambda *_: ())
+    monkeypatch.setattr(network_module, "outputs", lambda op: (op.output, SimpleNamespace(name=TOP1, bytes=4)))
+    stream = LateStream(gpu)
+    batch = DeviceBatch(network, plan)
+    batch.input.set(FIVES, stream=stream)
+    stream.synchronize()
+    gpu.null.synchronize()
+    assert batch.input.array.tolist() == FIVES.tolist()

@@ -204,7 +204,9 @@ class DeviceBatch:
         self.sums = self.tensor(CLASSES).view(cupy.int32).reshape(plan.n, -1)
         self.top1, self.top_ids, self.top_scores = top_parts(self.tensor(TOP1), plan.n)
         self.launches = network.launches(tuple(step.kernel for step in plan.steps), self.addresses)
-        self.input.data.memset(0, self.input.nbytes)
+        self.input.data.memset_async(0, self.input.nbytes)
+        # As for constants; nor would it wait for whoever had this memory before.
+        cupy.cuda.get_current_stream().synchronize()
         self._graph = self._capture(cupy)
 
     def tensor(self, name: str) -> Any:
