@@ -66,7 +66,7 @@ def freed(properties: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> list[s
     cuda = SimpleNamespace(
         Device=FakeDevice,
         Stream=lambda **_options: SimpleNamespace(),
-        Event=lambda **_options: SimpleNamespace(),
+        Event=lambda **_options: SimpleNamespace(synchronize=lambda: None),
         runtime=SimpleNamespace(getDeviceProperties=lambda _index: properties),
         driver=SimpleNamespace(CUDADriverError=RuntimeError),
     )

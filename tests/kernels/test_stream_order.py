@@ -12,6 +12,7 @@ import pytest
 from int4core.backends.base import Want
 from int4core.backends.cuda import device as device_module
 from int4core.backends.cuda import network as network_module
+from int4core.backends.cuda.backend import CudaBackend
 from int4core.backends.cuda.lanes import Lane
 from int4core.backends.cuda.network import DeviceBatch
 from int4core.backends.cuda.plan.ops import CLASSES, INPUT, TOP1
@@ -94,3 +95,16 @@ def test_a_batch_is_cleared_before_anything_is_put_into_it(gpu: LateGpu, monkeyp
     stream.synchronize()
     gpu.null.synchronize()
     assert batch.input.array.tolist() == FIVES.tolist()
+
+
+def test_an_engine_that_is_closed_waits_for_what_is_under_way(
+    gpu: LateGpu, lane: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its memory may be another's as soon as nobody holds it."""
+    backend: Any = object.__new__(CudaBackend)
+    backend._lanes, backend._copiers = [lane], ThreadPoolExecutor(1)
+    backend.network = SimpleNamespace(close=lambda: None)
+    answer = lane.begin_on_host(SIXES, Want.TOP1, 0)
+    backend.close()
+    assert lane._stream.done == len(lane._stream.asked)
+    assert answer()[0].tolist() == [6]

@@ -110,6 +110,8 @@ class CudaBackend:
             }
 
     def close(self) -> None:
+        for lane in self._lanes:
+            lane.wait()
         self._lanes.clear()
         self._copiers.shutdown()
         self.network.close()

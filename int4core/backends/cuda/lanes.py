@@ -90,6 +90,10 @@ class Lane:
         finally:
             self._done.record(stream)
 
+    def wait(self) -> None:
+        """Until nothing of it is under way: whoever has its memory next does not wait for it."""
+        self._done.synchronize()
+
     def _settle(self) -> None:
         """Its last batch's answer is taken from the memory that the next one uses."""
         self._job()
