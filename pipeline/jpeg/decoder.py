@@ -167,6 +167,7 @@ class Decoder:
                 for chunk in self._chunks(job, group, left):
                     run.start(chunk)
                 run.decode_by_pillow(left)
+            run.finish()
         self.reasons = tuple(run.reasons)
 
     def _chunks(self, job: Job, group: range, left: dict[int, str]) -> Iterator[_Chunk]:
@@ -226,6 +227,8 @@ class _Chunk:
 class _Run:
     """A call under way. Leaving it waits for the GPU and for Pillow, and gives every workspace back to `idle`.
 
+    `finish` takes what is left then, unless the call has failed.
+
     Attributes:
         reasons: per file.
     """
@@ -242,19 +245,24 @@ class _Run:
     def __exit__(self, *_: object) -> None:
         with self._pool:
             while self._under_way:
-                self._finish_first()
+                self._wait_for_first()
 
     def start(self, chunk: _Chunk) -> None:
         """Have the GPU decode it, when a workspace is free."""
         if not self._idle:
             self._finish_first()
-        workspace = self._idle[0]
         headers = chunk.plan.images["header"]
         sizes = zip(chunk.numbers, headers["height"].tolist(), headers["width"].tolist(), strict=True)
         outs = np.array([self._job.outs(*size) for size in sizes], np.uint64)
+        workspace = self._idle.popleft()
+        self._under_way.append((workspace, chunk))
         files = workspace.upload([_view(self._job.files[number]) for number in chunk.numbers], chunk.file_bytes)
         workspace.enqueue(chunk.plan, files, outs, int(chunk.file_bytes.sum()))
-        self._under_way.append((self._idle.popleft(), chunk))
+
+    def finish(self) -> None:
+        """Wait for all of it."""
+        while self._under_way:
+            self._finish_first()
 
     def decode_by_pillow(self, left: Mapping[int, str]) -> None:
         """Decode these files on the host, for these reasons."""
@@ -270,11 +278,15 @@ class _Run:
             self._job.keep(number, result)
 
     def _finish_first(self) -> None:
-        workspace, chunk = self._under_way.popleft()
-        self._idle.append(workspace)
-        damage = workspace.finish().tolist()
+        chunk, damage = self._wait_for_first()
         found = zip(chunk.numbers, damage, strict=True)
         self.decode_by_pillow({number: reason_of(word) for number, word in found if word})
+
+    def _wait_for_first(self) -> tuple[_Chunk, list[int]]:
+        """A chunk, and what is wrong with each of its files."""
+        workspace, chunk = self._under_way.popleft()
+        self._idle.append(workspace)
+        return chunk, workspace.finish().tolist()
 
 
 def rgb_by_pillow(data: bytes, name: str, rules: ImageRules) -> npt.NDArray[np.uint8]:

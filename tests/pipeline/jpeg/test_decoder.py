@@ -230,3 +230,42 @@ def test_a_call_that_fails_leaves_the_decoder_as_it_was(host: Host, monkeypatch:
             decoder.samples([whole_file] * 9, host.samples(9))
     expect_samples(decoder, host, [whole_file] * 9)
     assert decoder.reasons == (None,) * 9
+
+
+def test_a_call_that_fails_on_the_host_gives_every_stream_back(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each chunk that is under way then has a file that Pillow would decode, and cannot."""
+    decoder = Decoder(host.device, 3, size=SIZE, resize=RESIZE, streams=3, memory_bytes=9 << 20)
+    damaged = whole()[:-9] + b"\xff\xd9"
+
+    def fail(*_: object) -> None:
+        raise MemoryError("no more")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Preprocessor, "decode_bytes", fail)
+        with pytest.raises(MemoryError, match="no more"):
+            decoder.samples([damaged] * 4, host.samples(4))
+    assert len(decoder._idle) == 3
+    expect_samples(decoder, host, [whole()] * 9)
+
+
+def test_a_call_that_fails_waits_for_all_that_it_began(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The GPU writes to what is the caller's."""
+    decoder = Decoder(host.device, 4, size=SIZE, resize=RESIZE, streams=2)
+    enqueue, finish = Workspace.enqueue, Workspace.finish
+    under_way: list[Workspace] = []
+
+    def half(workspace: Workspace, *args: Any, **options: Any) -> None:
+        under_way.append(workspace)
+        enqueue(workspace, *args, **options)
+        if len(under_way) == 2:
+            raise MemoryError("no more")
+
+    def finished(workspace: Workspace) -> Any:
+        under_way.remove(workspace)
+        return finish(workspace)
+
+    monkeypatch.setattr(Workspace, "enqueue", half)
+    monkeypatch.setattr(Workspace, "finish", finished)
+    with pytest.raises(MemoryError, match="no more"):
+        decoder.samples([whole()] * 9, host.samples(9))
+    assert not under_way
