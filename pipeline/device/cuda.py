@@ -53,18 +53,17 @@ class CudaDevice:
         network.device.use()
         self.notice = network.notice
         self._exchange_base = self._arena_base = 0
+        self.decode: Decode | None = None
         try:
             self.transfers = self._make_transfers(arena, exchange, h2d)
+            if sampling is not None:
+                if not self._exchange_base:
+                    raise PipelineError("--decode gpu: files are copied out of pinned memory, and there is none")
+                self.decode = Decode(arena, self._arena_base, network.device.id, sampling)
         except BaseException:
             self.close()
             raise
         self._transfer: Transfer = next(iter(self.transfers.values()))
-        self.decode: Decode | None = None
-        if sampling is not None:
-            if not self._exchange_base:
-                self.close()
-                raise PipelineError("--decode gpu: files are copied out of pinned memory, and there is none")
-            self.decode = Decode(arena, self._arena_base, network.device.id, sampling)
 
     @property
     def copies_by(self) -> str:

@@ -11,10 +11,12 @@ import pytest
 
 from int4core.backends.cuda.jit.source import KernelSource
 from int4core.errors import EngineError
+from pipeline.device import cuda as cuda_module
 from pipeline.device import transfer as transfer_module
 from pipeline.device.cuda import CudaDevice
 from pipeline.device.scheduler import Scheduler, Sizes
 from pipeline.errors import PipelineError
+from pipeline.jpeg.plan import Sampling
 from pipeline.memory.arena import Arena
 from pipeline.memory.exchange import Exchange
 from tests.kernels.emulator.driver import needs_compiler
@@ -142,4 +144,22 @@ def test_a_kernel_that_cannot_be_had_names_the_other_way(memory: tuple[Arena, Ex
     network.function = refuse
     with pytest.raises(EngineError, match=r"--h2d gather: INT4CORE_REQUIRE_CACHED=1, and gather\(\) .*--h2d runs"):
         CudaDevice(network, arena, exchange)
+    assert not cupy.cuda.runtime.registered
+
+
+def test_files_that_cannot_be_decoded_end_the_device_with_its_memory_given_back(
+    memory: tuple[Arena, Exchange], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arena, exchange = memory
+    cupy = fake_cupy()
+    network: Any = FakeNetwork(cupy, arena.spec.sample_bytes)
+    network.device.id = 0
+
+    def refuse(*_: object) -> None:
+        assert cupy.cuda.runtime.registered
+        raise EngineError("no memory to decode")
+
+    monkeypatch.setattr(cuda_module, "Decode", refuse)
+    with pytest.raises(EngineError, match="no memory to decode"):
+        CudaDevice(network, arena, exchange, "runs", Sampling(8, None))
     assert not cupy.cuda.runtime.registered
