@@ -99,10 +99,12 @@ class PartsSink:
         try:
             with plainly(self.out):
                 self._open()
+            # Looked at once: what an earlier run's task, which was at its renaming, has there later is not of this run.
+            parts = self._parts()
+            self._read(parts)
         except BaseException:
             self._lock.release()
             raise
-        parts = self._parts()
         self._earlier = [self.out] if self.complete and not folder else parts
         self._names = {path.name for path in parts}
         self._next_part = 1 + max((_number(path) for path in parts), default=-1)
@@ -222,7 +224,7 @@ class PartsSink:
         self._names.update(path.name for path in files)
 
     def _join(self, file: BinaryIO) -> None:
-        self._format.join(self._parts(), file, self._about)
+        self._format.join([path for path in self._parts() if path.name in self._names], file, self._about)
         if not self._format.tells:
             # Its size shows whether the file beside it is the one that this is about.
             self._write_about(self._beside(".about.json"), {"bytes": file.tell()})
@@ -246,13 +248,16 @@ class PartsSink:
             return
         self._check_identity(self._parts_folder, about)
         for leftover in self._leftovers():
-            leftover.unlink()
+            leftover.unlink(missing_ok=True)  # an earlier run's task may be at its renaming
         if self._folder and (self.out / SUCCESS).exists():
             self._take_as_complete(about)
             return
         # Before the parts are looked at: what an earlier run's tasks write from now on would be in none of them.
         self._write_about(self._parts_folder / ABOUT, {RUN: self._run})
-        for path in self._parts() if self._read_keys else ():
+
+    def _read(self, parts: Iterable[Path]) -> None:
+        """Take the keys of earlier runs, where they are this one's to read."""
+        for path in parts if self._read_keys and not self.complete else ():
             for keys, errors in self._keys(path):
                 for key in keys:
                     self.done.add_escaped(key)

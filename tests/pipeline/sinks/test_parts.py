@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 import os
 import pickle
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pipeline.sinks.base import SinkError
+from pipeline.sinks.durable import temporary_of
+from pipeline.sinks.parts import PartsSink
 from pipeline.sinks.rows import Rows
 from tests.pipeline.sinks.made import IDENTITY, as_tuples, made
 from tests.pipeline.sinks.outputs import KEYS, abandon, names, opened, rows_of
@@ -167,6 +171,66 @@ def test_tasks_that_outlive_their_run_write_no_more(out: str, read_keys: bool) -
     with opened(out) as sink:
         assert sink.complete
         assert as_tuples(Rows.concatenate(list(sink.earlier()))) == as_tuples(made(KEYS[:10]))
+
+
+def test_a_part_that_comes_while_those_before_it_are_read_is_of_no_run(
+    out: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of an earlier run's task, which was at its renaming when this run began."""
+    with opened(out, read_keys=False) as first:
+        late = first.writer()
+        part = late.write(0, made(KEYS[:5]))
+        first.leave()
+    keys = PartsSink._keys
+
+    def renamed_meanwhile(sink: PartsSink, path: Path) -> Iterator[Any]:
+        part.with_stem(f"part-{late.first + 5}").write_bytes(part.read_bytes())
+        return keys(sink, path)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(PartsSink, "_keys", renamed_meanwhile)
+        second = opened(out)
+    with second:
+        assert second.rows == 5
+        second.write(made(KEYS[5:10]))
+    with opened(out) as sink:
+        assert as_tuples(Rows.concatenate(list(sink.earlier()))) == as_tuples(made(KEYS[:10]))
+
+
+@pytest.mark.parametrize("out", ["a.csv", "a.jsonl"])
+def test_a_part_that_comes_when_all_are_joined_is_of_no_run(out: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with opened(out, read_keys=False) as first:
+        late = first.writer()
+        part = late.write(0, made(KEYS[:5]))
+        first.leave()
+    remove = PartsSink._remove_what_came_too_late
+
+    def renamed_afterwards(sink: PartsSink) -> None:
+        remove(sink)
+        part.with_stem(f"part-{late.first + 5}").write_bytes(part.read_bytes())
+
+    with opened(out) as second:
+        second.write(made(KEYS[5:10]))
+        monkeypatch.setattr(PartsSink, "_remove_what_came_too_late", renamed_afterwards)
+    with opened(out) as sink:
+        assert as_tuples(Rows.concatenate(list(sink.earlier()))) == as_tuples(made(KEYS[:10]))
+    assert not [name for name in names() if "part-" in name]
+
+
+def test_a_part_that_is_renamed_while_leftovers_are_removed_is_no_error(
+    out: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with opened(out, read_keys=False) as first:
+        part = first.writer().write(0, made(KEYS[:5]))
+        first.leave()
+    leftovers = PartsSink._leftovers
+
+    def renamed_meanwhile(sink: PartsSink) -> list[Path]:
+        return [*leftovers(sink), temporary_of(part)]
+
+    monkeypatch.setattr(PartsSink, "_leftovers", renamed_meanwhile)
+    with opened(out) as second:
+        assert second.rows == 5
 
 
 def test_tasks_write_nothing_to_a_run_that_began_where_theirs_had_left_nothing(out: str) -> None:
