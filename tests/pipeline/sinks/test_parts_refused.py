@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -23,6 +24,22 @@ def test_a_second_writer_is_refused(out: str) -> None:
         with pytest.raises(PipelineError, match=rf"process {os.getpid()} on .* is writing it; wait for it") as caught:
             opened(out)
         assert str(caught.value).startswith(os.path.realpath(out))
+        sink.write(made(KEYS))
+    with opened(out) as again:
+        assert again.complete
+
+
+def test_a_lock_whose_owner_cannot_be_noted_is_a_lock_all_the_same(out: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a full disk; what is to be written says so, with the remedy."""
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "pwrite", full)
+        sink = opened(out)
+    assert "another process is writing it" in refused(out)
+    with sink:
         sink.write(made(KEYS))
     with opened(out) as again:
         assert again.complete
