@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -46,6 +47,7 @@ class Progress:
     def __post_init__(self) -> None:
         self._phase_began = self._began = time.monotonic()
         self._last = self._began
+        self._reading = threading.Lock()  # the dataset's metrics: the run may end meanwhile
 
     def enter(self, phase: str) -> None:
         self._phase, self._phase_began = phase, time.monotonic()
@@ -54,8 +56,8 @@ class Progress:
         """So many rows have been delivered."""
         if self._phase == "starting":
             self.enter("running")
+        self._last = time.monotonic()  # first: a snapshot may be taken between any two of these
         self.answered += rows
-        self._last = time.monotonic()
 
     def take(self, listed: Listed) -> None:
         """So much has been listed."""
@@ -70,7 +72,8 @@ class Progress:
         now = time.monotonic()
         if self.dataset is not None and (listed := self.listed()) is not None:
             self.take(listed)
-        stages = self._stages(now)
+        with self._reading:
+            stages = self._stages(now)
         classify = next((stage for stage in stages if stage.name == CLASSIFY), None)
         return Snapshot(
             phase=self._phase,
@@ -86,7 +89,8 @@ class Progress:
 
     def end(self) -> None:
         """Nothing runs any more; the stages stay as they are."""
-        self._last_stages, self.dataset = self._stages(time.monotonic()), None
+        with self._reading:
+            self._last_stages, self.dataset = self._stages(time.monotonic()), None
 
     def _stages(self, now: float) -> tuple[StageSnapshot, ...]:
         if self.dataset is None:

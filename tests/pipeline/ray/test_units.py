@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
+from typing import Any
 from unittest.mock import MagicMock
 
 import pytest
@@ -14,9 +16,11 @@ from pipeline.errors import PipelineError
 from pipeline.ray import classify
 from pipeline.ray.cluster import Layout, lay_out
 from pipeline.ray.listing import Listed
+from pipeline.ray.progress import Progress
 from pipeline.ray.run import Run, connect
 from pipeline.ray.units import NAMED_IN_A_PART, parted
 from pipeline.samples.expand import expand
+from pipeline.telemetry.meter import Meter
 
 
 @pytest.fixture(autouse=True)
@@ -135,3 +139,39 @@ def test_what_was_listed_last_is_counted_when_the_run_is_over() -> None:
     assert run.listed().skipped == 2
     snapshot = run.progress.snapshot()
     assert (snapshot.completed, snapshot.expected) == (2, 9)
+
+
+def test_a_rate_may_be_asked_for_while_the_first_rows_are_counted() -> None:
+    rates: list[float] = []
+
+    class Asked(Progress):
+        def __setattr__(self, name: str, value: Any) -> None:
+            super().__setattr__(name, value)
+            if asking:
+                rates.append(self.rate)
+
+    asking = False
+    progress, asking = Asked(1, lambda: None), True
+    progress.add(7)
+    assert rates[-1] > 0
+    assert min(rates) == 0
+
+
+def test_a_run_may_end_while_a_snapshot_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What an operator has done counts once."""
+    metrics = SimpleNamespace(rows_task_outputs_generated=7, num_row_inputs_received=7, num_tasks_running=0)
+    executor = SimpleNamespace(_topology=(SimpleNamespace(name="MapBatches(deliver)", metrics=metrics),))
+    progress = Progress(1, lambda: None, SimpleNamespace(_current_executor=executor))
+    ending, add = threading.Thread(target=progress.end), Meter.add
+
+    def ended_meanwhile(*work: Any) -> None:
+        if ending.ident is None:
+            ending.start()
+            ending.join(0.5)  # where it may not yet, it waits for whoever takes the snapshot
+        add(*work)
+
+    monkeypatch.setattr(Meter, "add", ended_meanwhile)
+    stages = progress.snapshot().stages
+    ending.join()
+    for some in (stages, progress.snapshot().stages):
+        assert [(stage.name, stage.done, stage.counted) for stage in some] == [("write", 7, 7)]
