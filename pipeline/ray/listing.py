@@ -149,7 +149,8 @@ def _part(number: int, arguments: Sequence[str], listing: Listing, done: SortedK
         seen += len(some)
         skipped += len(some) - len(to_do)
         listing.tally.report.remote(number, listed(0))
-    listing.tally.report.remote(number, listed(1))
+    # Waited for: the driver, which asks when all has ended, could be heard before it.
+    require("ray", "ray", "classification on Ray").get(listing.tally.report.remote(number, listed(1)))
 
 
 def _together(found: Iterable[Sources]) -> Iterator[Sources]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import sys
 import threading
 from pathlib import Path
@@ -15,7 +16,7 @@ import pytest
 from pipeline.errors import PipelineError
 from pipeline.ray import classify
 from pipeline.ray.cluster import Layout, lay_out
-from pipeline.ray.listing import Listed
+from pipeline.ray.listing import PART, Listed, Listing, list_sources
 from pipeline.ray.progress import Progress
 from pipeline.ray.run import Run, connect
 from pipeline.ray.units import NAMED_IN_A_PART, parted
@@ -175,3 +176,17 @@ def test_a_run_may_end_while_a_snapshot_is_taken(monkeypatch: pytest.MonkeyPatch
     ending.join()
     for some in (stages, progress.snapshot().stages):
         assert [(stage.name, stage.done, stage.counted) for stage in some] == [("write", 7, 7)]
+
+
+def test_what_a_part_comes_to_has_been_counted_when_its_listing_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever asks afterwards may be heard before what was said and not waited for."""
+    arrow = pytest.importorskip("pyarrow")
+    counted: list[Listed] = []
+    library = ModuleType("ray")
+    monkeypatch.setattr(library, "get", lambda call: call(), raising=False)
+    monkeypatch.setitem(sys.modules, "ray", library)
+    report = SimpleNamespace(remote=lambda number, listed: lambda: counted.append(listed))
+    listing = Listing(None, (0, 1), None, lambda path: False, SimpleNamespace(report=report))
+    places = pickle.dumps((0, ("a",)))
+    assert len(list(list_sources(arrow.table({PART: [places]}), listing))) == 1
+    assert [(listed.seen, listed.ended) for listed in counted] == [(2, 1)]
