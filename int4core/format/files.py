@@ -42,6 +42,7 @@ class ModelFolder:
         if os.path.isfile(self.path / MODEL / MODEL):
             raise ModelError(self.path, 0, f"is not a model itself; load {self.path / MODEL}")
         self._root = os.path.realpath(self.path)
+        self._folder = _identity(self._root)
         self._used: dict[tuple[int, int], str] = {}
         self._data_left = DATA_LIMIT
 
@@ -101,8 +102,19 @@ class ModelFolder:
             raise Refused("is a link that leaves the model folder")
         try:
             with open_regular(real, os.O_NOFOLLOW) as opened:
+                if _identity(self._root) != self._folder:
+                    raise Refused("is another model's: the folder was replaced while it was read; load it again")
                 yield opened
         except NotRegularError as error:
             raise Refused(str(error.strerror)) from None
         except OSError as error:
             raise Refused(f"cannot be read: {error.strerror}") from None
+
+
+def _identity(folder: str) -> tuple[int, int] | None:
+    """What tells a folder from another one that takes its place; None where there is none."""
+    try:
+        info = os.stat(folder)
+    except OSError:
+        return None
+    return info.st_dev, info.st_ino

@@ -11,6 +11,7 @@ import pytest
 
 from int4core.errors import ModelError
 from int4core.format import write
+from int4core.format.files import ModelFolder
 from int4core.model import Model
 from int4core.random_model import random_model
 from tests.int4core.model_folders import contents, small
@@ -140,6 +141,25 @@ def test_a_model_that_another_process_moves_aside_meanwhile_is_replaced(
     monkeypatch.setattr(Path, "is_dir", moved_before_it_is_looked_at)
     random_model(width=2, classes=3, pool=1).save(target)
     assert Model.load(target).network.classes == 3
+
+
+def test_a_model_that_is_replaced_while_it_is_read_is_no_mixture_of_two(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = (random_model(width=2, classes=2, pool=1, seed=seed) for seed in (1, 2))
+    first.save(tmp_path / "model")
+    read, done = ModelFolder.read_data, []
+
+    def replaced_meanwhile(self: ModelFolder, *what: Any) -> Any:
+        done.append(what)
+        if len(done) == 9:
+            second.save(tmp_path / "model")
+        return read(self, *what)
+
+    monkeypatch.setattr(ModelFolder, "read_data", replaced_meanwhile)
+    with pytest.raises(ModelError, match="was replaced while it was read; load it again"):
+        Model.load(tmp_path / "model")
+    assert Model.load(tmp_path / "model").digest == second.digest
 
 
 def test_the_digest_is_of_the_network_and_not_of_its_folder(tmp_path: Path) -> None:
