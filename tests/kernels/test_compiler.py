@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import stat
 import subprocess
@@ -176,6 +178,17 @@ def test_a_binary_that_is_no_file_is_an_error(folder: Path, what: str) -> None:
     os.mkfifo(file, 0o600) if what == "pipe" else file.mkdir(0o700)
     with pytest.raises(EngineError, match=f"cannot be read: is not a regular file; name a folder with {CACHE_DIR}"):
         compile_all([TOP1], "sm_80")
+
+
+def test_a_folder_without_locks_is_a_cache_all_the_same(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two processes may then compile the same: each file is whole, whoever wrote it."""
+
+    def no_locks(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    assert compile_all([TOP1], "sm_80").missed == 1
+    assert compile_all([TOP1], "sm_80").missed == 0
 
 
 def test_processes_share_the_folder_and_the_work(folder: Path) -> None:

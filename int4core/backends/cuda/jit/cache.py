@@ -115,6 +115,8 @@ class KernelCache:
     def locked(self) -> Iterator[None]:
         """Inside, no other process is: so that each kernel is compiled by one of them, and the others find it.
 
+        On a file system without locks, others may be: both then write whole files of the same names.
+
         Raises EngineError: the folder is another user's, could be changed by one, or cannot be written.
         """
         file = self.folder / LOCK
@@ -125,7 +127,8 @@ class KernelCache:
         except OSError as error:
             raise EngineError(f"{printable(str(file))}: cannot be written: {error.strerror}; {_REMEDY}") from error
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            with contextlib.suppress(OSError):
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
             yield
         finally:
             os.close(descriptor)
