@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -71,3 +72,22 @@ def test_a_chip_that_nvrtc_does_not_know_gets_portable_ptx() -> None:
     ptx = nvrtc.compile_source(library, KernelSource.of("top1.cu", "top1", {"WARPS": 4}), nvrtc.PORTABLE).cubin
     assert b".target sm_80" in ptx
     assert b"griddepcontrol" not in ptx
+
+
+@pytest.mark.skipif(nvrtc.find_nvrtc() is None, reason="needs the nvidia-cuda-nvrtc wheel")
+def test_a_program_that_does_not_compile_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    library = nvrtc.require_nvrtc()
+    real, destroyed = nvrtc._load(library), []
+
+    class Watched:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(real, name)
+
+        def nvrtcDestroyProgram(self, program: Any) -> None:  # noqa: N802
+            destroyed.append(real.nvrtcDestroyProgram(program))
+
+    monkeypatch.setattr(nvrtc, "_load", lambda _library: Watched())
+    monkeypatch.setattr(KernelSource, "text", property(lambda self: "this is no kernel"))
+    with pytest.raises(EngineError, match="does not compile"):
+        nvrtc.compile_source(library, KernelSource.of("top1.cu", "top1", {"WARPS": 4}), "sm_90a")
+    assert destroyed == [0]

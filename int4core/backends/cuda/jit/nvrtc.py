@@ -122,19 +122,21 @@ def compile_source(library: Path, source: KernelSource, arch: str, *, fresh: boo
     text = source.text + (f"\n// {uuid.uuid4()}\n" if fresh else "")
     if nvrtc.nvrtcCreateProgram(ctypes.byref(program), text.encode(), source.file.encode(), 0, None, None):
         raise EngineError(f"{library}: NVRTC does not take the program {source}")
-    options = [f"--gpu-architecture={arch}", *OPTIONS]
-    arguments = (ctypes.c_char_p * len(options))(*(option.encode() for option in options))
-    status = nvrtc.nvrtcCompileProgram(program, len(options), arguments)
-    size = ctypes.c_size_t()
-    nvrtc.nvrtcGetProgramLogSize(program, ctypes.byref(size))
-    log = ctypes.create_string_buffer(size.value)
-    nvrtc.nvrtcGetProgramLog(program, log)
-    if status:
-        said = log.value.decode()
-        raise EngineError(f"{source} does not compile for {arch} with NVRTC {version(library)}:", said)
-    kind = "PTX" if arch == PORTABLE else "CUBIN"
-    getattr(nvrtc, f"nvrtcGet{kind}Size")(program, ctypes.byref(size))
-    cubin = ctypes.create_string_buffer(size.value)
-    getattr(nvrtc, f"nvrtcGet{kind}")(program, cubin)
-    nvrtc.nvrtcDestroyProgram(ctypes.byref(program))
+    try:
+        options = [f"--gpu-architecture={arch}", *OPTIONS]
+        arguments = (ctypes.c_char_p * len(options))(*(option.encode() for option in options))
+        status = nvrtc.nvrtcCompileProgram(program, len(options), arguments)
+        size = ctypes.c_size_t()
+        nvrtc.nvrtcGetProgramLogSize(program, ctypes.byref(size))
+        log = ctypes.create_string_buffer(size.value)
+        nvrtc.nvrtcGetProgramLog(program, log)
+        if status:
+            said = log.value.decode()
+            raise EngineError(f"{source} does not compile for {arch} with NVRTC {version(library)}:", said)
+        kind = "PTX" if arch == PORTABLE else "CUBIN"
+        getattr(nvrtc, f"nvrtcGet{kind}Size")(program, ctypes.byref(size))
+        cubin = ctypes.create_string_buffer(size.value)
+        getattr(nvrtc, f"nvrtcGet{kind}")(program, cubin)
+    finally:
+        nvrtc.nvrtcDestroyProgram(ctypes.byref(program))
     return Report(cubin.raw, log.value.decode())
