@@ -247,13 +247,14 @@ class PartsSink:
             self._write_about(self._parts_folder / ABOUT, {RUN: self._run})
             return
         self._check_identity(self._parts_folder, about)
-        for leftover in self._leftovers():
-            leftover.unlink(missing_ok=True)  # an earlier run's task may be at its renaming
         if self._folder and (self.out / SUCCESS).exists():
             self._take_as_complete(about)
-            return
-        # Before the parts are looked at: what an earlier run's tasks write from now on would be in none of them.
-        self._write_about(self._parts_folder / ABOUT, {RUN: self._run})
+        else:
+            # Before the parts are looked at: what an earlier run's tasks write from now on would be in none of them.
+            self._write_about(self._parts_folder / ABOUT, {RUN: self._run})
+        # After that: what tasks had begun to write cannot become a part any more, unless it is one by now.
+        for leftover in self._leftovers():
+            leftover.unlink(missing_ok=True)
 
     def _read(self, parts: Iterable[Path]) -> None:
         """Take the keys of earlier runs, where they are this one's to read."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -231,6 +232,46 @@ def test_a_part_that_is_renamed_while_leftovers_are_removed_is_no_error(
     monkeypatch.setattr(PartsSink, "_leftovers", renamed_meanwhile)
     with opened(out) as second:
         assert second.rows == 5
+
+
+def test_a_task_that_is_at_its_renaming_when_another_run_begins_brings_nothing(
+    out: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its part's name may be one that this run gives, too."""
+    first = opened(out, read_keys=False)
+    late = first.writer()
+    abandon(first)
+    renaming, begun, failed = threading.Event(), threading.Event(), []
+    replace, write_about = os.replace, PartsSink._write_about
+
+    def write() -> None:
+        try:
+            late.write(0, made(KEYS[:5]))
+        except SinkError as error:
+            failed.append(error)
+
+    task = threading.Thread(target=write, daemon=True)
+
+    def held(*paths: Any) -> None:
+        if threading.current_thread() is task:
+            renaming.set()
+            begun.wait()
+        replace(*paths)
+
+    def written_meanwhile(sink: PartsSink, *what: Any) -> None:
+        task.start()
+        renaming.wait()
+        write_about(sink, *what)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "replace", held)
+        patched.setattr(PartsSink, "_write_about", written_meanwhile)
+        second = opened(out, read_keys=False)
+        begun.set()
+        task.join()
+    with second:
+        assert not second._parts()
+    assert failed
 
 
 def test_tasks_write_nothing_to_a_run_that_began_where_theirs_had_left_nothing(out: str) -> None:
