@@ -98,6 +98,7 @@ class Decoder:
         table = quantize_table()
         self._table, self._table_memory = self._gpu.allocate(table.nbytes)
         self._stream = self._gpu.stream()
+        self._gpu.begin(self._stream)
         self._put(self._table, table)
         self._idle = deque(Workspace(self._gpu, share, images, self._table) for _ in range(streams))
         self._images, self._capacity = images, self._idle[0].capacity

@@ -217,6 +217,19 @@ def test_kernels_that_are_not_needed_are_not_launched(host: Host, monkeypatch: p
     assert POISON not in (0, 99)
 
 
+def test_its_memory_is_written_after_whoever_had_it_before(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the caller has under way may be in memory that is free since."""
+    if host.cupy:
+        pytest.skip("of the emulated device")
+    calls: list[str] = []
+    for name in ("begin", "upload"):
+        real = getattr(EmulatedDevice, name)
+        noted = lambda *args, name=name, real=real: (calls.append(name), real(*args))  # noqa: E731
+        monkeypatch.setattr(EmulatedDevice, name, noted)
+    Decoder(host.device, 4, size=SIZE, resize=RESIZE, streams=1)
+    assert calls == ["begin", "upload"]
+
+
 def test_a_call_that_fails_leaves_the_decoder_as_it_was(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     decoder = Decoder(host.device, 4, size=SIZE, resize=RESIZE, streams=2)
     whole_file = whole()
