@@ -25,6 +25,7 @@ from pipeline.samples.tables import RowCursor, image_in
 OPEN_SHARDS = 8
 OPEN_ROW_GROUPS = 2
 
+NO_MEMORY = "not enough memory to read it"
 WITHIN = "the shard ends within this member: {} of its {} bytes are there"
 
 
@@ -77,7 +78,7 @@ class Reader:
         except ImageError:
             raise
         except MemoryError as error:
-            raise ImageError(_place(locator), "not enough memory to read it") from error
+            raise ImageError(_place(locator), NO_MEMORY) from error
         except PipelineError as error:  # a library that is missing: the listing would have said so before
             raise ImageError(_place(locator), str(error)) from error
         if isinstance(locator, FailedLocator):
@@ -89,6 +90,12 @@ class Reader:
 
         Bytes of its own where they do not fit, or come from elsewhere than a file or a part of one.
         """
+        try:
+            return self._into(locator, room)
+        except MemoryError as error:
+            raise ImageError(_place(locator), NO_MEMORY) from error
+
+    def _into(self, locator: Locator, room: memoryview) -> memoryview | bytes:
         if isinstance(locator, PathLocator) and not is_url(locator.path):
             path = locator.path
             with open_file(path) as (descriptor, size):

@@ -148,6 +148,29 @@ def test_files_are_left_for_the_gpu_or_become_samples_with_the_reason_why(tmp_pa
             np.testing.assert_array_equal(arena.sample(slot), expected)
 
 
+def test_a_file_for_which_memory_does_not_do_is_bad_and_ends_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that no slot holds: it is read whole, and only Pillow's memory is as much as the rules allow."""
+    paths = [tmp_path / "large.jpg", tmp_path / "small.jpg"]
+    for path, side in zip(paths, (300, 60), strict=True):
+        path.write_bytes(jpeg(3, side, side))
+
+    def no_memory(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(os, "pread", no_memory)
+    with Arena.create(2, (3, SIZE, SIZE), tmp_path, room=HEADER.itemsize + paths[1].stat().st_size) as arena:
+        loader = Loader(arena.spec, Preparation("images", SIZE, SIZE, decode="gpu"))
+        try:
+            work = LoadWork(Paths([str(path) for path in paths]), np.arange(2, dtype=np.int32))
+            result = loader.work(Task(1, 2, work), lambda place: None)
+        finally:
+            loader.close()
+    assert result.bad == ((0, "not enough memory to read it"),)
+    assert dict(result.ways) == {BY_GPU: 1}
+
+
 def test_a_trace_says_on_which_node_a_loader_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(load, "whereabouts", lambda: ", node 1")
     with Arena.create(1, (3, SIZE, SIZE), tmp_path) as arena:
