@@ -20,7 +20,7 @@ from pipeline.commands.files import check_file
 from pipeline.commands.report import write_report
 from pipeline.commands.session import identity, session_spec
 from pipeline.commands.setup import Setup
-from pipeline.commands.shell import Shell, counted, run
+from pipeline.commands.shell import Shell, run
 from pipeline.errors import PipelineError
 from pipeline.memory.segment import sweep_stale
 from pipeline.report.dashboard import Dashboard, choose_mode
@@ -43,6 +43,7 @@ from pipeline.sinks.opening import NOWHERE, STDOUT, belongs_to, open_sink
 from pipeline.sinks.rows import Rows
 from pipeline.stages.infer import engine_notes
 from pipeline.telemetry.trace import write_trace
+from pipeline.words import counted
 
 STRICT_STATUS = 4
 

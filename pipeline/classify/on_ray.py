@@ -20,7 +20,7 @@ from pipeline.classify.evaluation import TOP_5, Evaluation, scores_of
 from pipeline.classify.options import Options
 from pipeline.classify.summary import summarise, summary_path
 from pipeline.commands.session import identity
-from pipeline.commands.shell import Shell, counted
+from pipeline.commands.shell import Shell
 from pipeline.errors import PipelineError
 from pipeline.machine.gpus import Target
 from pipeline.ray.cluster import lay_out, nodes
@@ -38,6 +38,7 @@ from pipeline.sinks.opening import NOWHERE, STDOUT, belongs_to, open_sink
 from pipeline.sinks.parts import PartsSink
 from pipeline.sinks.rows import Rows
 from pipeline.sinks.stream import StreamSink
+from pipeline.words import counted
 
 
 class RayCommand:

@@ -35,11 +35,6 @@ class Shell:
         self._console.print(printable(line))
 
 
-def counted(n: int, what: str) -> str:
-    """`1 row`, `2,000 rows`."""
-    return f"{n:,} {what}" + ("" if n == 1 else "s")
-
-
 def run(body: Callable[[], int], supervisor: Supervisor) -> int:
     """The exit status of `body`, or of what it raised, which is said on standard error."""
     errors = _console(stderr=True)

@@ -20,7 +20,6 @@ from pipeline.arrays import Indices
 from pipeline.collector import spared
 from pipeline.commands.report import write_report
 from pipeline.commands.setup import set_up
-from pipeline.commands.shell import counted
 from pipeline.defaults import DEMO_IMAGES
 from pipeline.errors import PipelineError, shortage
 from pipeline.loadgen.binding import (
@@ -65,6 +64,7 @@ from pipeline.stages.base import StageFailure
 from pipeline.stages.infer import engine_notes
 from pipeline.stages.spec import CPU_IN_FLIGHT
 from pipeline.telemetry.trace import write_trace
+from pipeline.words import counted
 
 
 class BadImages(PipelineError):

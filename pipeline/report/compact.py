@@ -35,6 +35,7 @@ from pipeline.report.drawing import (
 )
 from pipeline.report.view import View
 from pipeline.telemetry.metrics import Decoded, Snapshot, StageSnapshot
+from pipeline.words import counted
 
 _NAME = 11
 
@@ -153,7 +154,7 @@ def _decoded(decoded: Decoded | None, width: int) -> Line:
 def _machine(load: Load | None, width: int) -> list[Line]:
     if load is None:
         return []
-    cores = f"{load.cores} core{'s' if load.cores != 1 else ''}"
+    cores = counted(load.cores, "core")
     memory = f"{gib(load.memory_bytes)} / {gib(load.memory_total_bytes)} GiB"
     host: list[Line] = [
         [Segment("CPU  ", HEAD), Segment(f"{load.cpu * 100:3.0f} %")],

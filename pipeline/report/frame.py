@@ -41,6 +41,7 @@ from pipeline.report.drawing import (
 )
 from pipeline.report.view import View
 from pipeline.telemetry.metrics import Decoded, Snapshot, StageSnapshot
+from pipeline.words import counted
 
 MIN_WIDTH, MAX_WIDTH = 76, 100
 ROOMY = 84
@@ -176,7 +177,7 @@ def _machine(load: Load | None, inner: int) -> list[Line]:
         return [[Segment("reading the machine's load", DIM)]]
     width = 10 if inner >= ROOMY else 8
     memory = load.memory_bytes / max(1, load.memory_total_bytes)
-    cores = f"{load.cores} core{'s' if load.cores != 1 else ''}"
+    cores = counted(load.cores, "core")
     line: Line = [
         Segment("CPU  ", HEAD),
         *bar(load.cpu, width, GOOD),

@@ -23,6 +23,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from pipeline.telemetry.ceilings import Ceilings
+from pipeline.words import counted
 
 REACHED = 0.90
 """A run at this share of its lowest ceiling is bounded by it; below, by what lies between the parts."""
@@ -137,13 +138,13 @@ def _decoded_before(ceilings: Ceilings) -> tuple[str, ...]:
     each, together = ceilings.decode_per_loader, ceilings.decode
     if ceilings.decode_timed or not each or not together:
         return ()
-    said = f"Decoding was over before the clock started: {_rate(together)} with {_count(ceilings.loaders, 'loader')}"
+    said = f"Decoding was over before the clock started: {_rate(together)} with {counted(ceilings.loaders, 'loader')}"
     more = math.ceil(ceilings.rate / each - 1e-9) - ceilings.loaders
     if more <= 0:
         return (f"{said}, which keeps up with this run.",)
     idle = max(0, min(more, ceilings.cores - ceilings.loaders))
-    lack = [f"{_count(idle, 'core')} that no loader uses"] if idle else []
-    lack += [_count(more - idle, "more core")] if more > idle else []
+    lack = [f"{counted(idle, 'core')} that no loader uses"] if idle else []
+    lack += [counted(more - idle, "more core")] if more > idle else []
     return (f"{said}; to keep up with this run, decode needs {' and '.join(lack)}.",)
 
 
@@ -170,15 +171,10 @@ def _more_loaders(following: str, target: float, ceilings: Ceilings) -> str:
     if more <= 0:
         return f"{following} is as slow: {target:,.0f}."
     idle = max(0, min(more, ceilings.cores - ceilings.loaders))
-    here = f"{_count(more - idle, 'more core')} than the {ceilings.cores} here" if more > idle else "no more cores"
+    here = f"{counted(more - idle, 'more core')} than the {ceilings.cores} here" if more > idle else "no more cores"
     if idle:
-        here += f"; --loaders {ceilings.loaders + idle} would use the {_count(idle, 'core')} that no loader has yet"
+        here += f"; --loaders {ceilings.loaders + idle} would use the {counted(idle, 'core')} that no loader has yet"
     return (
         f"For {following}'s {target:,.0f} at {each:,.0f} images/s per loader, decode needs "
-        f"{_count(wanted, 'loader')} in place of {ceilings.loaders}: {here}."
+        f"{counted(wanted, 'loader')} in place of {ceilings.loaders}: {here}."
     )
-
-
-def _count(n: int, what: str) -> str:
-    """`1 more core`, `34 more cores`."""
-    return f"{n} {what}" + ("" if n == 1 else "s")

@@ -12,7 +12,7 @@ from tests.paths import ROOT
 # From the ground up. A room imports those before it and itself, nothing after it; rooms in one line are neighbours
 # that do not know each other.
 FLOORS = (
-    ("errors", "arrays", "collector"),
+    ("errors", "arrays", "collector", "words"),
     ("defaults", "extras"),
     ("memory", "telemetry", "samples"),
     ("machine", "jpeg"),
