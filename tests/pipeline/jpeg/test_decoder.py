@@ -230,12 +230,13 @@ def test_its_memory_is_written_after_whoever_had_it_before(host: Host, monkeypat
     assert calls == ["begin", "upload"]
 
 
+def fail(*_: object) -> None:
+    raise MemoryError("no more")
+
+
 def test_a_call_that_fails_leaves_the_decoder_as_it_was(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     decoder = Decoder(host.device, 4, size=SIZE, resize=RESIZE, streams=2)
     whole_file = whole()
-
-    def fail(*_: object) -> None:
-        raise MemoryError("no more")
 
     with monkeypatch.context() as patched:
         patched.setattr(Workspace, "upload", fail)
@@ -249,9 +250,6 @@ def test_a_call_that_fails_on_the_host_gives_every_stream_back(host: Host, monke
     """Each chunk that is under way then has a file that Pillow would decode, and cannot."""
     decoder = Decoder(host.device, 3, size=SIZE, resize=RESIZE, streams=3, memory_bytes=9 << 20)
     damaged = whole()[:-9] + b"\xff\xd9"
-
-    def fail(*_: object) -> None:
-        raise MemoryError("no more")
 
     with monkeypatch.context() as patched:
         patched.setattr(Preprocessor, "decode_bytes", fail)
