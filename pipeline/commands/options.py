@@ -110,7 +110,7 @@ def add_engine(group: argparse._ArgumentGroup, *, strict: str = "--strict") -> N
     )  # fmt: skip
     group.add_argument("--engines", type=values.whole(1, values.MOST_PROCESSES), default=1, help=argparse.SUPPRESS)
     group.add_argument(
-        "-b", "--batch_size", "--batch-size", type=values.whole(1), metavar="N",
+        "-b", "--batch_size", "--batch-size", type=values.images_of_a_batch, metavar="N",
         help="images per batch (default: by the backend)",
     )  # fmt: skip
     group.add_argument(

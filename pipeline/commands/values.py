@@ -8,7 +8,9 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-# Samples, slots and batches are numbered in int32.
+from int4core.backends.cuda.plan.planner import MAX_BATCH
+
+# Samples and slots are numbered in int32.
 MOST = 2**31 - 1
 # What waits in this program counts on a clock of nanoseconds and, in poll(), on one of 31 bits of milliseconds.
 MOST_SECONDS = 86_400.0
@@ -30,6 +32,11 @@ def whole(least: int, most: int = MOST) -> Callable[[str], int]:
         return int(digits)
 
     return read
+
+
+def images_of_a_batch(text: str) -> int:
+    """Reads how many images a batch has: no more than an engine takes, which would say so only when memory is taken."""
+    return whole(1, MAX_BATCH)(text)
 
 
 def whole_numbers(text: str) -> tuple[int, ...]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import psutil
 
+from int4core.backends.cuda.plan.planner import MAX_BATCH
 from pipeline.errors import PipelineError
 
 # Host memory of LoadGen's list of queries and of the two lists it hands over, measured over 2 million samples.
@@ -32,8 +33,8 @@ def check_field(name: str, value: Any) -> None:
         raise ValueError(f"{value!r} is not above 0")
     if _PROBABILITY.fullmatch(name) and not 0 <= value <= 1:
         raise ValueError(f"{value!r} is not a share from 0 to 1")
-    if name.endswith("samples_per_query") and value < 1:
-        raise ValueError(f"{value!r} is not a whole number above 0")
+    if name.endswith("samples_per_query") and not 1 <= value <= MAX_BATCH:
+        raise ValueError(f"{value!r} is not a whole number from 1 to {MAX_BATCH:,}")
     if name == "server_num_issue_query_threads" and value:
         raise ValueError(f"{value!r} would wait for ever: queries are issued by LoadGen's own thread; leave it at 0")
 

@@ -224,7 +224,10 @@ def _add_running(group: argparse._ArgumentGroup) -> None:
         help=f"how LoadGen asks: all at once, one after another, or at random times (default: {DEFAULT_SCENARIO})",
     )
     group.add_argument(
-        "--max-batch", type=values.whole(1), metavar="N", help="most samples of a batch in the Server scenario"
+        "--max-batch",
+        type=values.images_of_a_batch,
+        metavar="N",
+        help="most samples of a batch in the Server scenario",
     )
     group.add_argument(
         "--batch-step",

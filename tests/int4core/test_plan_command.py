@@ -192,7 +192,7 @@ def test_an_unknown_gpu_is_an_error_that_lists_the_known(command: object, capsys
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--batch", "0"], "--batch 0: at least 1"),
+        (["--batch", "0"], "batch 0: at least 1"),
         (["--size", "20", "20"], "avgpool"),
         (["--gpu", "a100", "--batch", "1000000"], "choose a smaller batch"),
         (["--batch", "1" + "0" * 400], "at least 1 and at most 16777216 images"),

@@ -85,10 +85,10 @@ def test_more_batches_than_the_gpu_has_memory_for_is_one_clear_error(tmp_path: P
     assert "Traceback" not in done.stderr
 
 
-def test_more_than_the_shared_memory_holds_is_one_clear_error(tmp_path: Path) -> None:
-    done = offline("-b", 2**31 - 1, "--output-dir", tmp_path / "out", gpu="auto")
+def test_the_largest_batch_that_can_be_asked_for_is_one_clear_error(tmp_path: Path) -> None:
+    done = offline("-b", 1 << 24, "--output-dir", tmp_path / "out", gpu="auto")
     assert done.returncode == 1
-    assert "of shared memory" in done.stderr
+    assert "choose a smaller --batch_size" in done.stderr
     assert "Traceback" not in done.stderr
 
 

@@ -42,6 +42,14 @@ def test_the_best_classes_and_their_scores_come_back_too(tmp_path: Path, batch: 
             assert (ours.slots(record, batch) == np.arange(batch) + 100 * i).all(), "no part reaches into another"
 
 
+def test_more_than_the_folder_has_room_for_is_refused_with_a_remedy(tmp_path: Path) -> None:
+    with pytest.raises(
+        PipelineError, match=r"1048576 batches under way need .* of shared memory .*smaller --batch_size"
+    ):
+        Exchange.create(1 << 20, 1 << 24, tmp_path)
+    assert not any(tmp_path.iterdir())
+
+
 def test_nothing_is_there_that_was_not_asked_for(tmp_path: Path) -> None:
     with Exchange.create(2, 20, tmp_path) as exchange:
         assert exchange.spec.total_bytes == 2 * 2 * 32 * 4

@@ -73,7 +73,7 @@ class NetworkPlan:
 def check_batch(n: int) -> None:
     """Raises EngineError when `n` is no number of images of a batch."""
     if not 1 <= n <= MAX_BATCH:
-        raise EngineError(f"--batch {shown(str(n))[1:-1]}: at least 1 and at most {MAX_BATCH} images can be a batch")
+        raise EngineError(f"batch {shown(str(n))[1:-1]}: at least 1 and at most {MAX_BATCH} images can be a batch")
 
 
 def make_plan(
