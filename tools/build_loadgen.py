@@ -1,4 +1,4 @@
-"""Build MLPerf LoadGen with two more functions: queries and answers as NumPy arrays, for over a million samples/s.
+"""Build MLPerf LoadGen with four more functions: queries and answers as NumPy arrays, for over a million samples/s.
 
     python -m tools.build_loadgen DIR
 
@@ -29,6 +29,7 @@ PACKAGE = "mlcommons-loadgen"
 ARRAYS = Path(__file__).resolve().with_name("loadgen_arrays.h")
 BINDING = Path("bindings") / "python_api.cc"
 _HEAD = "PYBIND11_MODULE(mlperf_loadgen, m) {\n"
+_INCLUDES = "".join(f"#include <{name}>\n" for name in ("chrono", "memory", "mutex", "vector", "pybind11/numpy.h"))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -66,7 +67,7 @@ def build(folder: Path, sdist: Path | None = None) -> Path:
 
 
 def patch(binding: Path) -> None:
-    """Add the two functions to the source of LoadGen's binding. Raises PipelineError where it is not as expected."""
+    """Add the functions to the source of LoadGen's binding. Raises PipelineError where it is not as expected."""
     try:
         text = binding.read_text(encoding="utf-8")
     except OSError as error:
@@ -74,7 +75,7 @@ def patch(binding: Path) -> None:
     if text.count(_HEAD) != 1:
         raise PipelineError(f"{binding}: not the binding that is known; use the lists of this version")
     text = text.replace(_HEAD, f"{ARRAYS.read_text()}\n{_HEAD}  AddArrays(m);\n")
-    binding.write_text(f"#include <pybind11/numpy.h>\n{text}")
+    binding.write_text(f"{_INCLUDES}{text}")
 
 
 def _download(work: Path) -> Path:

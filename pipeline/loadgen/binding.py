@@ -27,7 +27,9 @@ import numpy.typing as npt
 
 from pipeline.arrays import Classes, Ids, Indices
 from pipeline.errors import PipelineError
+from pipeline.loadgen.gathered import CALL_AT, TAKE, Gathered
 from pipeline.loadgen.limits import check_settings
+from pipeline.session.waiting import SHORT
 
 Scalar: TypeAlias = bool | int | float | str
 
@@ -47,7 +49,7 @@ _EMBEDDED, _EMBEDDED_THEN_FILE, _FILE = 0, 1, 2
 RESPONSES = 4096
 
 # The functions of a build that takes arrays (tools.build_loadgen), and what a response is there.
-ARRAY_SUT, COMPLETE_ARRAY = "ConstructArraySUT", "QuerySamplesCompleteArray"
+ARRAY_SUT, COMPLETE_ARRAY = "ConstructGatheringSUT", "QuerySamplesCompleteArray"
 _RESPONSE = np.dtype([("id", "<u8"), ("data", "<u8"), ("size", "<u8"), ("n_tokens", "<i8")])
 
 # A query is converted and passed on by so many samples at a time.
@@ -84,6 +86,12 @@ def load_module(path: Path | None = None) -> ModuleType:
     except Exception as error:
         del sys.modules[MODULE]
         raise PipelineError(f"--loadgen-path {path}: {file} cannot be loaded: {error}") from error
+    if hasattr(module, COMPLETE_ARRAY) and not takes_arrays(module):
+        del sys.modules[MODULE]
+        raise PipelineError(
+            f"--loadgen-path {path}: {file.name} is of an earlier tools.build_loadgen; build it again: "
+            f"{sys.executable} -m tools.build_loadgen {path}"
+        )
     return module
 
 
@@ -240,7 +248,7 @@ def _first_bad_line(path: Path) -> int:
 
 def takes_arrays(lg: Any) -> bool:
     """Whether this LoadGen hands over queries and takes answers as arrays; otherwise they are lists."""
-    return hasattr(lg, ARRAY_SUT) and hasattr(lg, COMPLETE_ARRAY)
+    return all(hasattr(lg, name) for name in (ARRAY_SUT, TAKE, CALL_AT, COMPLETE_ARRAY))
 
 
 class Completions:
@@ -297,10 +305,16 @@ class LoadGenSession:
     samples are answered. Otherwise lists become arrays piece by piece, the last piece first, each passed on by a call
     of `issue`: 99 million Python ints are 12 GB.
 
+    With such a build and `due`, queries of fewer than SHORT samples do not come by `issue`: they gather in `gathering`,
+    and `due` is called when there are as many as its `call_at` was given, at first 1.
+
     What a callback raises is kept: `on_error` is called with it from within the callback, nothing more
     is passed on, and `run` raises it if it ever returns. LoadGen itself cannot be made to give up: it
     waits for every sample it has issued. After `on_error` the owner cleans up and leaves the process
     (os._exit), the thread in `run` still waiting.
+
+    Attributes:
+        gathering: where short queries are; None where all come by `issue`.
     """
 
     def __init__(
@@ -315,6 +329,7 @@ class LoadGenSession:
         issue: Callable[[Ids, Indices], None],
         flush: Callable[[], None],
         on_error: Callable[[BaseException], None],
+        due: Callable[[], None] | None = None,
     ) -> None:
         if not 0 < performance_count <= count:
             raise ValueError(f"performance_count {performance_count} is not in 1..{count}")
@@ -324,10 +339,17 @@ class LoadGenSession:
         self._on_error = on_error
         self._error: BaseException | None = None
         self._running = False
+        self.gathering: Gathered | None = None
         if takes_arrays(lg):
-            self._sut = lg.ConstructArraySUT(
-                lambda samples: self._guard(self._issue_array, samples), lambda: self._guard(flush)
+            gather = due or (lambda: None)
+            self._sut = lg.ConstructGatheringSUT(
+                lambda samples: self._guard(self._issue_array, samples),
+                lambda: self._guard(gather),
+                lambda: self._guard(flush),
+                0 if due is None else SHORT,
             )
+            if due is not None:
+                self.gathering = Gathered(lg, self._sut)
         else:
             self._sut = lg.ConstructFastSUT(
                 lambda ids, indices: self._guard(self._issue_lists, ids, indices), lambda: self._guard(flush)
@@ -359,6 +381,8 @@ class LoadGenSession:
         """Destroy LoadGen's objects. They stay while `run` is still in it. Safe to call twice."""
         if self._running or self._sut is None:
             return
+        if self.gathering is not None:
+            self.gathering.close()
         self._lg.DestroyQSL(self._qsl)
         self._lg.DestroyFastSUT(self._sut)
         self._sut = self._qsl = None

@@ -277,9 +277,11 @@ class OfflineCommand:
             load=lambda samples: self._load(run, samples),
             unload=run.samples.unload,
             issue=run.queue.put,
+            due=run.session.batches.pump,
             flush=lambda: None,
             on_error=self._supervisor.fail,
         ) as session:
+            run.queue.gathering = session.gathering
             self._check_stdout()
             self._outputs.clear()
             write_sample_list(self._outputs.sample_list, prepared.library.subset(self._kept))

@@ -65,6 +65,16 @@ class Client(Protocol):
         """Take a batch's answers."""
 
 
+class Gathering(Protocol):
+    """Samples that gather at the client's until a batch is made, so that it need not call for each. Thread-safe."""
+
+    def take(self) -> tuple[Ids, Indices, float] | None:
+        """All there are: ids (n,), indices (n,), and when the first of them came (monotonic); None of none."""
+
+    def call_at(self, count: int) -> bool:
+        """Have `Batches.pump` called once, when so many are there; 0: never. Whether they are already."""
+
+
 @dataclass(frozen=True)
 class _Batch:
     """Samples on their way, and two times.
@@ -81,13 +91,18 @@ class _Batch:
 
 
 class Queue:
-    """A client's samples that wait for a batch, and what came of those before."""
+    """A client's samples that wait for a batch, and what came of those before.
+
+    Attributes:
+        gathering: where samples come from besides `put`.
+    """
 
     def __init__(self, batches: Batches, client: Client, batching: Batching) -> None:
         self._batches = batches
         self.client = client
         self.batching = batching
         self.waiting = Waiting()
+        self.gathering: Gathering | None = None
         self.latencies = Latencies()
         self.issued = 0
         self.completed = 0
@@ -190,6 +205,7 @@ class Batches:
         now = time.monotonic()
         with self._tracer.span("issue", samples=len(ids)):
             with self._lock:
+                self._fetch(queue)
                 queue.count_issued(len(ids), now)
                 queue.waiting.put(ids, indices, now)
             self.pump()
@@ -198,17 +214,38 @@ class Batches:
         """Cut batches from what waits while there is room for them and the rule says so."""
         with self._lock:
             for queue in self._queues:
-                while queue.waiting:
-                    wait_s = self._time_to_hold(queue)
-                    if wait_s > 0:
-                        self._timer.wake_in(wait_s)
-                        break
-                    if not self._exchange.free:
-                        return
-                    try:
-                        self._submit(queue)
-                    except StageFailure:
-                        return  # its on_failure has been called
+                more = True
+                while more:
+                    self._fetch(queue)
+                    wanted = self._cut(queue)
+                    more = queue.gathering is not None and queue.gathering.call_at(wanted)
+
+    def _fetch(self, queue: Queue) -> None:
+        """What has gathered waits here from now on. Called with `_lock` held."""
+        taken = None if queue.gathering is None else queue.gathering.take()
+        if taken is not None:
+            ids, indices, since = taken
+            with self._tracer.span("issue", samples=len(ids)):
+                queue.count_issued(len(ids), since)
+                queue.waiting.put(ids, indices, since)
+
+    def _cut(self, queue: Queue) -> int:
+        """Send the batches that are due; with how many more samples the next may be, 0: not by samples alone.
+
+        Called with `_lock` held.
+        """
+        while queue.waiting:
+            wait_s = self._time_to_hold(queue)
+            if wait_s > 0:
+                self._timer.wake_in(wait_s)
+                return queue.batching.largest - len(queue.waiting)
+            if not self._exchange.free:
+                return 0
+            try:
+                self._submit(queue)
+            except StageFailure:
+                return 0  # its on_failure has been called
+        return 1
 
     def _time_to_hold(self, queue: Queue) -> float:
         """Seconds until the next batch is due, 0 or less when it is. Called with `_lock` held."""

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import pytest
 from pipeline.loadgen.binding import PIECE, RESPONSES, Completions, LoadGenSession, takes_arrays
 from pipeline.loadgen.hand_over import hand_over
 from pipeline.loadgen.results import read_accuracy_log, read_result
+from pipeline.session.waiting import SHORT
 from pipeline.telemetry.answering import Answering
 from tests.paths import ROOT
 from tests.pipeline.conftest import PATIENCE_S
@@ -26,15 +28,25 @@ BUILD = os.environ.get("LOADGEN_ARRAYS", "")
 
 
 class Recording:
-    """The two functions of such a build, and what a session needs beside them."""
+    """The functions of such a build, and what a session needs beside them."""
 
     def __init__(self) -> None:
         self.issue: Any = None
         self.answers: list[tuple[int, int]] = []
+        self.gathered = np.zeros(0, dtype=SAMPLE)
 
-    def ConstructArraySUT(self, issue: Any, flush: Any) -> int:  # noqa: N802 (LoadGen's name)
-        self.issue = issue
+    def ConstructGatheringSUT(self, issue: Any, due: Any, flush: Any, short_below: int) -> int:  # noqa: N802 (LoadGen's name)
+        self.issue, self.due, self.short_below = issue, due, short_below
         return 1
+
+    def TakeGathered(self, sut: int) -> tuple[Any, float]:  # noqa: N802
+        assert sut == 1
+        taken, self.gathered = self.gathered, np.zeros(0, dtype=SAMPLE)
+        return taken, 5.0
+
+    def CallAt(self, sut: int, count: int) -> bool:  # noqa: N802
+        assert sut == 1
+        return 0 < count <= len(self.gathered)
 
     def ConstructQSL(self, *_args: Any) -> int:  # noqa: N802
         return 2
@@ -59,14 +71,15 @@ class Recording:
         self.base = completions._data.ctypes.data
 
 
+def session_of(lg: Recording, **given: Any) -> LoadGenSession:
+    nothing: dict[str, Any] = {name: lambda *_args: None for name in ("load", "unload", "issue", "flush", "on_error")}
+    return LoadGenSession(lg, completions=Completions(lg), count=9, performance_count=9, **(nothing | given))
+
+
 def test_a_query_comes_in_pieces_of_loadgens_own_memory() -> None:
     lg = Recording()
     pieces = []
-    completions = Completions(lg)
-    session = LoadGenSession(
-        lg, completions=completions, count=9, performance_count=9, load=lambda _i: None, unload=lambda _i: None,
-        issue=lambda ids, indices: pieces.append((ids, indices)), flush=lambda: None, on_error=lambda _e: None,
-    )  # fmt: skip
+    session = session_of(lg, issue=lambda ids, indices: pieces.append((ids, indices)))
     count = 2 * PIECE + 3
     samples = np.zeros(count, dtype=SAMPLE)
     samples["id"] = np.arange(count, dtype=np.uint64) + np.uint64(2**63)
@@ -78,6 +91,66 @@ def test_a_query_comes_in_pieces_of_loadgens_own_memory() -> None:
     np.testing.assert_array_equal(np.concatenate([indices for _, indices in pieces]), samples["index"])
     assert all(indices.dtype == np.int64 for _, indices in pieces)
     assert all(np.shares_memory(ids, samples) for ids, _ in pieces)
+
+
+def test_without_anyone_to_fetch_them_short_queries_are_issued_too() -> None:
+    lg = Recording()
+    with session_of(lg) as session:
+        assert session.gathering is None
+        assert lg.short_below == 0
+
+
+def test_short_queries_gather_until_they_are_taken() -> None:
+    lg, due = Recording(), list[int]()
+    session = session_of(lg, due=lambda: due.append(1))
+    gathering = session.gathering
+    assert gathering is not None
+    assert lg.short_below == SHORT
+    lg.due()
+    assert due == [1]
+    assert gathering.take() is None
+    lg.gathered = np.array([(2**63 + 1, 4), (7, 5)], dtype=SAMPLE)
+    assert [gathering.call_at(count) for count in (0, 1, 2, 3)] == [False, True, True, False]
+    taken = gathering.take()
+    assert taken is not None
+    ids, indices, since = taken
+    assert (ids.tolist(), indices.tolist(), since) == ([2**63 + 1, 7], [4, 5], 5.0)
+    assert (ids.dtype, indices.dtype) == (np.uint64, np.int64)
+    lg.gathered = np.zeros(3, dtype=SAMPLE)
+    session.close()
+    assert gathering.take() is None, "LoadGen's side of it is gone"
+    assert not gathering.call_at(1)
+
+
+def test_what_is_raised_where_short_queries_are_due_is_kept() -> None:
+    lg, errors = Recording(), list[BaseException]()
+
+    def fail() -> None:
+        raise ValueError("no")
+
+    with session_of(lg, due=fail, on_error=errors.append):
+        lg.due()
+        lg.due()
+    assert [str(error) for error in errors] == ["no"]
+
+
+def test_a_build_of_before_is_to_be_built_again(tmp_path: Path) -> None:
+    (tmp_path / f"mlperf_loadgen{EXTENSION_SUFFIXES[0]}").touch()
+    program = (
+        "import importlib.util, sys, types; from pathlib import Path; from pipeline.loadgen import binding\n"
+        "old = types.SimpleNamespace(ConstructArraySUT=1, QuerySamplesCompleteArray=1)\n"
+        "loader = types.SimpleNamespace(exec_module=lambda module: None)\n"
+        "importlib.util.spec_from_file_location = lambda *_: types.SimpleNamespace(loader=loader)\n"
+        "importlib.util.module_from_spec = lambda _: old\n"
+        "try: binding.load_module(Path(sys.argv[1]))\n"
+        "except binding.PipelineError as error: print(error, binding.MODULE in sys.modules)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path)],
+        cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_S, check=True,
+    )  # fmt: skip
+    assert "is of an earlier tools.build_loadgen; build it again: " in done.stdout
+    assert done.stdout.endswith(f"-m tools.build_loadgen {tmp_path} False\n")
 
 
 def test_answers_go_back_as_an_array() -> None:
@@ -140,3 +213,59 @@ def test_the_real_one(tmp_path: Path) -> None:
     log = read_accuracy_log(tmp_path / "AccuracyOnly" / "mlperf_log_accuracy.json")
     np.testing.assert_array_equal(log.classes, log.indices % 1000 - 3)
     assert sorted(log.indices.tolist()) == list(range(300))
+
+
+# Answers short queries as they are taken, in twos at least, from a thread of its own.
+TAKING = """
+import sys, threading
+from pathlib import Path
+import numpy as np
+from pipeline.loadgen.binding import Completions, LoadGenSession, SettingsSpec, load_module, make_settings
+
+build, out, mode = sys.argv[1:]
+lg = load_module(Path(build))
+completions, due, taken, long = Completions(lg), threading.Event(), [], []
+
+def answer():
+    while True:
+        due.wait()
+        due.clear()
+        while True:
+            if (some := session.gathering.take()) is not None:
+                taken.append(len(some[0]))
+                completions.complete(some[0], (some[1] % 1000 - 3).astype(np.int32))
+            if not session.gathering.call_at(1 if mode == "AccuracyOnly" else 2):
+                break
+
+session = LoadGenSession(lg, completions=completions, count=300, performance_count=128, load=lambda i: None,
+                         unload=lambda i: None, issue=lambda ids, indices: long.append(len(ids)), due=due.set,
+                         flush=lambda: due.set(), on_error=lambda error: sys.exit(str(error)))
+threading.Thread(target=answer, daemon=True).start()
+settings = {"server_target_qps": 20000.0, "server_coalesce_queries": True, "server_target_latency_ns": 10**9}
+settings |= {"min_duration_ms": 300, "min_query_count": 1}
+spec = SettingsSpec(None, None, settings, {}, mode, Path(out), "Server")
+with session:
+    session.run(*make_settings(lg, spec))
+print(sum(taken), len(taken), len(long))
+"""
+
+
+@pytest.mark.skipif(not BUILD, reason="LOADGEN_ARRAYS names no folder of python -m tools.build_loadgen")
+@pytest.mark.parametrize("mode", ["PerformanceOnly", "AccuracyOnly"])
+def test_the_real_one_gathers_short_queries(tmp_path: Path, mode: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", TAKING, BUILD, str(tmp_path), mode],
+        cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_S, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    samples, takes, long = map(int, done.stdout.split())
+    result = read_result(tmp_path)
+    assert (result.errors, long) == ((), 0)
+    if mode == "AccuracyOnly":
+        log = read_accuracy_log(tmp_path / "mlperf_log_accuracy.json")
+        assert sorted(log.indices.tolist()) == list(range(300))
+        np.testing.assert_array_equal(log.classes, log.indices % 1000 - 3)
+        return
+    assert result.valid
+    assert samples > 4000
+    assert takes < samples
