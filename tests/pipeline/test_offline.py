@@ -388,7 +388,7 @@ MISTAKES: list[tuple[str, Callable[[Path], list[object]], str]] = [
     ("a label that is no class", lambda p: ["-m", label_10(p)], "labels:2: label 10 is no class of the model"),
     ("a GPU that is not there", lambda p: ["--gpu", "t4"], "t4"),
     ("no such autoconfig", lambda p: ["-a", p / "none"], "none"),
-    ("more than the shared memory holds", lambda p: ["-b", 2 * 10**9], "choose a smaller --batch_size"),
+    ("more than a batch can be", lambda p: ["-b", 2 * 10**9], "not a whole number from 1 to 16,777,216"),
     ("no folder for the trace", lambda p: ["--trace", p / "none" / "trace.json"], "trace.json"),
     ("a file where the output folder is due", lambda p: ["--output-dir", ROOT / "README.md"], "cannot be made"),
 ]
