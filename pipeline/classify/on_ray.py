@@ -106,7 +106,7 @@ class RayCommand:
                 shard=options.shard,
                 done=done,
                 apart=apart,
-                engine=replace(options.engine, model=beginning.setup.model),
+                engine=replace(options.engine, model=beginning.setup.model, digest=beginning.setup.digest),
                 loaders=options.loaders,
                 top=options.top,
                 classes=options.classes,

@@ -41,6 +41,7 @@ class EngineOptions:
     """What computes. None means: not given, the command chooses.
 
     Attributes:
+        digest: of the model that has to be in the folder (see `pipeline.stages.model`); None: whichever is there.
         gpus: the driver's numbers of the GPUs to compute on, one engine process each.
         cpu_backend: what computes where no GPU does: see `pipeline.machine.cpu`.
         engines: engine processes on the CPU.
@@ -61,6 +62,7 @@ class EngineOptions:
     autoconfig: Path | None = None
     strict: bool = False
     timeout_s: float = DEFAULT_STAGE_TIMEOUT_S
+    digest: str | None = None
 
 
 @dataclass(frozen=True)

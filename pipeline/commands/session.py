@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from hashlib import sha256
 
-from int4core.model import Model
 from pipeline.commands.options import EngineOptions, LoaderOptions
 from pipeline.commands.setup import Setup
 from pipeline.device.scheduler import Sizes
@@ -52,6 +51,7 @@ def session_spec(
         bus_ids=setup.target.bus_ids,
         top=top,
         traced=traced,
+        digest=setup.digest,
     )
 
 
@@ -60,7 +60,7 @@ def identity(
 ) -> dict[str, str]:
     """What makes rows comparable: an output that was begun with another identity is not gone on with."""
     return {
-        "model": Model(setup.network).digest,
+        "model": setup.digest,
         "input": f"{setup.side} x {setup.side}, short side {setup.short_side(loaders.resize) or 'as it is'}",
         "sixteen_bit": loaders.rules.sixteen_bit,
         "top": str(top),

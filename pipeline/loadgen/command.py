@@ -14,7 +14,6 @@ from typing import Any
 from rich.console import Console
 
 from int4core.errors import Int4CoreError, printable, printed
-from int4core.model import Model
 from int4core.streams import Stream
 from pipeline.arrays import Indices
 from pipeline.collector import spared
@@ -218,6 +217,7 @@ class OfflineCommand:
             hold_s=plan.hold_s,
             busy_at=plan.busy_at,
             traced=options.trace is not None,
+            digest=setup.digest,
             memory_remedy="load fewer samples at a time (--lgts_performance_sample_count_override)",
         )
         self._say(
@@ -371,7 +371,7 @@ class OfflineCommand:
                 "clock_warning": warning,
                 "hand_over": None if handed is None else handed.as_dict(),
                 "identity": {
-                    "model": Model(prepared.setup.network).digest,
+                    "model": prepared.setup.digest,
                     "commit": commit(),
                     "round_of_seeds": round_of(result.settings),
                 },

@@ -109,6 +109,7 @@ class Session:
                 traced=spec.traced,
                 top=spec.top,
                 sampling=sampling,
+                digest=spec.digest,
             ),
             timeout_s=spec.stage_timeout_s,
             on_failure=self._fail,

@@ -19,7 +19,7 @@ class SessionSpec:
     """Everything that is decided before the first process starts.
 
     Attributes:
-        model: the model folder.
+        model, digest: the model folder, and the digest of the model in it: see `pipeline.stages.spec.EngineSpec`.
         backend, backend_options: see `int4core.Engine`.
         sizes, engines, inflight, h2d, ordered, bus_ids, top: see `pipeline.stages.spec.EngineSpec`.
         input_shape: (3, H, W) of the model.
@@ -55,6 +55,7 @@ class SessionSpec:
     top: int = 0
     room: int = 512 << 10
     traced: bool = False
+    digest: str | None = None
     memory_remedy: str = "ask for smaller batches or fewer loaders (--batch_size, --loaders)"
 
     @property

@@ -12,7 +12,6 @@ import numpy as np
 
 from int4core.backends.cuda.device import load_cupy
 from int4core.backends.cuda.network import DeviceNetwork
-from int4core.model import Model
 from int4core.options import CudaOptions
 from int4core.ranges import Ranges
 from int4core.scores import check_k
@@ -26,6 +25,7 @@ from pipeline.machine.numa import pin, whereabouts
 from pipeline.memory.arena import Arena
 from pipeline.memory.exchange import Exchange
 from pipeline.stages.channels import Done, Rates, Task
+from pipeline.stages.model import load_model
 from pipeline.stages.notices import engine_warnings
 from pipeline.stages.spec import EngineSpec
 from pipeline.telemetry.trace import Tracer, make_tracer
@@ -98,7 +98,7 @@ class DeviceInferrer:
         self._held.callback(arena.close)
         exchange = Exchange.attach(spec.exchange)
         self._held.callback(exchange.close)
-        model = Model.load(spec.model)
+        model = load_model(spec.model, spec.digest)
         if spec.top:
             check_k(spec.top, model.network.classes)
         options = cast("CudaOptions", spec.options or CudaOptions())

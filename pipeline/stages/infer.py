@@ -13,13 +13,13 @@ import numpy.typing as npt
 
 from int4core.engine import Engine
 from int4core.layers import Int8Array
-from int4core.model import Model
 from pipeline.errors import PipelineError
 from pipeline.machine.numa import whereabouts
 from pipeline.memory.arena import Arena
 from pipeline.memory.exchange import Exchange
 from pipeline.stages.base import StageFailure
 from pipeline.stages.channels import Rates, Task
+from pipeline.stages.model import load_model
 from pipeline.stages.notices import engine_warnings
 from pipeline.stages.process import ProcessStage
 from pipeline.stages.spec import EngineSpec
@@ -42,9 +42,8 @@ class Inferrer:
         self._arena = Arena.attach(spec.arena)
         self._exchange = Exchange.attach(spec.exchange)
         with engine_warnings() as warnings:
-            self._engine = Engine(
-                Model.load(spec.model), backend=spec.backend, batch_size=spec.batch_size, options=spec.options
-            )
+            model = load_model(spec.model, spec.digest)
+            self._engine = Engine(model, backend=spec.backend, batch_size=spec.batch_size, options=spec.options)
         self._notices = tuple(warnings.lines)
         self._top = spec.top
         of = f", engine {number + 1} of {spec.engines}" if spec.engines > 1 else ""

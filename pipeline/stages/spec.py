@@ -20,6 +20,7 @@ class EngineSpec:
     """How every engine process builds its engine.
 
     Attributes:
+        digest: of that model, which is to be in the folder when a process starts; None: whichever is there.
         sizes: of batches; the largest is the most samples of a task.
         engines: how many processes.
         inflight: batches that one engine has under way, of those that can (CUDA).
@@ -51,6 +52,7 @@ class EngineSpec:
     traced: bool = False
     top: int = 0
     sampling: Sampling | None = None
+    digest: str | None = None
 
     def __post_init__(self) -> None:
         if self.top != self.exchange.top:

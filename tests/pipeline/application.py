@@ -42,6 +42,16 @@ def offline(*options: object, gpu: str = "cpu", **kwargs: Any) -> subprocess.Com
     )
 
 
+def run_with(changes: str, module: str, *options: object) -> subprocess.CompletedProcess[str]:
+    """The command `module` on the CPU, run to the end, in a process that executes `changes` first."""
+    code = f"import sys\n{changes}\nfrom {module} import main\nsys.exit(main())"
+    given = [*CPU, "--loaders", LOADERS, "--stage-timeout", PATIENCE_S, *options]
+    return subprocess.run(
+        [sys.executable, "-c", code, *map(str, given)],
+        cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_S, check=False,
+    )  # fmt: skip
+
+
 def lives(process: psutil.Process) -> bool:
     """Whether a process goes on: one that has ended stays in the table until somebody has taken note of it."""
     with suppress(psutil.NoSuchProcess):

@@ -20,7 +20,7 @@ from pipeline.loadgen.sample_list import read_sample_list
 from pipeline.memory.arena import segment_folder
 from pipeline.report.verdict import EXCEEDED
 from tests.paths import ROOT, SHARED, needs_shared
-from tests.pipeline.application import LongRun, command, labels_of, lives, offline, predictions
+from tests.pipeline.application import LongRun, command, labels_of, lives, offline, predictions, run_with
 from tests.pipeline.conftest import PATIENCE_S, wait_for
 from tests.pipeline.report.parsed import Page
 from tools.compare_log import main as compare_log
@@ -422,3 +422,32 @@ def test_the_published_model_on_real_images(tmp_path: Path) -> None:
     assert predictions(out) == dict(enumerate(classes.tolist()))
     summary = json.loads((out / "summary.json").read_text())
     assert summary["accuracy"]["correct"] == int((classes == labels_of(sample)).sum())
+
+
+@pytest.mark.usefixtures("clean")
+@pytest.mark.parametrize(
+    ("module", "options"),
+    [
+        ("pipeline.offline", ("--test-mode", "AccuracyOnly", "--output-dir", "OUT", "--images")),
+        ("pipeline.classify.__main__", ("--out", "OUT.csv")),
+    ],
+)
+def test_a_model_that_is_replaced_before_the_engines_have_read_it_is_one_sentence(
+    module: str, options: tuple[str, ...], model_dir: Path, images: Path, tmp_path: Path
+) -> None:
+    """Else its answers would stand under the digest of the model before."""
+    folder = tmp_path / "model"
+    Model.load(model_dir).save(folder)
+    replaced = f"""
+from int4core.random_model import random_model
+from pipeline.session.session import Session
+start = Session.start
+def late(session):
+    random_model(blocks=(1, 1, 1, 1), width=16, classes=10, pool=2, seed=4).save({str(folder)!r})
+    start(session)
+Session.start = late
+"""
+    given = [option.replace("OUT", str(tmp_path / "out")) for option in options]
+    done = run_with(replaced, module, "--model", folder, *given, images)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert f"{folder}: is not the model that this run began with" in done.stdout + done.stderr

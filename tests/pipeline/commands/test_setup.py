@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from int4core.model import Model
 from int4core.options import NumpyOptions, TorchOptions
+from int4core.random_model import random_model
 from pipeline.commands import setup as under_test
 from pipeline.commands.options import EngineOptions
 from pipeline.commands.setup import set_up
@@ -87,3 +89,15 @@ def test_numba_resizes_where_loaders_are_a_part_of_the_cost(
     made = set_up(options, lambda line: None)
     assert made.preparation("images", True, ImageRules()).compiled is (numba and backend != "numpy")
     assert not made.preparation("tensors", True, ImageRules()).compiled
+
+
+def test_another_model_than_the_one_that_a_run_began_with_is_refused(options: EngineOptions, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    random_model(width=2, classes=3, pool=1, seed=1).save(folder)
+    options = replace(options, model=folder, gpu="cpu", cpu_backend="numpy")
+    began = set_up(options, lambda line: None).digest
+    assert began == Model.load(folder).digest
+    assert set_up(replace(options, digest=began), lambda line: None).digest == began
+    random_model(width=2, classes=3, pool=1, seed=2).save(folder)
+    with pytest.raises(PipelineError, match="is not the model that this run began with"):
+        set_up(replace(options, digest=began), lambda line: None)
