@@ -44,7 +44,9 @@ class Model:
         """Write the model to the folder `path`, in the published format.
 
         The files appear all at once. An older model there is replaced, except for files that are not
-        part of the format. The folder loads again under any name.
+        part of the format. Killed at any moment, it leaves one of the two models at `path`; where the file system
+        cannot exchange two folders (NFS), there may be none, and `load` names where the older one lies. The folder
+        loads again under any name.
 
         Raises:
             ModelError: the network breaks a rule of the format (`file` is the layer's name), `path` holds

@@ -37,7 +37,7 @@ class ModelFolder:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
         if not os.path.isdir(self.path):
-            hint = " (name the folder that holds it)" if os.path.isfile(self.path) else ""
+            hint = " (name the folder that holds it)" if os.path.isfile(self.path) else _left_of(self.path)
             raise ModelError(self.path, 0, f"a model is a folder with a file named {MODEL}, not this{hint}")
         if os.path.isfile(self.path / MODEL / MODEL):
             raise ModelError(self.path, 0, f"is not a model itself; load {self.path / MODEL}")
@@ -109,6 +109,21 @@ class ModelFolder:
             raise Refused(str(error.strerror)) from None
         except OSError as error:
             raise Refused(f"cannot be read: {error.strerror}") from None
+
+
+def beside(name: str, role: str) -> str:
+    """How the folders begin that a save has beside the model folder `name`: `new` ones, and `old` ones moved aside."""
+    return f".{name}.{role}-"
+
+
+def _left_of(path: Path) -> str:
+    """Where a save had moved the model to, which was killed before it put another one at `path`; or ``."""
+    try:
+        target = Path(os.path.realpath(path))
+        left = [name for name in os.listdir(target.parent) if name.startswith(beside(target.name, "old"))]
+    except (OSError, ValueError):
+        return ""
+    return f"; {target.parent / min(left)} is what a save that was killed had moved aside" if left else ""
 
 
 def _identity(folder: str) -> tuple[int, int] | None:

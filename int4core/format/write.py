@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from int4core.errors import ModelError
-from int4core.format.files import MODEL, TEXT_LIMIT
+from int4core.exchange import exchange
+from int4core.format.files import MODEL, TEXT_LIMIT, beside
 from int4core.format.npdata import pack
 from int4core.format.schema import KINDS, SCHEMA, Declared, Tensor
 from int4core.format.text import LINE_END
@@ -49,6 +50,7 @@ def write_network(network: ResNet, path: str | os.PathLike[str]) -> None:
             (fresh / DATA_FOLDER).mkdir()
             for layer in (network, *walk(network)):
                 _write_layer(fresh, layer)
+            _link_foreign(target, fresh)
             _swap(fresh, target)
         finally:
             shutil.rmtree(fresh, ignore_errors=True)
@@ -124,15 +126,20 @@ def _layer_type(file: Path) -> str | None:
 
 
 def _sibling(target: Path, role: str) -> Path:
-    return target.with_name(f".{target.name}.{role}-{secrets.token_hex(4)}")
+    return target.with_name(f"{beside(target.name, role)}{secrets.token_hex(4)}")
 
 
 def _swap(fresh: Path, target: Path) -> None:
-    """Rename `fresh` to `target`; what was there is moved aside first, and removed after."""
+    """Rename `fresh` to `target`; what was there is moved aside, and removed after."""
     replaced: list[Path] = []
     for _ in range(_ATTEMPTS):
         old = _sibling(target, "old")
         with contextlib.suppress(FileNotFoundError):
+            if exchange(fresh, target):
+                fresh.rename(old)
+                replaced.append(old)
+                break
+            # Whoever is killed between the two renames leaves the model in `old`, and none at its place.
             target.rename(old)
             replaced.append(old)
         try:
@@ -151,11 +158,23 @@ def _swap(fresh: Path, target: Path) -> None:
         shutil.rmtree(old)
 
 
+def _foreign(folder: Path) -> list[Path]:
+    """What is in `folder` and is not of a model."""
+    return [entry for entry in folder.iterdir() if entry.name != DATA_FOLDER and _layer_type(entry) is None]
+
+
+def _link_foreign(target: Path, fresh: Path) -> None:
+    """Have the new model come with the files of `target` that stay. What cannot be linked, folders, is moved later."""
+    with contextlib.suppress(OSError):
+        for entry in _foreign(target):
+            with contextlib.suppress(OSError):
+                os.link(entry, fresh / entry.name, follow_symlinks=False)
+
+
 def _keep_foreign(old: Path, target: Path) -> None:
     """Move what is not of a model from `old` to `target`, unless there is something of that name."""
-    for entry in list(old.iterdir()):
-        if entry.name != DATA_FOLDER and _layer_type(entry) is None:
-            _move_into(entry, target)
+    for entry in _foreign(old):
+        _move_into(entry, target)
 
 
 def _move_into(entry: Path, target: Path) -> None:

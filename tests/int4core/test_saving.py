@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from int4core.errors import ModelError
+from int4core.exchange import exchange
 from int4core.format import write
 from int4core.format.files import ModelFolder
 from int4core.model import Model
@@ -77,6 +80,75 @@ class TestSave:
         assert not errors
         assert Model.load(tmp_path / "model").network.classes in (2, 3)
         assert [f.name for f in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_save_that_is_killed_at_any_moment_leaves_a_whole_model_and_the_users_files(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever looks before and after each change of a name sees what a kill there would leave."""
+    (folder.parent / "one").mkdir()
+    (folder.parent / "two").mkdir()
+    if not exchange(folder.parent / "one", folder.parent / "two"):
+        pytest.skip("this file system cannot exchange two folders")
+    (folder / "README.md").write_text("mine")
+    (folder / "classes.txt").symlink_to("README.md")
+    before, after = Model.load(folder), random_model(width=4, classes=9, pool=1)
+    rename, link, seen = Path.rename, os.link, []
+
+    def look() -> None:
+        seen.append(Model.load(folder).digest)
+        assert (folder / "README.md").read_text() == (folder / "classes.txt").read_text() == "mine"
+
+    def looked_at(change: Callable[..., Any]) -> Callable[..., Any]:
+        def changed(*what: Any, **options: Any) -> Any:
+            look()
+            result = change(*what, **options)
+            look()
+            return result
+
+        return changed
+
+    monkeypatch.setattr(Path, "rename", looked_at(rename))
+    monkeypatch.setattr(os, "link", looked_at(link))
+    monkeypatch.setattr(write, "exchange", looked_at(exchange))
+    after.save(folder)
+    assert set(seen) == {before.digest, after.digest}
+    assert (folder / "classes.txt").is_symlink()
+    assert sorted(f.name for f in folder.parent.iterdir()) == ["model", "one", "two"]
+
+
+def test_where_folders_cannot_be_exchanged_a_model_is_replaced_by_two_renames(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(write, "exchange", lambda _one, _other: False)
+    (folder / "README.md").write_text("mine")
+    (folder / "notes").mkdir()
+    random_model(width=4, classes=9, pool=1).save(folder)
+    assert Model.load(folder).network.classes == 9
+    assert (folder / "README.md").read_text() == "mine"
+    assert (folder / "notes").is_dir()
+    assert [f.name for f in folder.parent.iterdir()] == ["model"]
+
+
+def test_where_the_model_lies_that_a_killed_save_has_moved_aside_is_said(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Killed(BaseException):
+        pass
+
+    def killed(_fresh: Path, _target: Path) -> None:
+        raise Killed
+
+    before, rename = contents(folder), Path.rename
+    monkeypatch.setattr(write, "exchange", lambda _one, _other: False)
+    monkeypatch.setattr(Path, "rename", lambda old, new: killed(old, new) if new == folder else rename(old, new))
+    with pytest.raises(Killed):
+        random_model(width=4, classes=9, pool=1).save(folder)
+    (left,) = folder.parent.glob(".model.old-*")
+    with pytest.raises(ModelError, match=rf"; {left} is what a save that was killed had moved aside"):
+        Model.load(folder)
+    rename(left, folder)
+    assert contents(folder) == before
 
 
 def moved_aside_while_others_files_are_kept(target: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
