@@ -2,7 +2,8 @@
 
 config.json has the plain values of every layer and the declaration of every tensor, spelt as in the layer files;
 model.safetensors the tensors' bytes: s4 as U8, two values a byte, the first in the low nibble, others in their type and
-shape. What a model folder may not say is refused here too: both are read by `int4core.format.parts`.
+shape. config.json has the SHA-256 of model.safetensors, so that files of two models are not taken for one. What a model
+folder may not say is refused here too: both are read by `int4core.format.parts`.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -64,9 +66,13 @@ def packed_files(net: ResNet, more: Mapping[str, Any]) -> dict[str, bytes]:
             declared[name] = str(what)
             packed = np.frombuffer(pack(value, dtype), np.uint8) if dtype == "s4" else value
             stored[name] = np.ascontiguousarray(packed, DTYPES[dtype]).reshape(_shape(what))
-    said = {"model_type": MODEL_TYPE, **more, "tensors": declared, "layers": plain_values(net)}
+    data: bytes = _safetensors(Path(TENSORS)).save(stored)
+    said = {
+        "model_type": MODEL_TYPE, **more, "tensors_sha256": sha256(data).hexdigest(),
+        "tensors": declared, "layers": plain_values(net),
+    }  # fmt: skip
     text = json.dumps(said, indent=1, ensure_ascii=False) + "\n"
-    return {CONFIG: text.encode("utf-8"), TENSORS: _safetensors(Path(TENSORS)).save(stored)}
+    return {CONFIG: text.encode("utf-8"), TENSORS: data}
 
 
 def read_packed(path: str | os.PathLike[str]) -> ResNet:
@@ -85,13 +91,17 @@ def read_packed(path: str | os.PathLike[str]) -> ResNet:
     if not isinstance(declared, dict):
         raise ModelError(config, 0, "has no declarations of tensors, an object under `tensors`")
     try:
-        return network_of(config, said.get("layers"), _tensors(config, declared, file))
+        return network_of(config, said.get("layers"), _tensors(config, declared, file, said.get("tensors_sha256")))
     except MemoryError:
         raise ModelError(file, 0, "there is not enough memory to load this model") from None
 
 
-def _tensors(config: Path, declared: dict[str, Any], file: Path) -> dict[str, Stored]:
+def _tensors(config: Path, declared: dict[str, Any], file: Path, digest: object) -> dict[str, Stored]:
     data = _read(file, DATA_LIMIT)
+    # Folders that were packed before there was such a number have none.
+    if digest is not None and digest != sha256(data).hexdigest():
+        why = f"is not the file that {CONFIG} was written with: cut short, or of another model; pack or fetch both"
+        raise ModelError(file, 0, why)
     if (header := int.from_bytes(data[:8], "little")) > HEADER_LIMIT:
         raise ModelError(file, 0, f"is no safetensors file: its header of {header:,} bytes is over {HEADER_LIMIT:,}")
     try:

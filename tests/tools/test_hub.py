@@ -15,6 +15,7 @@ from int4core.model import Model
 from int4core.random_model import random_model
 from pipeline.samples.classes import read_classes
 from tests.paths import ROOT, SHARED, needs_shared
+from tools import hub
 from tools.hub import main
 
 
@@ -46,6 +47,43 @@ def test_pack_load_save_gives_the_same_folder(tiny: Path, packed: Path, tmp_path
     assert model.digest == Model.load(tiny).digest
     assert files_of(packed).keys() == {"config.json", "model.safetensors", "README.md", "classes.txt"}
     assert read_classes(None, packed, 3) == ("tench", "Säge", "shark, white")
+
+
+def test_a_pack_that_is_killed_between_two_files_is_no_mixture_of_two_models(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Killed(BaseException):
+        pass
+
+    out, write = tmp_path / "out", hub.write_atomically
+    for seed in (1, 2):
+        random_model(width=2, classes=3, pool=1, seed=seed).save(tmp_path / str(seed))
+    assert main(["pack", str(tmp_path / "1"), str(out)]) == 0
+
+    def killed(path: Path, data: bytes) -> None:
+        if path.name == "model.safetensors":
+            raise Killed
+        write(path, data)
+
+    monkeypatch.setattr(hub, "write_atomically", killed)
+    with pytest.raises(Killed):
+        main(["pack", str(tmp_path / "2"), str(out)])
+    with pytest.raises(ModelError, match=r"model\.safetensors: is not the file that config\.json was written with"):
+        Model.load(out)
+    monkeypatch.undo()
+    assert main(["pack", str(tmp_path / "2"), str(out)]) == 0
+    assert Model.load(out).digest == Model.load(tmp_path / "2").digest
+
+
+@pytest.fixture
+def unsigned(packed: Path) -> Path:
+    """As of an earlier version, or of somebody who knows what to say: nothing tells that the tensors are others."""
+    config_with(lambda config: config.pop("tensors_sha256"))(packed)
+    return packed
+
+
+def test_a_folder_of_an_earlier_version_does_not_say_which_tensors_it_is_of(tiny: Path, unsigned: Path) -> None:
+    assert Model.load(unsigned).digest == Model.load(tiny).digest
 
 
 def test_basic_blocks_come_back_too(tmp_path: Path) -> None:
@@ -157,18 +195,18 @@ def many_tensors(folder: Path) -> None:
         (lambda f: (f / "model.safetensors").write_bytes(b""), "is no safetensors file"),
     ],
 )
-def test_a_hostile_folder_is_one_sentence(change: Callable[[Path], None], said: str, packed: Path) -> None:
-    change(packed)
+def test_a_hostile_folder_is_one_sentence(change: Callable[[Path], None], said: str, unsigned: Path) -> None:
+    change(unsigned)
     with pytest.raises(ModelError) as error:
-        Model.load(packed)
+        Model.load(unsigned)
     assert said in str(error.value)
     assert "\n" not in str(error.value)
     assert len(str(error.value)) < 400
 
 
-def test_files_hurt_anywhere_are_a_model_or_one_sentence(packed: Path) -> None:
+def test_files_hurt_anywhere_are_a_model_or_one_sentence(unsigned: Path) -> None:
     random = np.random.default_rng(3)
-    whole = {name: (packed / name).read_bytes() for name in ("config.json", "model.safetensors")}
+    whole = {name: (unsigned / name).read_bytes() for name in ("config.json", "model.safetensors")}
     refused = 0
     for trial in range(120):
         name = ("config.json", "model.safetensors")[trial % 2]
@@ -178,12 +216,12 @@ def test_files_hurt_anywhere_are_a_model_or_one_sentence(packed: Path) -> None:
                 hurt[at] = random.integers(256)
         else:
             del hurt[random.integers(len(hurt)) :]
-        (packed / name).write_bytes(hurt)
+        (unsigned / name).write_bytes(hurt)
         try:
-            Model.load(packed)
+            Model.load(unsigned)
         except ModelError as error:
             refused += "\n" not in str(error)
-        (packed / name).write_bytes(whole[name])
+        (unsigned / name).write_bytes(whole[name])
     assert refused > 60
 
 
