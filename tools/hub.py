@@ -91,6 +91,12 @@ def pack(folder: Path, out: Path, accuracy: str | None) -> int:
             write_atomically(out / name, data)
         except OSError as error:
             raise FileError(out / name, 0, f"cannot be written: {error.strerror}") from error
+    if names is None:
+        # An older model's names would be taken for this one's.
+        try:
+            (out / CLASSES_NAME).unlink(missing_ok=True)
+        except OSError as error:
+            raise FileError(out / CLASSES_NAME, 0, f"cannot be removed: {error.strerror}") from error
     return sum(map(len, files.values()))
 
 

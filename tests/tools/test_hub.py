@@ -86,6 +86,12 @@ def test_a_folder_of_an_earlier_version_does_not_say_which_tensors_it_is_of(tiny
     assert Model.load(unsigned).digest == Model.load(tiny).digest
 
 
+def test_the_names_of_an_older_models_classes_go_with_it(packed: Path, tmp_path: Path) -> None:
+    random_model(width=2, classes=3, pool=1).save(tmp_path / "nameless")
+    assert main(["pack", str(tmp_path / "nameless"), str(packed)]) == 0
+    assert read_classes(None, packed, 3) is None
+
+
 def test_basic_blocks_come_back_too(tmp_path: Path) -> None:
     random_model(width=3, classes=3, pool=1, basic=True).save(tmp_path / "model")
     assert main(["pack", str(tmp_path / "model"), str(tmp_path / "packed")]) == 0
