@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -18,6 +19,7 @@ from int4core.engine import Engine
 from int4core.errors import EngineError
 from int4core.options import CudaOptions, NumpyOptions
 from tests.int4core.networks import as_model, random_input, random_network, reference_trace
+from tests.paths import ROOT
 
 NET = random_network(seed=1)
 MODEL = as_model(NET)
@@ -265,6 +267,37 @@ def test_answers_to_torch_are_torch_s() -> None:
         flipped = torch.from_numpy(x).flip(0)[:, :, ::2].repeat(1, 1, 2, 1)
         np.testing.assert_array_equal(engine.logits(flipped).numpy(), engine.logits(flipped.numpy()))
         assert engine.top1(torch.from_numpy(x[:0])).shape == (0,)
+
+
+IN_A_FORK = """
+import os, signal, sys
+from int4core import Engine
+from int4core.random_model import random_model
+from tests.int4core.networks import random_input
+model = random_model(width=2, classes=3, pool=1)
+x = random_input(model.network, 5)
+with Engine(model, sys.argv[1]) as engine:
+    expected = engine.accumulators(x)
+    pid = os.fork()
+    if not pid:
+        signal.alarm(60)  # ends a process that waits for threads that it has not
+    with engine:
+        same = bool((engine.accumulators(x) == expected).all())
+    if not pid:
+        os._exit(0 if same else 1)
+    sys.exit(os.waitpid(pid, 0)[1] or not same)
+"""
+
+
+@pytest.mark.parametrize("backend", ["numpy", "torch"])
+def test_an_engine_computes_in_a_forked_process_too(backend: str) -> None:
+    if backend == "torch":
+        pytest.importorskip("torch")
+        pytest.importorskip("numba")
+    done = subprocess.run(
+        [sys.executable, "-c", IN_A_FORK, backend], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_closed_engine_says_so() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,6 +14,7 @@ from int4core.backends.host import HostBackend
 from int4core.backends.numpy.blas_threads import BLAS, BlasThreads
 from int4core.backends.numpy.program import Program
 from int4core.backends.numpy.tiles import Array, Tile, Workspace, even_cuts
+from int4core.backends.workers import Workers
 from int4core.layers import Int8Array, Int32Array, Linear, ReLU, Scale
 from int4core.options import NumpyOptions
 
@@ -42,7 +42,7 @@ class NumpyBackend(HostBackend):
     def __init__(self, model: Model, batch_size: int = 16, options: NumpyOptions | None = None) -> None:
         super().__init__(model, batch_size, options or NumpyOptions())
         self._program = Program(model.network, self.layers)
-        self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix="int4core-numpy")
+        self._pool = Workers(self.threads, "int4core-numpy")
         self._local = threading.local()
 
     def _sums(self, x: Int8Array) -> Int32Array:
@@ -71,7 +71,7 @@ class NumpyBackend(HostBackend):
         return outputs
 
     def close(self) -> None:
-        self._pool.shutdown()
+        self._pool.close()
         self._local = threading.local()
 
     def _groups(self, n: int) -> Iterator[slice]:

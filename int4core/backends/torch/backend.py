@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,6 +14,7 @@ from int4core.backends.host import HostBackend
 from int4core.backends.numpy.tiles import Array, even_cuts
 from int4core.backends.torch.convolution import check_library
 from int4core.backends.torch.program import Program
+from int4core.backends.workers import Workers
 from int4core.layers import Int8Array, Int32Array
 from int4core.options import TorchOptions
 
@@ -42,13 +42,13 @@ class TorchBackend(HostBackend):
 
     def __init__(self, model: Model, batch_size: int = 16, options: TorchOptions | None = None) -> None:
         super().__init__(model, batch_size, options or TorchOptions())
-        self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix="int4core-torch", initializer=_one_thread)
+        self._pool = Workers(self.threads, "int4core-torch", _one_thread)
         group = next(self._groups(batch_size))
         try:
             self._pool.submit(check_library).result()
             self._program = self._pool.submit(Program, model.network, self.layers, group.stop - group.start).result()
         except BaseException:
-            self._pool.shutdown()
+            self._pool.close()
             raise
 
     def _sums(self, x: Int8Array) -> Int32Array:
@@ -73,7 +73,7 @@ class TorchBackend(HostBackend):
         return outputs | {self._program.fc: outputs[self._program.fc].reshape(len(x), -1)}
 
     def close(self) -> None:
-        self._pool.shutdown()
+        self._pool.close()
 
     def _groups(self, n: int) -> Iterator[slice]:
         """`n` images in equal parts: at least one for each thread if there are enough, none above GROUP."""
