@@ -41,18 +41,21 @@ def on_host(x: Any) -> Int8Array:
 def alike(x: Any, answer: Any) -> Any:
     """`answer`, a NumPy or CuPy array, as an array of the library that `x` is of, without a copy.
 
-    As it is where that library has no `from_dlpack`.
+    As it is where that library has no `from_dlpack`. An array of a class that is derived from a library's is of it.
     """
-    library = _library(x)
-    if library == _library(answer):
-        return answer
-    convert = getattr(sys.modules.get(library), "from_dlpack", None)
-    return convert(answer) if convert else answer
+    own = _libraries(answer)[0]
+    for library in _libraries(x):
+        if library == own:
+            break
+        if convert := getattr(sys.modules.get(library), "from_dlpack", None):
+            return convert(answer)
+    return answer
 
 
-def _library(x: Any) -> str:
-    return type(x).__module__.partition(".")[0]
+def _libraries(x: Any) -> list[str]:
+    """The top-level modules of the class of `x` and of what it is derived from, the nearest first."""
+    return [kind.__module__.partition(".")[0] for kind in type(x).__mro__]
 
 
 def is_torch(x: Any) -> bool:
-    return _library(x) == "torch"
+    return "torch" in _libraries(x)

@@ -13,6 +13,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
+from int4core.arrays import is_torch
 from int4core.backends import BACKENDS
 from int4core.backends.base import Pending, Want
 from int4core.engine import Engine
@@ -267,6 +268,23 @@ def test_answers_to_torch_are_torch_s() -> None:
         flipped = torch.from_numpy(x).flip(0)[:, :, ::2].repeat(1, 1, 2, 1)
         np.testing.assert_array_equal(engine.logits(flipped).numpy(), engine.logits(flipped.numpy()))
         assert engine.top1(torch.from_numpy(x[:0])).shape == (0,)
+
+
+def test_a_class_derived_from_a_librarys_is_of_that_library() -> None:
+    """Such as torchvision's images: else its stream would not be waited for either."""
+    torch = pytest.importorskip("torch")
+
+    class Derived(torch.Tensor):
+        pass
+
+    x = torch.from_numpy(random_input(NET, 3))
+    assert is_torch(x.as_subclass(Derived))
+    assert not is_torch(x.numpy())
+    with Engine(MODEL, batch_size=2) as engine:
+        found = engine.top1(x.as_subclass(Derived))
+        assert isinstance(found, torch.Tensor)
+        assert found.tolist() == engine.top1(x.numpy()).tolist()
+        assert type(engine.top1(x.numpy().view(type("Own", (np.ndarray,), {})))) is np.ndarray
 
 
 IN_A_FORK = """
