@@ -208,6 +208,8 @@ def preprocess(source: Source, size: int = SIZE, resize: bool = True) -> Int8Arr
         EngineError: it cannot be read, is no image, has greys of more than 8 bits (their range is not agreed), is too
             small or too thin.
     """
+    if size < 1:
+        raise EngineError(f"size={size}: at least one pixel is needed")
     name, image = _open(source)
     try:
         if image.mode in DEEP_GREYS:
@@ -241,5 +243,7 @@ def _open(source: Source) -> tuple[str, Image.Image]:
     except OSError as error:
         why = error.strerror or f"no image of a format that is read: {', '.join(FORMATS)}"
         raise EngineError(f"{name}: {why}") from error
+    except ValueError as error:  # numbers of a header that are none; a path that no file can have
+        raise EngineError(f"{name}: cannot be read: {error}") from error
     except Image.DecompressionBombError as error:
         raise EngineError(f"{name}: {error}") from error

@@ -61,6 +61,8 @@ def test_grey_and_alpha_become_rgb() -> None:
         (lambda _: b"%!PS-Adobe-3.0 EPSF-3.0", "no image of a format that is read"),
         (lambda folder: folder / "none.jpg", "none.jpg: No such file"),
         (lambda _: encoded(photograph(), "JPEG")[:2000], "^bytes: damaged or cut short"),
+        (lambda _: b"P6 4x 4 255 ", "^bytes: cannot be read: invalid literal"),
+        (lambda _: "a\0b", r"^a\\x00b: cannot be read: embedded null"),
         (lambda _: np.zeros((4, 4, 4), np.uint8), r"^array: uint8 \(4, 4, 4\), and uint8 \(H, W, 3\) or \(H, W\)"),
         (lambda _: np.zeros((4, 4, 3), np.float32), "^array: float32"),
         (lambda _: np.zeros((0, 4, 3), np.uint8), "^array: uint8"),
@@ -71,6 +73,12 @@ def test_grey_and_alpha_become_rgb() -> None:
 def test_what_is_no_image_says_why(make: Callable[[Path], Any], why: str, tmp_path: Path) -> None:
     with pytest.raises(EngineError, match=why):
         preprocess(make(tmp_path))
+
+
+@pytest.mark.parametrize("size", [0, -1])
+def test_a_sample_without_pixels_is_no_damaged_image(size: int) -> None:
+    with pytest.raises(EngineError, match=rf"^size={size}: at least one pixel is needed"):
+        preprocess(photograph(), size)
 
 
 def test_an_image_that_is_too_small_without_resizing() -> None:
