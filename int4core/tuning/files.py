@@ -8,7 +8,6 @@ A file in the user's folder is taken in place of the one of that name that comes
 from __future__ import annotations
 
 import math
-import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from pathlib import Path
 from int4core.backends.cuda.families.table import KNOWN_NUMBERS, digest
 from int4core.backends.cuda.plan.planner import NetworkPlan
 from int4core.errors import shown
+from int4core.home import xdg_folder
 from int4core.layers import BasicBlock, ResNet, walk
 from int4core.tuning import autoconfig
 from int4core.tuning.autoconfig import Autoconfig, AutoconfigError
@@ -27,7 +27,7 @@ FOLDER = Path(__file__).resolve().parents[2] / "autoconfig"
 
 def user_folder() -> Path:
     """The files of this user, which `int4core.tune` writes: below XDG_CONFIG_HOME, or ~/.config."""
-    return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "int4core" / "autoconfig"
+    return xdg_folder("XDG_CONFIG_HOME", ".config") / "int4core" / "autoconfig"
 
 
 TABLE = "table"

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from int4core.atomic import write_atomically
 from int4core.errors import EngineError, printable
+from int4core.home import xdg_folder
 from int4core.regular import read_regular
 
 CACHE_DIR = "INT4CORE_CACHE_DIR"
@@ -40,7 +41,7 @@ def cache_folder() -> Path:
     named = os.environ.get(CACHE_DIR)
     if named:
         return Path(named)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "int4core"
+    return xdg_folder("XDG_CACHE_HOME", ".cache") / "int4core"
 
 
 def why_not_trusted(path: Path) -> str:
