@@ -100,8 +100,10 @@ def find_files(gpu: str, folders: Sequence[Path], *, basic: bool = False) -> lis
     found: dict[str, Path] = {}
     for folder in folders:
         main = file_of(gpu, None, folder, basic=basic)
+        # Not what an editor leaves beside them: `h200.batch8~` would be taken in place of `h200.batch8`.
+        name = re.compile(re.escape(main.name) + r"(\.batch[0-9]+)?")
         for path in (main, *folder.glob(f"{main.name}.batch*")):
-            if path.is_file():
+            if name.fullmatch(path.name) and path.is_file():
                 found.setdefault(path.name, path)
     return [found[name] for name in sorted(found)]
 

@@ -205,6 +205,15 @@ def test_a_user_s_file_wins_over_the_one_of_the_package(tmp_path: Path, monkeypa
     assert tuning.notice == f"kernels tuned for batch 8, 1024 (measured, 1 of 2 files from {own})"
 
 
+def test_what_an_editor_leaves_beside_a_file_is_not_taken(tmp_path: Path) -> None:
+    write(tmp_path, "h200", 200)
+    write(tmp_path, "h200.batch8", 201, batch="8")
+    for name in ("h200.batch8~", "h200.batch8.bak", "h200.batch", "h200.batch-8"):
+        write(tmp_path, name, 202, batch="8")
+    tuning = load_tuning("h200", NET, folders=(tmp_path,))
+    assert (conv1(tuning, 1024), conv1(tuning, 8)) == (200, 201)
+
+
 def test_tuning_writes_to_the_user_s_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
     monkeypatch.setattr(tune, "DeviceNetwork", lambda *_: SimpleNamespace(device=nullcontext()))
