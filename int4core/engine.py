@@ -28,7 +28,7 @@ class Engine:
     the whole range -128..127 is exact. They are arrays of NumPy, CuPy, torch, or whatever has `__dlpack__`. Answers
     are arrays of the same library in the same memory; those of an array on the GPU are computed on the caller's current
     stream (CuPy's or torch's), without waiting for it. Use the engine from one thread at a time, as a context manager,
-    or call `close`.
+    or call `close`. In a forked process the CPU's engines compute as before, and a GPU's is an error.
 
     Args:
         model: a loaded model.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -87,6 +88,22 @@ def test_an_engine_is_closed_twice_and_computes_nothing_after(
             with pytest.raises(EngineError, match="the engine is closed"):
                 call(x)
     assert freed
+
+
+@pytest.mark.usefixtures("freed")
+def test_an_engine_of_the_process_before_a_fork_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would wait for threads that are the other process's, or end in an error of CUDA's own."""
+    monkeypatch.setattr(DeviceNetwork, "batch", lambda _self, n: SimpleNamespace(n=n))
+    here, closed = os.getpid(), []
+    with Engine(MODEL, "cuda") as engine:
+        monkeypatch.setattr(DeviceNetwork, "close", lambda _self: closed.append("closed"))
+        monkeypatch.setattr(os, "getpid", lambda: here + 1)
+        for call in (engine.top1, engine.trace):
+            with pytest.raises(EngineError, match="of the process that this one was forked from"):
+                call(np.zeros((1, 3, 64, 64), np.int8))
+        engine.backend.close()
+        assert not closed
+        monkeypatch.undo()
 
 
 @pytest.mark.skipif(nvrtc.find_nvrtc() is None, reason="needs the nvidia-cuda-nvrtc wheel")

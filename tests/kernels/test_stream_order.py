@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any
@@ -102,7 +103,7 @@ def test_an_engine_that_is_closed_waits_for_what_is_under_way(
 ) -> None:
     """Its memory may be another's as soon as nobody holds it."""
     backend: Any = object.__new__(CudaBackend)
-    backend._lanes, backend._copiers = [lane], ThreadPoolExecutor(1)
+    backend._lanes, backend._copiers, backend._pid = [lane], ThreadPoolExecutor(1), os.getpid()
     backend.network = SimpleNamespace(close=lambda: None)
     answer = lane.begin_on_host(SIXES, Want.TOP1, 0)
     backend.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -53,6 +54,7 @@ class CudaBackend:
 
     def __init__(self, model: Model, batch_size: int = 16, options: CudaOptions | None = None) -> None:
         self.network = DeviceNetwork(model, options)
+        self._pid = os.getpid()
         self.batch_size = batch_size
         self.input_shape = (model.network.conv1.in_channels, *self.network.size)
         self.classes = model.network.classes
@@ -69,6 +71,11 @@ class CudaBackend:
     @contextmanager
     def placed(self, x: Any) -> Iterator[None]:
         """This GPU; and for what lies on it, the stream that its library computes on."""
+        if os.getpid() != self._pid:
+            raise EngineError(
+                "the engine is of the process that this one was forked from, and a GPU is lost in a fork: make another "
+                "one in a process that is started anew (multiprocessing's spawn)"
+            )
         number, here = gpu_of(x), self.network.device.id
         if number is None:
             with self.network.device:
@@ -110,6 +117,8 @@ class CudaBackend:
             }
 
     def close(self) -> None:
+        if os.getpid() != self._pid:
+            return
         for lane in self._lanes:
             lane.wait()
         self._lanes.clear()
