@@ -27,7 +27,7 @@ from tools.finetune.recipe import Recipe
 from tools.finetune.recipe import run as run_recipe
 from tools.finetune.report import reporting
 from tools.finetune.resnet import Architecture, ResNet
-from tools.finetune.train import Forward, Schedule, Trainer, accuracy, forward_of
+from tools.finetune.train import Forward, Schedule, Trainer, accuracy, expect_writable, forward_of
 from tools.finetune.verify import compare, table
 
 
@@ -74,6 +74,7 @@ def _rank_and_world() -> tuple[int, int]:
 
 
 def prepare(args: argparse.Namespace) -> None:
+    expect_writable(args.out)
     if args.weights == "torchvision":
         parent = checkpoint.torchvision_parent(args.arch)
     else:
@@ -90,6 +91,7 @@ def prepare(args: argparse.Namespace) -> None:
 
 
 def calibrate(args: argparse.Namespace) -> None:
+    expect_writable(args.out)
     if not 0 < args.percentile <= 100:
         raise FinetuneError(f"--percentile {args.percentile}: give a percentage, over 0 and up to 100")
     device = device_of(args)
@@ -116,8 +118,10 @@ def calibrate(args: argparse.Namespace) -> None:
 
 def _fit(args: argparse.Namespace, model: ResNet | QuantResNet, schedule: Schedule, teacher: ResNet | None) -> None:
     """Train `model` and write --out, as one process or as torchrun's."""
-    device = device_of(args)
     rank, world = _rank_and_world()
+    if rank == 0:
+        expect_writable(args.out)
+    device = device_of(args)
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if world > 1:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import math
+import os
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -244,7 +247,33 @@ def accuracy(forward: Forward, batches: Iterable[Batch], seen: Callable[[int], N
 
 
 def save_atomically(state: dict[str, Any], path: Path) -> None:
-    """A checkpoint that is either the old one or the new one, whenever the process ends."""
-    temporary = path.with_name(path.name + ".part")
-    torch.save(state, temporary)
-    temporary.replace(path)
+    """A checkpoint that is either the old one or the new one, whenever the process ends.
+
+    Raises FinetuneError when it cannot be written, and leaves the old one then.
+    """
+    temporary = _beside(path)
+    try:
+        torch.save(state, temporary)
+        temporary.replace(path)
+    except (OSError, RuntimeError) as error:  # of a full disk torch says only that a position is unexpected
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        why = str(error).partition("\n")[0]
+        raise FinetuneError(f"{path}: cannot be written: no room on the disk, or no right to ({why})") from error
+
+
+def expect_writable(path: Path) -> None:
+    """Make the folder of a checkpoint that will be written when all work is done; FinetuneError where that fails."""
+    temporary = _beside(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        temporary.touch()
+        temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise FinetuneError(f"{error.filename or path}: cannot be written: {error.strerror}") from error
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(path.name + ".part")

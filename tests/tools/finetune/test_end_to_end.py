@@ -19,6 +19,7 @@ from int4core.layers import Quantize, walk  # noqa: E402
 from int4core.model import Model  # noqa: E402
 from tests.tools.finetune.tiny import CPU, SIZE, TINY  # noqa: E402
 from tools.finetune import checkpoint, data, train  # noqa: E402
+from tools.finetune.errors import FinetuneError  # noqa: E402
 from tools.finetune.qresnet import exact, quantize_input  # noqa: E402
 from tools.finetune.resnet import ResNet  # noqa: E402
 from tools.finetune.verify import compare  # noqa: E402
@@ -141,3 +142,52 @@ def test_without_torch_the_extra_is_named(
     monkeypatch.setitem(sys.modules, "torch", None)
     assert main(["export", "x.pt", "--out", str(tmp_path)]) == 1
     assert f"pip install -e '{ROOT}[train]'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("prepare", "--weights", "weights.pt"),
+        ("pretrain", "--images", 4, "--batch", 4, "--size", 48),
+        ("calibrate", "weights.pt", "--images", 4, "--batch", 4, "--size", 48),
+    ],
+    ids=lambda words: words[0],
+)
+def test_where_to_write_is_looked_at_before_the_work_is_done(
+    words: tuple[object, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save(ResNet(TINY).state_dict(), "weights.pt")
+    Path("file").touch()
+    given = [str(word) for word in (*words, "--arch", "tiny", "--classes", 16, "--device", "cpu")]
+    if words[0] == "prepare":
+        given = given[: given.index("--device")]
+    assert main([*given, "--out", "made/on/the/way.pt"]) == 0
+    assert checkpoint.kind(Path("made/on/the/way.pt")) in ("parent", "quantised")
+
+    def work(*_: object) -> None:
+        raise AssertionError("work that would be lost")
+
+    monkeypatch.setattr(checkpoint, "load_fp32", work)
+    monkeypatch.setattr(train.Trainer, "run", work)
+    capsys.readouterr()
+    assert main([*given, "--out", "file/x.pt"]) == 1
+    assert capsys.readouterr().err == f"{words[0]}: file: cannot be written: File exists\n"
+    assert main([*given, "--out", "made"]) == 1
+    assert "made: cannot be written: Is a directory" in capsys.readouterr().err
+
+
+def test_a_checkpoint_that_finds_no_room_leaves_the_one_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before, after = ResNet(TINY), ResNet(TINY)
+    checkpoint.save(tmp_path / "a.pt", before)
+
+    def full(_state: object, path: Path) -> None:
+        path.write_bytes(b"a part")
+        raise RuntimeError("unexpected pos 64 vs 0\nmore of it")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(FinetuneError, match=r"a\.pt: cannot be written: no room on .* \(unexpected pos 64 vs 0\)$"):
+        checkpoint.save(tmp_path / "a.pt", after)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.pt"]
+    kept = checkpoint.load_fp32(tmp_path / "a.pt", TINY)
+    torch.testing.assert_close(kept.state_dict(), before.state_dict())
