@@ -3,14 +3,31 @@
 from __future__ import annotations
 
 import argparse
+import math
 from pathlib import Path
 
+from pipeline.commands.values import MOST_PROCESSES, shown, whole
+
 ARCHITECTURE_NAMES = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "tiny")
+
+MOST_PIXELS = 1 << 14
+"""Of a side of an image."""
+
+
+def above_zero(text: str) -> float:
+    """Reads a number above 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{shown(text)} is not a number above 0")
+    return value
 
 
 def _common(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--device", default=None, help="cuda, cuda:1, cpu (default: cuda where there is one)")
-    sub.add_argument("--seed", type=int, default=0)
+    sub.add_argument("--seed", type=whole(0), default=0)
 
 
 def _data(sub: argparse.ArgumentParser, images: int) -> None:
@@ -19,21 +36,23 @@ def _data(sub: argparse.ArgumentParser, images: int) -> None:
         default="shapes",
         help="`shapes`, the procedural set, or a folder: an ImageFolder tree, or images with map.txt",
     )
-    sub.add_argument("--images", type=int, default=images, help=f"how many images (default {images})")
-    sub.add_argument("--size", type=int, default=224, help="image side in pixels (default 224)")
-    sub.add_argument("--batch", type=int, default=64, help="images per batch, in each process (default 64)")
-    sub.add_argument("--workers", type=int, default=8, help="processes that decode image files (default 8)")
+    sub.add_argument("--images", type=whole(1), default=images, help=f"how many images (default {images})")
+    sub.add_argument("--size", type=whole(1, MOST_PIXELS), default=224, help="image side in pixels (default 224)")
+    sub.add_argument("--batch", type=whole(1), default=64, help="images per batch, in each process (default 64)")
+    sub.add_argument(
+        "--workers", type=whole(0, MOST_PROCESSES), default=8, help="processes that decode files (default 8)"
+    )
 
 
 def _arch(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--arch", choices=ARCHITECTURE_NAMES, default="resnet50")
-    sub.add_argument("--classes", type=int, default=None, help="(default 1000)")
+    sub.add_argument("--classes", type=whole(1), default=None, help="(default 1000)")
 
 
 def _training(sub: argparse.ArgumentParser, lr: float, epochs: float) -> None:
-    sub.add_argument("--epochs", type=float, default=epochs, help=f"passes over --images images (default {epochs:g})")
-    sub.add_argument("--minutes", type=float, default=None, help="stop the schedule here instead")
-    sub.add_argument("--lr", type=float, default=lr, help=f"peak learning rate (default {lr:g})")
+    sub.add_argument("--epochs", type=above_zero, default=epochs, help=f"passes over --images (default {epochs:g})")
+    sub.add_argument("--minutes", type=above_zero, default=None, help="stop the schedule here instead")
+    sub.add_argument("--lr", type=above_zero, default=lr, help=f"peak learning rate (default {lr:g})")
     sub.add_argument("--smoothing", type=float, default=0.1, help="label smoothing (default 0.1)")
     sub.add_argument("--compile", action="store_true", help="torch.compile the network")
     sub.add_argument("--resume", action="store_true", help="go on from --out where an earlier run stopped")
@@ -88,7 +107,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     export = command("export", "write a quantised network as an INT4 model folder")
     export.add_argument("quantised", type=Path)
-    export.add_argument("--size", type=int, default=224, help="image side the model is for (default 224)")
+    export.add_argument("--size", type=whole(1, MOST_PIXELS), default=224, help="image side it is for (default 224)")
     export.add_argument("--out", type=Path, required=True, help="model folder to write")
 
     verify = command("verify", "compare a quantised network with the integer engine, layer by layer")
@@ -108,10 +127,10 @@ def build_parser() -> argparse.ArgumentParser:
     _arch(recipe)
     recipe.add_argument("--out", type=Path, required=True, help="folder for results and model.tar.gz")
     recipe.add_argument("--work", type=Path, default=None, help="folder for large files (default OUT/work)")
-    recipe.add_argument("--minutes", type=float, default=8.0)
+    recipe.add_argument("--minutes", type=above_zero, default=8.0)
     recipe.add_argument("--miniature", action="store_true", help="tiny sizes: the same path on a CPU")
-    recipe.add_argument("--parent-lr", type=float, default=None)
-    recipe.add_argument("--quantised-lr", type=float, default=None)
+    recipe.add_argument("--parent-lr", type=above_zero, default=None)
+    recipe.add_argument("--quantised-lr", type=above_zero, default=None)
     recipe.add_argument("--compile-parent", action="store_true")
     recipe.add_argument("--no-compile", action="store_true", help="run the quantised network uncompiled too")
     return parser
