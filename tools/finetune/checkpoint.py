@@ -44,7 +44,8 @@ def load_fp32(path: Path, fallback: Architecture) -> ResNet:
     if isinstance(data, dict) and "kind" in data:
         if data["kind"] != "parent":
             raise FinetuneError(f"{path}: is a {data['kind']} checkpoint, but an FP32 parent is needed")
-        return load_parent(data["state"], Architecture.from_dict(data["arch"]), str(path))
+        arch, weights, _ = _parts(path, data)
+        return load_parent(weights, arch, str(path))
     state = data.get("state_dict", data) if isinstance(data, dict) else None
     if not isinstance(state, dict):
         raise FinetuneError(f"{path}: holds no state_dict")
@@ -56,9 +57,27 @@ def load_quantised(path: Path) -> tuple[QuantResNet, dict[str, Any]]:
     data = _read(path)
     if not (isinstance(data, dict) and data.get("kind") == "quantised"):
         raise FinetuneError(f"{path}: is no quantised checkpoint: `calibrate` and `train` write those")
-    model = QuantResNet(ResNet(Architecture.from_dict(data["arch"])))
-    model.load_state_dict(data["state"])
-    return model, data["extra"]
+    arch, weights, extra = _parts(path, data)
+    model = QuantResNet(ResNet(arch))
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:  # a headline, and a line for each way in which names or shapes differ
+        first = str(error).splitlines()[1:2]
+        raise FinetuneError(f"{path}: is not whole: {''.join(first).strip() or error}") from error
+    return model, extra
+
+
+def _parts(path: Path, data: dict[str, Any]) -> tuple[Architecture, dict[str, Any], dict[str, Any]]:
+    """The architecture, the weights and what else is in one of our checkpoints."""
+    try:
+        arch, weights, extra = (
+            Architecture.from_dict(dict(data["arch"])),
+            dict(data["state"]),
+            dict(data.get("extra", {})),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise FinetuneError(f"{path}: is not whole: {type(error).__name__}: {error}") from error
+    return arch, weights, extra
 
 
 def kind(path: Path) -> str:

@@ -139,7 +139,10 @@ def _fit(args: argparse.Namespace, model: ResNet | QuantResNet, schedule: Schedu
         forward = forward_of(wrapped, device, compiled=args.compile)
         trainer = Trainer(wrapped, schedule, forward, guide)
         if args.resume and args.out.exists():
-            trainer.load_state(checkpoint.load_extra(args.out)["run"])
+            begun = checkpoint.load_extra(args.out).get("run")
+            if begun is None:
+                raise FinetuneError(f"{args.out}: holds no run to go on with: without --resume a new one begins")
+            trainer.load_state(begun)
 
         def save(t: Trainer) -> None:
             if isinstance(model, QuantResNet):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +19,7 @@ torch = pytest.importorskip("torch", reason="the training extra (torch) is not i
 from int4core.engine import Engine  # noqa: E402
 from int4core.layers import Quantize, walk  # noqa: E402
 from int4core.model import Model  # noqa: E402
-from tests.tools.finetune.tiny import CPU, SIZE, TINY  # noqa: E402
+from tests.tools.finetune.tiny import CPU, SIZE, TINY, calibrated  # noqa: E402
 from tools.finetune import checkpoint, data, train  # noqa: E402
 from tools.finetune.errors import FinetuneError  # noqa: E402
 from tools.finetune.qresnet import exact, quantize_input  # noqa: E402
@@ -191,3 +193,50 @@ def test_a_checkpoint_that_finds_no_room_leaves_the_one_before(tmp_path: Path, m
     assert [path.name for path in tmp_path.iterdir()] == ["a.pt"]
     kept = checkpoint.load_fp32(tmp_path / "a.pt", TINY)
     torch.testing.assert_close(kept.state_dict(), before.state_dict())
+
+
+def without(*keys: str) -> Callable[[dict[str, Any]], None]:
+    def drop(data: dict[str, Any]) -> None:
+        for key in keys[:-1]:
+            data = data[key]
+        del data[keys[-1]]
+
+    return drop
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (without("arch"), "KeyError: 'arch'"),
+        (without("arch", "blocks"), "KeyError: 'blocks'"),
+        (without("state"), "KeyError: 'state'"),
+        (without("state", "fc.weight"), 'Missing key(s) in state_dict: "fc.weight".'),
+        (lambda data: data.update(arch=3), "TypeError: "),
+    ],
+)
+def test_a_checkpoint_that_lacks_something_is_one_sentence(
+    change: Callable[[dict[str, Any]], None],
+    why: str,
+    parent: ResNet,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    file = tmp_path / "q.pt"
+    checkpoint.save(file, calibrated(parent))
+    whole = torch.load(file, weights_only=True)
+    change(whole)
+    torch.save(whole, file)
+    assert main(["export", str(file), "--out", str(tmp_path / "model")]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith(f"export: {file}: is not whole: {why}")
+    assert said.count("\n") == 1
+
+
+def test_where_no_run_was_begun_none_is_gone_on_with(
+    parent: ResNet, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As after `prepare` and `calibrate`, whose checkpoints are as whole as those of a run."""
+    checkpoint.save(tmp_path / "p.pt", parent)
+    given = ["--arch", "tiny", "--classes", "16", "--device", "cpu", "--resume", "--out", str(tmp_path / "p.pt")]
+    assert main(["pretrain", *given]) == 1
+    assert "p.pt: holds no run to go on with: without --resume a new one begins" in capsys.readouterr().err
