@@ -26,16 +26,32 @@ def check_images(x: Any, shape: tuple[int, ...]) -> None:
 
 
 def gpu_of(x: Any) -> int | None:
-    """The number of the GPU that `x` lies on, as CUDA counts them; None in host memory."""
+    """The number of the GPU that `x` lies on, as CUDA counts them; None in host memory.
+
+    Raises EngineError where its library cannot say.
+    """
     if isinstance(x, np.ndarray):
         return None
-    kind, number = x.__dlpack_device__()
+    try:
+        kind, number = x.__dlpack_device__()
+    except Exception as error:  # each library has its own
+        raise _refused(x, error) from error
     return int(number) if kind in (_CUDA, _CUDA_MANAGED) else None
 
 
 def on_host(x: Any) -> Int8Array:
-    """`x`, which lies in host memory, as NumPy sees it: no copy."""
-    return cast("Int8Array", x if isinstance(x, np.ndarray) else np.from_dlpack(x))
+    """`x`, which lies in host memory, as NumPy sees it: no copy. Raises EngineError where its library gives none."""
+    if isinstance(x, np.ndarray):
+        return x
+    try:
+        return cast("Int8Array", np.from_dlpack(x))
+    except Exception as error:  # each library has its own
+        raise _refused(x, error) from error
+
+
+def _refused(x: Any, error: Exception) -> EngineError:
+    why = str(error).partition("\n")[0]
+    return EngineError(f"input is {type(x).__name__}, which its library does not give by DLPack: {why}")
 
 
 def alike(x: Any, answer: Any) -> Any:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from int4core import scores
-from int4core.arrays import alike, check_images
+from int4core.arrays import alike, check_images, gpu_of, on_host
 from int4core.backends import Backend, create_backend
 from int4core.backends.base import Answer, Pending, Want
 from int4core.errors import EngineError
@@ -101,7 +101,7 @@ class Engine:
         112 MB per image for ResNet-50, so keep N small. `x` lies in host memory.
         """
         self._check(x)
-        if not len(x):
+        if not x.shape[0]:
             raise EngineError("trace needs at least one image")
         with self.backend.placed(x):
             traces = [self.backend.trace(batch) for batch in self._batches(x)]
@@ -154,5 +154,7 @@ class Engine:
 
     def _batches(self, x: Any) -> Iterator[Any]:
         """`x` in parts of at most `batch_size`; one empty part of none."""
+        if gpu_of(x) is None:
+            x = on_host(x)  # what speaks DLPack need have neither a length nor slices
         for start in range(0, max(len(x), 1), self.batch_size):
             yield x[start : start + self.batch_size]

@@ -212,17 +212,11 @@ def test_a_stream_gives_what_the_calls_give() -> None:
 
 
 class Foreign:
-    """An array of a library that speaks DLPack and has no `from_dlpack`: on the CPU, or said to lie on a GPU."""
+    """What speaks DLPack, and has no more than that, a dtype and a shape: on the CPU, or said to lie on a GPU."""
 
     def __init__(self, array: np.ndarray[Any, Any], device: tuple[int, int] = (1, 0)) -> None:
         self._array, self._device = array, device
         self.dtype, self.shape = array.dtype, array.shape
-
-    def __len__(self) -> int:
-        return len(self._array)
-
-    def __getitem__(self, part: slice) -> Foreign:
-        return Foreign(self._array[part], self._device)
 
     def __dlpack__(self, **options: Any) -> Any:
         return self._array.__dlpack__(**options)
@@ -253,6 +247,20 @@ class Bare:
 def test_what_speaks_dlpack_and_is_no_array_is_refused() -> None:
     with Engine(MODEL) as engine, pytest.raises(EngineError, match="input is Bare, but must be an array of int8"):
         engine.top1(Bare())
+
+
+@pytest.mark.parametrize("refused", ["sparse", "meta"])
+def test_what_its_library_does_not_give_by_dlpack_is_refused(refused: str) -> None:
+    torch = pytest.importorskip("torch")
+    x = torch.from_numpy(random_input(NET, 1))
+    x = x.to_sparse() if refused == "sparse" else x.to("meta")
+    with Engine(MODEL) as engine:
+        for call in (engine.top1, engine.trace):
+            with pytest.raises(
+                EngineError, match="input is Tensor, which its library does not give by DLPack: "
+            ) as error:
+                call(x)
+            assert "\n" not in str(error.value)
 
 
 def test_answers_to_torch_are_torch_s() -> None:
