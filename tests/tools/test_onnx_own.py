@@ -131,3 +131,19 @@ def test_no_layer_may_be_left_over(tiny: Path, tmp_path: Path) -> None:
     said.value = json.dumps({**layers, "layer9": layers["layer1"]})
     with pytest.raises(OnnxFileError, match="'layer9' is no layer of the network"):
         import_own(tmp_path / "a.onnx", model)
+
+
+def test_names_of_classes_that_are_not_the_files_are_not_passed_over(
+    tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They may be the user's own, or those of the model that was there before."""
+    for name, names in (("named", ("a", "b", "c")), ("nameless", None)):
+        graph = to_onnx(Model.load(tiny).network, "integer", names)
+        (tmp_path / f"{name}.onnx").write_bytes(graph.SerializeToString())
+    said = "classes.txt was there before and stays"
+    assert main(["import", str(tmp_path / "nameless.onnx"), str(tmp_path / "out")]) == 0
+    assert main(["import", str(tmp_path / "named.onnx"), str(tmp_path / "out")]) == 0
+    assert said not in capsys.readouterr().out
+    assert main(["import", str(tmp_path / "nameless.onnx"), str(tmp_path / "out")]) == 0
+    assert said in capsys.readouterr().out
+    assert (tmp_path / "out" / "classes.txt").read_text() == "a\nb\nc\n"

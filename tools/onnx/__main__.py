@@ -82,6 +82,8 @@ def import_(args: argparse.Namespace) -> None:
             write_atomically(args.out / CLASSES_NAME, "".join(f"{name}\n" for name in names).encode("utf-8"))
         except OSError as error:
             raise OnnxFileError(args.out / CLASSES_NAME, 0, f"cannot be written: {error.strerror}") from error
+    elif (args.out / CLASSES_NAME).exists():
+        said.append(f"{CLASSES_NAME} was there before and stays, as the file names no classes: is it this model's?")
     print(f"{printable(args.out)}: {len(net.blocks)} blocks, {net.classes} classes")
     for line in said:
         print(f"  {printable(line)}")
