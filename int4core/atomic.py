@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import secrets
 import stat
@@ -47,3 +48,18 @@ def _write_into(path: Path, data: bytes) -> None:
     os.set_blocking(fd, True)
     with open(fd, "wb") as file:
         file.write(data)
+
+
+def expect_writable(path: Path) -> None:
+    """Make the folder of `path`, and raise the OSError that `write_atomically` would: before work that is lost then."""
+    if path.exists() and not path.is_file():
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        return
+    target = Path(os.path.realpath(path))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = target.with_name(f"{secrets.token_hex(8)}.part")
+    try:
+        part.touch()
+    finally:
+        part.unlink(missing_ok=True)

@@ -18,10 +18,12 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from int4core.atomic import expect_writable
 from int4core.backends.cuda.chips import CHIPS, Chip
 from int4core.backends.cuda.families.table import KNOWN_NUMBERS, candidates, default_kernel, digest
 from int4core.backends.cuda.network import DeviceNetwork
 from int4core.backends.cuda.plan.ops import ConvOp, JointOp, Op, SingleOp, joined, parts
+from int4core.backends.cuda.plan.planner import check_batch
 from int4core.errors import EngineError, Int4CoreError, printable, printed, shown
 from int4core.model import Model
 from int4core.options import CudaOptions
@@ -124,6 +126,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     try:
         model = Model.load(options.model)
+        for n in options.batch:
+            check_batch(n)
+        expect_folder(options.out)
         network = DeviceNetwork(model, CudaOptions(gpu=options.gpu, device=options.device))
         with network.device:
             for n in options.batch:
@@ -132,6 +137,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {printed(error)}", file=sys.stderr)
         return 1
     return 0
+
+
+def expect_folder(folder: Path) -> None:
+    """Raises EngineError when no file can be written to `folder`: tuning takes minutes, and its result is a file."""
+    try:
+        expect_writable(folder / "any")
+    except OSError as error:
+        raise EngineError(f"{printable(folder)}: no file can be written there: {error.strerror}") from error
 
 
 def _tune_batch(network: DeviceNetwork, n: int, options: argparse.Namespace) -> None:

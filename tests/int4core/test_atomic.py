@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from int4core.atomic import write_atomically
+from int4core.atomic import expect_writable, write_atomically
 
 
 @pytest.fixture
@@ -123,3 +123,16 @@ def test_a_folder_in_the_way_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(IsADirectoryError):
         write_atomically(tmp_path / "folder", b"text")
     assert [p.name for p in tmp_path.iterdir()] == ["folder"]
+
+
+def test_whether_a_file_could_be_written_is_known_before_there_is_one(tmp_path: Path) -> None:
+    expect_writable(tmp_path / "made" / "on the way" / "file")
+    assert list((tmp_path / "made" / "on the way").iterdir()) == []
+    (tmp_path / "file").write_bytes(b"kept")
+    expect_writable(tmp_path / "file")
+    expect_writable(Path(os.devnull))
+    for path, error in ((tmp_path / "made", IsADirectoryError), (tmp_path / "file" / "below", FileExistsError)):
+        with pytest.raises(error):
+            expect_writable(path)
+    assert (tmp_path / "file").read_bytes() == b"kept"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "made"]

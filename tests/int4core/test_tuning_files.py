@@ -205,6 +205,21 @@ def test_a_user_s_file_wins_over_the_one_of_the_package(tmp_path: Path, monkeypa
     assert tuning.notice == f"kernels tuned for batch 8, 1024 (measured, 1 of 2 files from {own})"
 
 
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (("--out", "/dev/null"), "error: /dev/null: no file can be written there: File exists\n"),
+        (("--batch", "8", "0"), "error: batch 0: at least 1 and at most 16777216 images can be a batch\n"),
+    ],
+)
+def test_what_cannot_end_well_is_no_minutes_of_tuning(
+    given: tuple[str, ...], said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(tune, "DeviceNetwork", None)
+    assert tune.main(["--model", str(ROOT / "model"), *given]) == 1
+    assert capsys.readouterr().err == said
+
+
 def test_what_an_editor_leaves_beside_a_file_is_not_taken(tmp_path: Path) -> None:
     write(tmp_path, "h200", 200)
     write(tmp_path, "h200.batch8", 201, batch="8")

@@ -156,3 +156,11 @@ def test_files_of_the_package_fit_their_chips(name: str, convolutions: dict[str,
     assert len(branches) == 4
     assert all(numbers[branch] == numbers[main] for branch, main in branches.items())
     assert len(numbers) == 1 + 48 + 4
+
+
+@pytest.mark.parametrize("batch", [0, -3, 10**12])
+def test_a_batch_that_no_engine_takes_is_one_sentence(batch: int, capsys: pytest.CaptureFixture[str]) -> None:
+    assert static_model.main(["--gpu", "a10", f"--batch={batch}"]) == 1
+    said = capsys.readouterr()
+    assert said.err == f"error: batch {batch}: at least 1 and at most 16777216 images can be a batch\n"
+    assert said.out == ""

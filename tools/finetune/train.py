@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import math
-import os
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -16,6 +14,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from int4core import atomic
 from tools.finetune.data import Batch, Source
 from tools.finetune.errors import FinetuneError
 from tools.finetune.qresnet import QuantResNet, run_block
@@ -251,7 +250,7 @@ def save_atomically(state: dict[str, Any], path: Path) -> None:
 
     Raises FinetuneError when it cannot be written, and leaves the old one then.
     """
-    temporary = _beside(path)
+    temporary = path.with_name(path.name + ".part")
     try:
         torch.save(state, temporary)
         temporary.replace(path)
@@ -264,16 +263,7 @@ def save_atomically(state: dict[str, Any], path: Path) -> None:
 
 def expect_writable(path: Path) -> None:
     """Make the folder of a checkpoint that will be written when all work is done; FinetuneError where that fails."""
-    temporary = _beside(path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.is_dir():
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        temporary.touch()
-        temporary.unlink(missing_ok=True)
+        atomic.expect_writable(path)
     except OSError as error:
         raise FinetuneError(f"{error.filename or path}: cannot be written: {error.strerror}") from error
-
-
-def _beside(path: Path) -> Path:
-    return path.with_name(path.name + ".part")

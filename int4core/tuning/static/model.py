@@ -30,6 +30,7 @@ from int4core.backends.cuda.families.stem_mma import StemConv
 from int4core.backends.cuda.families.table import digest
 from int4core.backends.cuda.plan.fuse import fuse
 from int4core.backends.cuda.plan.ops import ConvOp, LinearOp, Op, StemOp
+from int4core.backends.cuda.plan.planner import check_batch
 from int4core.errors import EngineError, Int4CoreError, printed
 from int4core.layers import ResNet
 from int4core.model import Model
@@ -208,6 +209,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--write", type=Path, metavar="FOLDER", help="write the choice to FOLDER/GPU, or GPU.basic")
     options = parser.parse_args(arguments)
     try:
+        check_batch(options.batch)
         net = Model.load(options.model).network
         if options.check:
             check(net)

@@ -174,7 +174,7 @@ def test_where_to_write_is_looked_at_before_the_work_is_done(
     monkeypatch.setattr(train.Trainer, "run", work)
     capsys.readouterr()
     assert main([*given, "--out", "file/x.pt"]) == 1
-    assert capsys.readouterr().err == f"{words[0]}: file: cannot be written: File exists\n"
+    assert capsys.readouterr().err == f"{words[0]}: {tmp_path.resolve()}/file: cannot be written: File exists\n"
     assert main([*given, "--out", "made"]) == 1
     assert "made: cannot be written: Is a directory" in capsys.readouterr().err
 
