@@ -70,7 +70,7 @@ def open_image(file: BinaryIO, path: str | Path, rules: ImageRules) -> Image.Ima
     except UnidentifiedImageError as error:
         raise ImageError(path, f"not an image, or none of {', '.join(FORMATS)}") from error
     except Image.DecompressionBombError as error:
-        raise ImageError(path, f"too large: Pillow reads images of up to {MOST_PIXELS:,} pixels") from error
+        raise ImageError(path, f"more than {MOST_PIXELS} pixels: Pillow refuses them, whatever --max-pixels") from error
     width, height = image.size
     if width * height > rules.max_pixels:
         raise ImageError(path, f"{width} x {height} is more than --max-pixels {rules.max_pixels}")
@@ -105,7 +105,10 @@ def _tile_bytes(image: TiffImagePlugin.TiffImageFile) -> int:
 def check_memory(path: str | Path, what: str, memory: int, rules: ImageRules) -> None:
     """Raises ImageError when `what` takes more memory, in bytes, than `rules` allow."""
     if memory > rules.max_memory:
+        most = BYTES_PER_PIXEL * MOST_PIXELS
         allowed = f"{rules.max_memory / 1e6:,.0f} MB that --max-pixels {rules.max_pixels} allows"
+        if memory > most:  # whoever raised the limit would be told the same once more
+            allowed = f"{most / 1e6:,.0f} MB that any --max-pixels allows"
         raise ImageError(path, f"{what} takes about {memory / 1e6:,.0f} MB, more than the {allowed}")
 
 
