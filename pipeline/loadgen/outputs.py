@@ -147,13 +147,26 @@ def _made(folder: Path) -> Iterator[None]:
 
 
 def _remove_empty(folder: Path) -> None:
-    with suppress(OSError):
+    """Remove `folder` if it is empty, and no other run's by now."""
+    with suppress(OSError, PipelineError), _lock(folder):
         folder.rmdir()
 
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     """Whoever else tries this while it lasts is refused; it ends with the process at the latest."""
+    with _lock(folder) as handle:
+        if _is_at(folder, handle):
+            yield
+            return
+    # It was another run's, which has ended and removed it.
+    with _made(folder), _locked(folder):
+        yield
+
+
+@contextmanager
+def _lock(folder: Path) -> Iterator[int]:
+    """A descriptor of `folder`, locked where folders can be."""
     try:
         handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     except OSError as error:
@@ -167,9 +180,17 @@ def _locked(folder: Path) -> Iterator[None]:
             # NFS locks no folders: there, the files of a run are what shows that it is taken.
             if error.errno not in (errno.EBADF, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
                 raise PipelineError(f"{folder}: cannot be locked: {error.strerror}; {ANOTHER}") from error
-        yield
+        yield handle
     finally:
         os.close(handle)
+
+
+def _is_at(folder: Path, handle: int) -> bool:
+    """Whether the folder that `handle` is open on is still the one at this path."""
+    try:
+        return os.path.samestat(os.stat(folder), os.fstat(handle))
+    except FileNotFoundError:
+        return False
 
 
 def _try_writing(folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import tempfile
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 
 from pipeline.errors import PipelineError
+from pipeline.loadgen import outputs as outputs_module
 from pipeline.loadgen.command import command
 from pipeline.loadgen.options import parse
 from pipeline.loadgen.outputs import Outputs
@@ -114,6 +116,40 @@ def test_folders_that_stay_empty_go_again_and_others_do_not() -> None:
     with outputs(), pytest.raises(PipelineError):
         outputs("--trace", "none/trace.json")
     assert not Path("results").exists()
+
+
+def test_an_empty_folder_that_another_run_has_taken_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    others: list[Outputs] = []
+    remove = outputs_module._remove_empty
+
+    def after_another(folder: Path) -> None:
+        if not others:
+            others.append(outputs("--output-dir", "a/b"))
+        remove(folder)
+
+    monkeypatch.setattr(outputs_module, "_remove_empty", after_another)
+    with outputs("--output-dir", "a/b"):
+        pass
+    with others[0] as other:
+        (other.folder / "log").write_text("")
+    assert Path("a/b/log").exists()
+
+
+def test_a_folder_that_goes_before_it_is_locked_is_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("out").mkdir()
+    lock = fcntl.flock
+
+    def after_its_removal(handle: int, operation: int) -> None:
+        monkeypatch.setattr(fcntl, "flock", lock)
+        Path("out").rmdir()
+        lock(handle, operation)
+
+    monkeypatch.setattr(fcntl, "flock", after_its_removal)
+    with outputs("--output-dir", "out") as ours:
+        assert ours.folder.is_dir()
+        with pytest.raises(PipelineError, match="another run is writing there"):
+            outputs("--output-dir", "out")
+    assert not Path("out").exists(), "whoever makes it removes it"
 
 
 def in_the_way(path: Path) -> list[str]:
