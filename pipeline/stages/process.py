@@ -157,17 +157,24 @@ class ProcessStage(Stage[T, R]):
             self._wait_for(lambda: len(self._children) == self.workers and all(c.ready for c in self._children))
 
     def traces(self) -> tuple[Records, ...]:
-        """The spans of every worker so far; to be called once, when all tasks are finished. Raises StageFailure."""
+        """The spans of every worker so far; to be called once, when all tasks are finished. Raises StageFailure.
+
+        Those of a worker that is lost and replaced are lost with it.
+        """
         with self._changed:
-            for child in self._children:
+            asked = tuple(self._children)
+            for child in asked:
                 with contextlib.suppress(ChannelClosed):  # the watcher finds out why
                     child.channel.send(ReportTrace())
+
+            def silent() -> list[str]:
+                return [c.label for c in asked if c.trace is None and c is self._children[c.number]]
+
             deadline = time.monotonic() + self._timeout_s
-            self._wait_for(lambda: all(c.trace for c in self._children) or time.monotonic() > deadline)
-            silent = [c.label for c in self._children if c.trace is None]
-            if silent:
-                raise StageFailure(self.name, f"{', '.join(silent)} did not report its trace in {self._timeout_s:g} s")
-            return tuple(c.trace for c in self._children if c.trace is not None)
+            self._wait_for(lambda: not silent() or time.monotonic() > deadline)
+            if late := ", ".join(silent()):
+                raise StageFailure(self.name, f"{late} did not report its trace in {self._timeout_s:g} s")
+            return tuple(c.trace for c in asked if c.trace is not None)
 
     def stop(self) -> None:
         with self._changed:
@@ -355,6 +362,7 @@ class ProcessStage(Stage[T, R]):
             after.given = child.given - sum(t.samples for t in child.tasks.values())
             self._children[child.number] = after
             self._replaced += 1
+            self._changed.notify_all()
         _register(selector, after)
         child.close()
         for ticket, task in child.tasks.items():

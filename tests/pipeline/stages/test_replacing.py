@@ -23,7 +23,7 @@ from pipeline.stages.process import FRUITLESS_LOSSES, ProcessStage
 from pipeline.stages.worker import serve_items
 from tests.pipeline.conftest import PATIENCE_S, all_ended, wait_for
 from tests.pipeline.judged import judged_clock
-from tests.pipeline.stages.workers import Body, Shouter
+from tests.pipeline.stages.workers import Body, DiesTraced, Shouter
 
 
 class Owner:
@@ -62,8 +62,9 @@ class Owner:
 def shouters(**changed: Any) -> Iterator[tuple[ProcessStage[Body, list[str]], Owner]]:
     owner = Owner()
     options: dict[str, Any] = {"workers": 1, "capacity": 16, "timeout_s": PATIENCE_S, "on_lost": owner.back} | changed
+    maker = options.pop("make_worker", Shouter)
     owner.stage = ProcessStage(
-        "shout", Shouter, on_result=owner.result, on_failure=owner.failure, serve=serve_items, **options
+        "shout", maker, on_result=owner.result, on_failure=owner.failure, serve=serve_items, **options
     )
     seen: set[int] = set()
     try:
@@ -152,6 +153,14 @@ def test_workers_that_die_with_nothing_to_do_end_the_stage() -> None:
         assert stage.replaced == FRUITLESS_LOSSES - 1
         with pytest.raises(StageFailure):
             stage.put_back(owner.task("a"))
+
+
+def test_a_worker_that_dies_when_it_is_asked_for_its_trace_is_not_waited_for() -> None:
+    with shouters(workers=2, make_worker=DiesTraced) as (stage, owner):
+        survivor = stage.pids[1]
+        assert [pid for pid, _, _, _ in stage.traces()] == [survivor]
+        assert stage.replaced == 1
+        assert not owner.failures
 
 
 def test_an_exception_still_ends_the_stage_and_so_does_one_of_the_owner() -> None:

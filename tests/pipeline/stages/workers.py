@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from pipeline.stages.channels import FROM_WORKER, TO_WORKER, Channel, Rates, Ready, Task
-from pipeline.telemetry.trace import Untraced
+from pipeline.telemetry.trace import Records, Untraced
 
 Body: TypeAlias = tuple[str, ...]
 
@@ -126,6 +126,21 @@ class Shouter:
 
     def close(self) -> None:
         pass
+
+
+class DiesTraced(Shouter):
+    """A Shouter whose number 0 dies when it is asked for its trace."""
+
+    def __init__(self, number: int = 0) -> None:
+        super().__init__(number)
+        if number == 0:
+            self.tracer = _Deadly()
+
+
+class _Deadly(Untraced):
+    def to_records(self) -> Records:
+        os.kill(os.getpid(), signal.SIGKILL)
+        return super().to_records()
 
 
 def tell_mask(pipe: Any, _make_worker: object) -> None:
