@@ -19,9 +19,10 @@ import re
 import secrets
 import socket
 import stat
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -57,6 +58,9 @@ class PartsSink:
     Where others write parts of the output (`writer`), `read_keys` is false: the keys of earlier runs are then theirs
     to read (`earlier_parts`), and rows count from this run on (`count`).
 
+    Left by an exception while another thread is writing, which a disk may hold up for as long as it likes, it stays
+    locked until that thread is done, and takes nothing more.
+
     Raises SinkError when the output cannot be gone on with: another writer, another identity, a file of someone else.
     See `pipeline.sinks.base.Sink` for the attributes.
     """
@@ -91,6 +95,9 @@ class PartsSink:
         self._since = 0.0
         self._broken: BaseException | None = None
         self._leaving = False
+        self._used = threading.Condition()
+        self._in_use = False
+        self._left = threading.Event()
         self._parts_folder = self.out if folder else self._beside(".parts")
         with plainly(self.out):
             make_folder(self.out if folder else self.out.parent)
@@ -113,16 +120,36 @@ class PartsSink:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        try:
+        with self._used:
+            if self._in_use and kind is not None:
+                self._left.set()  # whoever writes unlocks it
+                return
+        with self._using():
+            self._left.set()
             if kind is None and not self._leaving:
-                self.finish()
+                self._finish()
             else:
                 # What came in is made safe, if that works; if not, the exception under way matters more.
                 with suppress(SinkError):
-                    self.cut()
+                    self._cut()
                 self._remove_if_nothing_came()
+
+    @contextmanager
+    def _using(self) -> Iterator[None]:
+        """One thread at a time, and none once the output has been left: the last one unlocks it."""
+        with self._used:
+            self._used.wait_for(lambda: not self._in_use)
+            if self._left.is_set() and self._broken is None:
+                raise SinkError(f"{self.out}: this run has left it, and writes no more")
+            self._in_use = True
+        try:
+            yield
         finally:
-            self._lock.release()
+            with self._used:
+                self._in_use = False
+                self._used.notify_all()
+                if self._left.is_set():
+                    self._lock.release()
 
     def leave(self) -> None:
         """The output is not to be finished when the context is left, but gone on with by a later run."""
@@ -138,21 +165,24 @@ class PartsSink:
             raise ValueError(f"{self.out} is complete")
         if not len(rows):
             return
-        if not self._waiting:
-            self._since = self._clock()
-        self._waiting.append(rows)
-        self._waiting_rows += len(rows)
-        self.rows += len(rows)
-        self.errors += len(rows.errors)
-        if self._waiting_rows >= self._rows_per_part:
-            self.cut()
-        else:
-            self.tick()
+        with self._using():
+            if not self._waiting:
+                self._since = self._clock()
+            self._waiting.append(rows)
+            self._waiting_rows += len(rows)
+            self.rows += len(rows)
+            self.errors += len(rows.errors)
+            if self._waiting_rows >= self._rows_per_part or self._is_due():
+                self._cut()
 
     def tick(self) -> None:
         """Cut the part if its time has come."""
-        if self._waiting and self._clock() - self._since >= self._seconds_per_part:
-            self.cut()
+        with self._using():
+            if self._waiting and self._is_due():
+                self._cut()
+
+    def _is_due(self) -> bool:
+        return self._clock() - self._since >= self._seconds_per_part
 
     def cut(self) -> None:
         """Make what came in safe, as a part.
@@ -160,6 +190,10 @@ class PartsSink:
         Raises SinkError; what came in is then given up, and nothing more can be written: the run is to end, and a
         later one to go on.
         """
+        with self._using():
+            self._cut()
+
+    def _cut(self) -> None:
         if self._broken is not None:
             raise SinkError(f"{self.out}: nothing can be written any more: {self._broken}") from self._broken
         if not self._waiting:
@@ -179,9 +213,13 @@ class PartsSink:
 
     def finish(self) -> None:
         """Cut the last part and make the output complete. Raises SinkError; what came in is then safe in the parts."""
+        with self._using():
+            self._finish()
+
+    def _finish(self) -> None:
         if self.complete:
             return
-        self.cut()
+        self._cut()
         self.note({ROWS: str(self.rows), ERRORS: str(self.errors)})
         with plainly(self.out, lambda: self.rows):
             self._remove_what_came_too_late()

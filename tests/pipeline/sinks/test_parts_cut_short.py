@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import resource
+import threading
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -16,8 +17,10 @@ import pytest
 from pipeline.errors import PipelineError
 from pipeline.sinks import durable
 from pipeline.sinks import parts as parts_module
+from pipeline.sinks.base import SinkError
 from pipeline.sinks.lock import OutputLock
 from tests.paths import ROOT
+from tests.pipeline.conftest import PATIENCE_S
 from tests.pipeline.sinks.kills import kill_and_go_on
 from tests.pipeline.sinks.made import as_tuples, made
 from tests.pipeline.sinks.outputs import KEYS, OUTS, abandon, names, opened, refused, rows_of
@@ -36,6 +39,34 @@ def test_an_exception_keeps_what_came_in(out: str) -> None:
     with opened(out) as again:
         assert not again.complete
         assert again.rows == len(again.done) == 5
+
+
+def test_an_output_that_is_left_while_it_is_written_is_locked_until_that_is_done(
+    out: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writing, disk = threading.Event(), threading.Event()
+    write = parts_module.write_durably
+
+    def stalled(path: Path, fill: Any, temporary: Path | None = None) -> None:
+        if path.name.startswith("part-"):
+            writing.set()
+            disk.wait(PATIENCE_S)
+        write(path, fill, temporary)
+
+    monkeypatch.setattr(parts_module, "write_durably", stalled)
+    sink = opened(out, rows_per_part=5)
+    with suppress(KeyboardInterrupt), sink:
+        writer = threading.Thread(target=sink.write, args=(made(KEYS[:5]),))
+        writer.start()
+        assert writing.wait(PATIENCE_S)
+        raise KeyboardInterrupt
+    assert f"process {os.getpid()} on" in refused(out)
+    disk.set()
+    writer.join(PATIENCE_S)
+    with pytest.raises(SinkError, match="this run has left it"):
+        sink.write(made(KEYS[5:]))
+    with opened(out) as again:
+        assert rows_of(again) == as_tuples(made(KEYS[:5]))
 
 
 def test_an_output_that_is_left_is_not_finished(out: str) -> None:
