@@ -6,12 +6,14 @@ from array import array
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from hashlib import blake2b
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from pipeline.errors import PipelineError
+from pipeline.samples.expand import spelled_out
 from pipeline.samples.library import read_map
 from pipeline.samples.listing import entries
 
@@ -76,7 +78,7 @@ class Labels:
     @classmethod
     def _by_folder(cls, sources: Sequence[str], class_names: Sequence[str] | None, classes: int) -> Labels:
         roots, found = [], set()
-        for source in sources:
+        for source in chain.from_iterable(map(spelled_out, sources)):
             below = _folders_in(source)
             if below:
                 roots.append(source if source.endswith("/") else f"{source}/")

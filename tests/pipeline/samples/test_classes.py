@@ -92,6 +92,11 @@ class TestFolders:
         assert labels.of("s.tar/b/7.jpg") == 1
         assert labels.of("x/deep/8.jpg") is None
 
+    def test_of_sources_that_braces_stand_for(self) -> None:
+        labels = self.read(["d/b", "d/a", "e/c"], None, 3, "{d,e}")
+        keys = ("d/a/1.jpg", "d/b/deep/2.jpg", "e/c/deep/3.jpg")
+        assert [labels.of(key) for key in keys] == [0, 1, 2]
+
     def test_by_the_names_of_the_classes(self) -> None:
         labels = self.read(["d/tench", "d/tabby_cat"], NAMES, 4)
         assert labels.of("d/tench/a.jpg") == 1
