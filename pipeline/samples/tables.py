@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any, Protocol
 
@@ -131,9 +132,11 @@ def image_column(table: Columns, column: str | None, *, paths: bool = True) -> s
     something else or several may be meant.
     """
     kinds = {str(field.name): kind_of(field.type) for field in table.schema}
+    names = Counter(str(field.name) for field in table.schema)
     if column is not None:
         if column not in kinds:
             raise NoImageColumn(f"{table.path}: no column {column}; its columns are {', '.join(kinds)}")
+        _check_alone(table, names, column)
         if kinds[column] is None:
             holds = f"column {column} holds {table.schema.field(column).type}"
             raise PipelineError(f"{table.path}: {holds}; an image is bytes, a path, or a struct of both")
@@ -141,10 +144,17 @@ def image_column(table: Columns, column: str | None, *, paths: bool = True) -> s
     for wanted in ("bytes", "path") if paths else ("bytes",):
         found = [name for name, kind in kinds.items() if kind == wanted]
         if len(found) == 1:
+            _check_alone(table, names, found[0])
             return found[0]
         if found:
             raise PipelineError(f"{table.path}: images may be in {' or '.join(found)}; say which with --column")
     raise NoImageColumn(f"{table.path}: no column of bytes or of paths; its columns are {', '.join(kinds)}")
+
+
+def _check_alone(table: Columns, names: Counter[str], column: str) -> None:
+    """Raises PipelineError where several columns have this name: it does not say which is meant."""
+    if names[column] > 1:
+        raise PipelineError(f"{table.path}: {names[column]} columns are called {column}; give each a name of its own")
 
 
 def image_in(cell: Any, place: str, column: str) -> bytes | str:
@@ -155,8 +165,10 @@ def image_in(cell: Any, place: str, column: str) -> bytes | str:
     if not cell.is_valid:
         raise ImageError(place, f"nothing in column {column} of this row")
     if hasattr(cell, "keys"):  # a struct
+        # As in `kind_of`: `bytes` beside a path may be how many there are.
         fields = {name: cell[name] for name in cell}
-        held = [fields[name] for name in ("bytes", "path") if name in fields and fields[name].is_valid]
+        fitting = [fields[name] for name in ("bytes", "path") if name in fields and kind_of(fields[name].type) == name]
+        held = [field for field in fitting if field.is_valid]
         if not held:
             raise ImageError(place, f"column {column} has neither bytes nor a path in this row")
         cell = held[0]

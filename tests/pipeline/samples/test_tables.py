@@ -49,6 +49,20 @@ class TestTables:
         self.write("v.parquet", n=[1])
         assert "no column of bytes or of paths; its columns are n" in error("v.parquet")
 
+    def test_a_struct_whose_bytes_are_a_number(self) -> None:
+        touch("a.jpg")
+        self.write("t.parquet", image=[{"bytes": 5, "path": "a.jpg"}])
+        assert read_all(expand(["t.parquet"])) == {"t.parquet#0": b"a.jpg"}
+
+    def test_columns_of_one_name(self) -> None:
+        import pyarrow.parquet as parquet
+
+        columns = [self.pa.array(["a.jpg"]), self.pa.array([b"x"])]
+        parquet.write_table(self.pa.Table.from_arrays(columns, ["image", "image"]), "t.parquet")
+        for column in (None, "image"):
+            said = error("t.parquet", column=column)
+            assert said == "t.parquet: 2 columns are called image; give each a name of its own"
+
     @pytest.mark.parametrize("kind", ["large_binary", "binary_view", "large_string", "string_view", "dictionary"])
     def test_kinds_of_columns(self, kind: str) -> None:
         pa = self.pa
