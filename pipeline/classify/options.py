@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from pipeline.errors import PipelineError
 from pipeline.samples.expand import parse_shard
 from pipeline.samples.labels import BY_FOLDER, BY_SHARD
 from pipeline.samples.remote import is_url
-from pipeline.sinks.opening import STDOUT
+from pipeline.sinks.opening import NOWHERE, STDOUT
 
 PROG = "python -m pipeline.classify"
 MOST_TOP = 16
@@ -102,8 +103,8 @@ def parse(argv: Sequence[str]) -> Options:
     wrong = contradiction(args)
     if wrong is None and args.json and args.out == STDOUT:
         wrong = "--json and --out -: both write to standard output; give one of them"
-    if wrong is None and args.report is not None and os.path.realpath(args.report) == os.path.realpath(args.out):
-        wrong = f"--out {args.out} and --report {args.report} are one file; give one of them another name"
+    if wrong is None:
+        wrong = _one_file(args)
     if wrong is None:
         wrong = _no_place(args.out)
     if wrong is None and args.ray is not None:
@@ -132,6 +133,17 @@ def parse(argv: Sequence[str]) -> Options:
         loaders=loader_options(args),
         show=show_options(args),
     )
+
+
+def _one_file(args: argparse.Namespace) -> str | None:
+    """Which two of the files that are to be written are one, where there are such."""
+    table = None if args.out in (STDOUT, NOWHERE) else args.out
+    files = {"--out": table, "--report": args.report, "--summary": args.summary, "--trace": args.trace}
+    given = [(option, file, os.path.realpath(file)) for option, file in files.items() if file is not None]
+    for (option, file, place), (other, its_file, its_place) in combinations(given, 2):
+        if place == its_place:
+            return f"{option} {file} and {other} {its_file} are one file; give one of them another name"
+    return None
 
 
 def _no_place(out: str) -> str | None:

@@ -20,6 +20,7 @@ from int4core.model import Model
 from int4core.scores import top_k
 from pipeline.classify import command as command_module
 from pipeline.classify.__main__ import main
+from pipeline.classify.options import parse
 from pipeline.session import session as session_module
 from pipeline.session.answers import Answers
 from pipeline.session.session import Session
@@ -277,12 +278,21 @@ def test_the_first_answer_comes_before_the_sources_end(
     assert len(read(out)) == 5
 
 
-def test_a_report_in_the_place_of_the_table_is_refused(
-    model_dir: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [("--out", "--report"), ("--out", "--summary"), ("--out", "--trace"), ("--report", "--summary"),
+     ("--report", "--trace"), ("--summary", "--trace")],
+)  # fmt: skip
+def test_two_files_of_one_name_are_refused(
+    first: str, second: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert classify(model_dir, images, "--out", "a.csv", "--report", tmp_path / "a.csv") == 2
-    assert "are one file; give one of them another name" in capsys.readouterr().err
+    out = [] if first == "--out" else ["--out", "none"]
+    with pytest.raises(SystemExit) as caught:
+        parse(["images", *out, first, "a.csv", second, str(tmp_path / "a.csv")])
+    assert caught.value.code == 2
+    said = f"{first} a.csv and {second} {tmp_path}/a.csv are one file; give one of them another name"
+    assert said in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
