@@ -330,8 +330,14 @@ class PartsSink:
             self._remove_parts_folder()
 
     def _take_as_complete(self, about: About) -> None:
+        try:
+            self.rows, self.errors = int(about.notes[ROWS]), int(about.notes[ERRORS])
+        except (KeyError, ValueError) as error:
+            raise SinkError(
+                f"{self.out}: does not say how many rows it has, as a part of an output does not; give --out another "
+                "name"
+            ) from error
         self.complete = True
-        self.rows, self.errors = int(about.notes[ROWS]), int(about.notes[ERRORS])
 
     def _keys(self, path: Path) -> Iterator[tuple[list[str], int]]:
         with readably(path):

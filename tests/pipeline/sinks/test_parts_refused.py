@@ -117,6 +117,15 @@ def test_what_is_in_the_way(tmp_path: Path) -> None:
     assert "its ending says the format" in refused("none/at/all")
 
 
+def test_a_part_of_an_output_is_none() -> None:
+    pytest.importorskip("pyarrow")
+    with opened("parts/") as sink:
+        sink.write(made(KEYS))
+    assert "does not say how many rows it has, as a part of an output" in refused("parts/part-000000.parquet")
+    with opened("parts/") as again:
+        assert again.complete
+
+
 def test_a_link_is_followed() -> None:
     Path("far").mkdir()
     Path("a.csv").symlink_to("far/b.csv")
