@@ -22,6 +22,8 @@ from pipeline.sinks.base import About
 from pipeline.sinks.rows import COLUMNS, Rows, writable
 
 ROWS_AT_A_TIME = 1 << 14
+# Of a field. A name in a shard may be longer than the csv module takes unasked.
+MOST_CHARACTERS = 1 << 30
 QUOTED = re.compile('[",\r\n]')
 HEADER = (",".join(COLUMNS) + "\n").encode()
 
@@ -62,6 +64,7 @@ class CsvFormat:
         return None
 
     def _read(self, path: Path) -> Iterator[list[list[str]]]:
+        csv.field_size_limit(max(csv.field_size_limit(), MOST_CHARACTERS))
         with open(path, encoding="utf-8", newline="") as file:
             lines = csv.reader(file, strict=True)
             if next(lines, None) != list(COLUMNS):

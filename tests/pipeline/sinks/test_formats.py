@@ -73,6 +73,11 @@ def test_all_scores_come_back(made_by: Any, tmp_path: Path) -> None:
     assert read(made_by(None), written(made_by(None), tmp_path / "a", rows)) == as_tuples(rows)
 
 
+def test_a_key_longer_than_the_csv_module_takes_unasked(made_by: Any, tmp_path: Path) -> None:
+    fmt, rows = made_by(CLASSES), made(["a.jpg", "long/" * 100_000])
+    assert read(fmt, written(fmt, tmp_path / "rows", rows)) == as_tuples(rows)
+
+
 @settings(max_examples=50, deadline=None)
 @given(keys=st.lists(st.text(st.characters(exclude_categories=()) | st.sampled_from(',"\r\n\0\\\udcff'))))
 def test_any_key(keys: list[str], tmp_path_factory: pytest.TempPathFactory) -> None:
