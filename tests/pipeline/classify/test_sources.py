@@ -7,19 +7,24 @@ import json
 import os
 import tarfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from pipeline.classify.evaluation import Evaluation
 from pipeline.classify.options import parse
 from pipeline.errors import PipelineError
 from pipeline.samples.keys import unescape
 from pipeline.samples.labels import KeptLabels
 from pipeline.session.session import Session
+from pipeline.sinks.base import About, Format
 from pipeline.sinks.opening import belongs_to
+from pipeline.sinks.text import CsvFormat, JsonlFormat
 from tests.pipeline.classify.conftest import Classify, rows_in
 from tests.pipeline.conftest import IMAGES
+from tests.pipeline.sinks.made import made
 
 
 @pytest.fixture(autouse=True)
@@ -186,6 +191,24 @@ def test_labels_that_shards_bring_count_for_rows_of_an_earlier_run(
     ended_early.undo()
     assert classify(tmp_path / "a.tar", tmp_path / "a.tar", "--out", out) == 0
     assert (top1(out)["correct"], top1(out)["total"]) == (sum(n % 3 > 0 for n in range(IMAGES)), IMAGES)
+
+
+@pytest.mark.parametrize("file_format", [CsvFormat(None), JsonlFormat(None)])
+def test_rows_of_an_earlier_run_that_are_all_errors_leave_top_5_to_the_others(
+    file_format: Format, tmp_path: Path
+) -> None:
+    good = made(["a.jpg", "b.jpg"], k=5, errors=False)
+    bad = replace(good, errors={0: "damaged", 1: "damaged"})
+    evaluation = Evaluation()
+    for rows in (good, bad):
+        with (tmp_path / "rows").open("wb") as file:
+            file_format.write(file, rows, About({}, {}))
+        for read in file_format.read(tmp_path / "rows"):
+            evaluation.add(read, [int(ids[4]) for ids in good.top_ids])
+    scores = evaluation.scores()
+    assert scores is not None
+    assert scores.top5 is not None
+    assert [(s.correct, s.total) for s in (scores.top1, scores.top5)] == [(0, 4), (2, 4)]
 
 
 def test_kept_labels() -> None:
