@@ -25,7 +25,7 @@ from pipeline.jpeg.decoder import BYTES_PER_IMAGE, FEW_IMAGES
 from pipeline.jpeg.device import Gpu
 from pipeline.jpeg.launches import sources
 from pipeline.jpeg.parse import HEADER
-from pipeline.jpeg.plan import ALIGNMENT, FEW_LANES, MANY_LANES, NO_ROOM, Plan, Sampling
+from pipeline.jpeg.plan import ALIGNMENT, FEW_LANES, MANY_LANES, NO_ROOM, Plan, Sampling, fitting
 from pipeline.jpeg.workspace import FIXED_BYTES, Workspace
 from pipeline.memory.arena import Arena
 
@@ -90,7 +90,7 @@ class Decode:
         headers = self._arena.heads(slots[files], HEADER.itemsize).view(HEADER)[:, 0]
         plan = Plan.of(headers, self._sampling, MANY_LANES if len(slots) <= FEW_IMAGES else FEW_LANES)
         sizes = -(-lengths[files] // ALIGNMENT) * ALIGNMENT
-        fits = np.cumsum(plan.bytes_each + sizes) <= workspace.capacity
+        fits = fitting(plan.bytes_each + sizes, workspace.capacity)
         if not fits.all():  # rarely: a plan of 2,048 images is 3.6 MB to copy
             under_way.left = files[~fits]
             files, sizes, plan = files[fits], sizes[fits], plan.take(fits)

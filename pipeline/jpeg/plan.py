@@ -298,6 +298,17 @@ def chunks(bytes_each: Longs, capacity: int, most: int) -> Iterator[slice]:
         begin = end
 
 
+def fitting(bytes_each: Longs, capacity: int) -> npt.NDArray[np.bool_]:
+    """Which images, (n,), have room in `capacity` bytes together: one that has none takes none from those behind it."""
+    fits = np.ones(len(bytes_each), np.bool_)
+    if bytes_each.sum() > capacity:
+        left = capacity
+        for place, size in enumerate(bytes_each.tolist()):
+            fits[place] = size <= left
+            left -= size * bool(fits[place])
+    return fits
+
+
 def sizes_of(images: Images, sampling: Sampling | None, fused: npt.NDArray[np.bool_]) -> dict[str, Longs]:
     """Bytes that each image takes in device memory, by what for; without `sampling`, for whole images.
 

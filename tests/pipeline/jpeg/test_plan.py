@@ -7,7 +7,7 @@ import pytest
 
 from int4core.preprocess import crop_offset, resized_size
 from pipeline.jpeg.parse import HEADER, Headers
-from pipeline.jpeg.plan import IMAGE, Plan, Sampling, chunks, place
+from pipeline.jpeg.plan import IMAGE, Plan, Sampling, chunks, fitting, place
 
 SIDES = np.random.default_rng(0).integers(1, 1500, (600, 2))
 
@@ -69,6 +69,12 @@ def test_chunks_hold_what_fits() -> None:
     sizes = np.array([5, 5, 5, 1, 1, 1, 1, 10, 3])
     assert list(chunks(sizes, 10, 3)) == [slice(0, 2), slice(2, 5), slice(5, 7), slice(7, 8), slice(8, 9)]
     assert list(chunks(sizes[:0], 10, 3)) == []
+
+
+def test_an_image_that_does_not_fit_takes_no_room_from_others() -> None:
+    assert fitting(np.array([11, 4, 7, 6]), 10).tolist() == [False, True, False, True]
+    assert fitting(np.array([4, 6]), 10).tolist() == [True, True]
+    assert fitting(np.array([], np.int64), 10).tolist() == []
 
 
 def test_parts_lie_side_by_side_aligned() -> None:
