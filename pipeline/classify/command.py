@@ -296,7 +296,7 @@ class ClassifyCommand:
             accuracy=() if scores is None else scores.named(),
             class_names=names,
             facts={name.capitalize(): summary[name] for name in ("settings", "versions", "hardware")},
-            notes=(f"{earlier:,} rows of earlier runs included",) if earlier else (),
+            notes=(f"{counted(earlier, 'row')} of earlier runs included",) if earlier else (),
         )
         if options.show.trace is not None:
             write_trace(options.show.trace, session.traces())

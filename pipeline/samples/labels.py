@@ -16,6 +16,7 @@ from pipeline.errors import PipelineError
 from pipeline.samples.expand import spelled_out
 from pipeline.samples.library import read_map
 from pipeline.samples.listing import entries
+from pipeline.words import counted
 
 BY_FOLDER = "folders"
 BY_SHARD = "cls"
@@ -95,8 +96,9 @@ class Labels:
             unknown = sorted(found - numbers.keys())
             more = ", ..." if len(unknown) > NAMED_IN_ERRORS else ""
             raise PipelineError(
-                f"--labels folders: {len(found):,} folders where the model has {classes:,} classes, and no class is "
-                f"called {', '.join(unknown[:NAMED_IN_ERRORS])}{more}; give --classes with the folders' names, or a map"
+                f"--labels folders: {counted(len(found), 'folder')} where the model has {classes:,} classes, and no "
+                f"class is called {', '.join(unknown[:NAMED_IN_ERRORS])}{more}; give --classes with the folders' "
+                "names, or a map"
             )
         return cls({name: number for number, name in enumerate(sorted(found))}, roots)
 

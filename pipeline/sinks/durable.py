@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from pipeline.sinks.base import SinkError
+from pipeline.words import counted
 
 
 def write_durably(path: Path, fill: Callable[[BinaryIO], object], temporary: Path | None = None) -> None:
@@ -73,7 +74,8 @@ def readably(path: Path) -> Iterator[None]:
 
 
 def _remedy(error: OSError, rows: int) -> str:
-    resume = f"the same command goes on; {rows:,} rows are safe" if rows else "give the same command again"
+    safe = f"{counted(rows, 'row')} {'is' if rows == 1 else 'are'} safe"
+    resume = f"the same command goes on; {safe}" if rows else "give the same command again"
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"the disk is full ({error.strerror}); make room, and {resume}"
     if error.errno == errno.EFBIG:

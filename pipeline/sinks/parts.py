@@ -32,6 +32,7 @@ from pipeline.sinks.base import About, Format, SinkError
 from pipeline.sinks.durable import make_folder, plainly, readably, sync_folder, temporary_of, write_durably
 from pipeline.sinks.lock import OutputLock
 from pipeline.sinks.rows import Rows
+from pipeline.words import counted
 
 ROWS_PER_PART = 1 << 18
 SECONDS_PER_PART = 30.0
@@ -322,8 +323,8 @@ class PartsSink:
             there = sum(len(keys) for path in self._parts() for keys, _ in self._keys(path))
             if there > self.rows:
                 raise SinkError(
-                    f"{self._parts_folder}: has {there:,} rows, and {self.out.name} has {self.rows:,}; remove the one "
-                    "that is out of date"
+                    f"{self._parts_folder}: has {counted(there, 'row')}, and {self.out.name} has {self.rows:,}; remove "
+                    "the one that is out of date"
                 )
             self._remove_parts()
         else:

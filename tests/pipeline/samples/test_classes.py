@@ -112,6 +112,8 @@ class TestFolders:
             PipelineError, match=r"2 folders where the model has 4 classes, and no class is called dog;"
         ):
             self.read(["d/dog", "d/tench"], NAMES, 4)
+        with pytest.raises(PipelineError, match="1 folder where the model has 4 classes, and no class is called dog;"):
+            self.read(["one/dog"], NAMES, 4, "one")
         # A name of two classes says nothing.
         with pytest.raises(PipelineError, match="no class is called crane"):
             self.read(["e/crane"], NAMES, 4, "e")
