@@ -19,7 +19,7 @@ from pipeline.memory.arena import Arena, ArenaSpec
 from pipeline.memory.segment import Segment
 from pipeline.samples.images import ImageRules
 from pipeline.samples.preprocess import Preprocessor
-from pipeline.samples.reader import Reader
+from pipeline.samples.reader import NO_MEMORY, Reader
 from pipeline.samples.remote import is_url
 from pipeline.samples.sources import Locator, PathLocator, RangeLocator
 from pipeline.samples.tensors import read_tensor_into
@@ -225,12 +225,21 @@ class Loader:
         if isinstance(locator, SlotLocator):
             return self._arena.raw(slot)[: locator.length].tobytes()
         if isinstance(locator, SegmentLocator):
-            segment = Segment.attach(locator.path, locator.length)
-            try:
-                return segment.bytes.tobytes()
-            finally:
-                segment.close()
+            return self._bytes_in(locator)
         return self._reader.read(locator)
+
+    def _bytes_in(self, locator: SegmentLocator) -> bytes:
+        """What a caller has at hand may be of any size: too much of it is this source's error, not the loader's end."""
+        most = self._preparation.rules.max_bytes
+        if locator.length > most:
+            raise ImageError("bytes", f"{locator.length} bytes are more than --max-image-bytes {most}")
+        segment = Segment.attach(locator.path, locator.length)
+        try:
+            return segment.bytes.tobytes()
+        except MemoryError as error:
+            raise ImageError("bytes", NO_MEMORY) from error
+        finally:
+            segment.close()
 
 
 def confined_loader(

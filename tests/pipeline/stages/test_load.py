@@ -13,12 +13,22 @@ from PIL import Image
 
 from pipeline.jpeg.parse import HEADER, parse
 from pipeline.memory.arena import Arena
+from pipeline.memory.segment import Segment
 from pipeline.samples.images import ImageRules
 from pipeline.samples.preprocess import Preprocessor
 from pipeline.samples.sources import PathLocator, Paths
 from pipeline.stages import load
 from pipeline.stages.channels import Task
-from pipeline.stages.load import BY_GPU, Loader, LoadResult, LoadWork, Preparation, SlotLocator, load_stage
+from pipeline.stages.load import (
+    BY_GPU,
+    Loader,
+    LoadResult,
+    LoadWork,
+    Preparation,
+    SegmentLocator,
+    SlotLocator,
+    load_stage,
+)
 from tests.pipeline.conftest import PATIENCE_S
 
 SIZE = 32
@@ -169,6 +179,46 @@ def test_a_file_for_which_memory_does_not_do_is_bad_and_ends_nothing(
             loader.close()
     assert result.bad == ((0, "not enough memory to read it"),)
     assert dict(result.ways) == {BY_GPU: 1}
+
+
+def test_bytes_at_hand_that_are_too_many_are_bad_and_end_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class NoMemory:
+        @staticmethod
+        def tobytes() -> bytes:
+            raise MemoryError
+
+    attach = load.Segment.attach
+    attached: list[Segment] = []
+
+    def without_memory(path: str, size: int) -> Segment:
+        attached.append(segment := attach(path, size))
+        if size == 900:
+            segment.bytes = NoMemory()  # type: ignore[assignment]
+        return segment
+
+    monkeypatch.setattr(load.Segment, "attach", without_memory)
+    data = jpeg(3)
+    with Arena.create(3, (3, SIZE, SIZE), tmp_path) as arena:
+        segments = [Segment.create(size, "bytes", "", tmp_path) for size in (5000, 900, 3000)]
+        segments[2].bytes[: len(data)] = np.frombuffer(data, np.uint8)
+        loader = Loader(arena.spec, Preparation("images", SIZE, SIZE, ImageRules(max_bytes=3000)))
+        try:
+            locators = [SegmentLocator(segment.path, len(segment.bytes)) for segment in segments]
+            result = loader.work(Task(1, 3, LoadWork(locators, np.arange(3, dtype=np.int32))), lambda place: None)
+        finally:
+            loader.close()
+            for segment in segments:
+                segment.close()
+        assert dict(result.bad) == {
+            0: "5000 bytes are more than --max-image-bytes 3000",
+            1: "not enough memory to read it",
+        }
+        expected = np.empty((3, SIZE, SIZE), dtype=np.int8)
+        Preprocessor(SIZE, SIZE).decode_bytes(data, "image", expected)
+        np.testing.assert_array_equal(arena.sample(2), expected)
+    assert [len(segment.bytes) for segment in attached] == [0, 0, 0], "closed"
 
 
 def test_a_trace_says_on_which_node_a_loader_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
