@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any, Protocol
@@ -172,6 +173,11 @@ def image_in(cell: Any, place: str, column: str) -> bytes | str:
         if not held:
             raise ImageError(place, f"column {column} has neither bytes nor a path in this row")
         cell = held[0]
+    if hasattr(cell, "dictionary"):
+        cell = cell.value
+    if kind_of(cell.type) == "path":
+        # Not as text: a file's name is bytes, and those of another one's are no reason to end.
+        return os.fsdecode(cell.as_buffer().to_pybytes())
     value = cell.as_py()
     if isinstance(value, (bytes, str)):
         return value

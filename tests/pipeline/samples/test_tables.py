@@ -49,6 +49,21 @@ class TestTables:
         self.write("v.parquet", n=[1])
         assert "no column of bytes or of paths; its columns are n" in error("v.parquet")
 
+    @pytest.mark.parametrize("kind", ["string", "large_string", "string_view", "struct"])
+    def test_names_that_are_not_utf_8(self, kind: str) -> None:
+        pa = self.pa
+        names = [b"a.jpg", b"\xff\n.jpg"]
+        for name in names:
+            Path(os.fsdecode(name)).write_bytes(name)
+        paths = pa.array(names, pa.large_binary() if kind == "large_string" else pa.binary())
+        paths = paths.view(pa.large_string() if kind == "large_string" else pa.string())
+        if kind == "string_view":
+            paths = pa.array(names, pa.binary_view()).view(pa.string_view())
+        elif kind == "struct":
+            paths = pa.StructArray.from_arrays([pa.nulls(2, pa.binary()), paths], ["bytes", "path"])
+        self.write("t.parquet", image=paths)
+        assert list(read_all(expand(["t.parquet"])).values()) == names
+
     def test_a_struct_whose_bytes_are_a_number(self) -> None:
         touch("a.jpg")
         self.write("t.parquet", image=[{"bytes": 5, "path": "a.jpg"}])
