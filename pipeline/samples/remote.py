@@ -43,7 +43,10 @@ def reason(error: Exception) -> str:
 def open_binary(path: str) -> BinaryIO:
     """The regular file or URL at `path`, open for reading, seekable. Raises ImageError."""
     if is_url(path):
-        files, name = file_system(path)
+        try:
+            files, name = file_system(path)
+        except PipelineError as error:
+            raise ImageError(path, str(error).removeprefix(f"{path}: ")) from error
         try:
             return cast(BinaryIO, files.open(name, "rb"))
         except Exception as error:  # each protocol has errors of its own

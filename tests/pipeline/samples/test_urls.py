@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.errors import ImageError
 from pipeline.samples.expand import expand
+from pipeline.samples.shards import shard_bytes
 from tests.paths import ROOT
 from tests.pipeline.samples.expanded import error, failures, keys, left_out, read_all, touch, write_tar
 
@@ -51,6 +53,17 @@ class TestUrls:
         self.files.pipe_file("/b/t.parquet", Path("t.parquet").read_bytes())
         found = read_all(expand(["memory://b/t.parquet"]))
         assert found == {"memory://b/t.parquet#0": b"x", "memory://b/t.parquet#1": b"y"}
+
+    def test_a_protocol_in_a_list_that_nobody_knows_is_the_error_of_its_lines(self) -> None:
+        pytest.importorskip("pyarrow")
+        touch("a.jpg")
+        Path("l.txt").write_text("nosuch://s.tar\nnosuch://t.parquet\nnosuch://1.jpg\na.jpg\n")
+        found = read_all(expand(["@l.txt"]))
+        assert found.pop("a.jpg") == b"a.jpg"
+        assert found.keys() == {"nosuch://s.tar", "nosuch://t.parquet", "nosuch://1.jpg"}
+        assert all("Protocol not known: nosuch" in str(why) for why in found.values())
+        with pytest.raises(ImageError, match="Protocol not known: nosuch"):
+            shard_bytes("nosuch://s.tar")
 
     def test_without_fsspec(self, monkeypatch: pytest.MonkeyPatch) -> None:
         touch("a.jpg")
