@@ -27,6 +27,8 @@ MAP_NAMES = ("map.txt", "val_map.txt")
 NAMED_IN_ERRORS = 5
 # Of a map file: ten million lines.
 MAX_MAP_BYTES = 2**30
+# Characters of a line: more than any path has.
+MOST_LINE = 2**14
 
 
 @dataclass(frozen=True)
@@ -156,6 +158,8 @@ def read_map(path: Path) -> tuple[MapEntry, ...]:
 
 
 def _parse_line(where: str, number: int, line: str) -> MapEntry:
+    if len(line) > MOST_LINE:  # what is no map would otherwise be shown in full
+        raise PipelineError(f"{where}: {len(line):,} characters; a line is NAME, or NAME, a tab or spaces, LABEL")
     fields = [f.strip() for f in line.strip().split("\t")] if "\t" in line.strip() else line.split()
     if len(fields) > 2 or not fields[0]:
         raise PipelineError(f"{where}: {len(fields)} fields; a line is NAME, or NAME, a tab or spaces, LABEL")

@@ -236,6 +236,7 @@ def test_two_names_of_one_tensor_are_refused(tmp_path: Path) -> None:
         ("./. 1\n", "does not stay within"),
         (f"{'x' * 300}.jpg 1\n", "1 of 1 images are not in"),
         ("d/" * 3000 + "a.jpg 1\n", "1 of 1 images are not in"),
+        ("a.jpg 1\n" + "\0" * 20_000, "m:2: 20,000 characters; a line is NAME"),
     ],
 )
 def test_bad_maps_name_file_and_line(text: str, message: str, tmp_path: Path) -> None:
