@@ -12,6 +12,8 @@ from pipeline.extras import require
 from pipeline.samples.files import why_not_opened
 
 URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+# Nobody is asked what is behind a URL that ends as a shard or a table does.
+FOLDER = "it is a folder, not a file; name it with a / at the end"
 
 
 def is_url(path: str) -> bool:
@@ -40,6 +42,13 @@ def reason(error: Exception) -> str:
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
+def _is_folder(files: Any, path: str) -> bool:
+    try:
+        return bool(files.isdir(path))
+    except Exception:  # whatever has gone wrong before has done so again
+        return False
+
+
 def open_binary(path: str) -> BinaryIO:
     """The regular file or URL at `path`, open for reading, seekable. Raises ImageError."""
     if is_url(path):
@@ -50,7 +59,8 @@ def open_binary(path: str) -> BinaryIO:
         try:
             return cast(BinaryIO, files.open(name, "rb"))
         except Exception as error:  # each protocol has errors of its own
-            raise ImageError(path, reason(error)) from error
+            why = FOLDER if _is_folder(files, name) else reason(error)
+            raise ImageError(path, why) from error
     try:
         with open_regular(path) as (descriptor, _):
             return open(os.dup(descriptor), "rb")

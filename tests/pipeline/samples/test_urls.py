@@ -54,6 +54,15 @@ class TestUrls:
         found = read_all(expand(["memory://b/t.parquet"]))
         assert found == {"memory://b/t.parquet#0": b"x", "memory://b/t.parquet#1": b"y"}
 
+    def test_a_folder_that_is_called_as_a_table_is_one_with_a_slash(self) -> None:
+        pytest.importorskip("pyarrow")
+        for name in ("t.parquet", "s.tar"):
+            self.files.pipe_file(f"/b/{name}/1.jpg", b"1")
+            url = f"memory://b/{name}"
+            why = "it is a folder, not a file; name it with a / at the end"
+            assert failures(expand([url])) == {url: why}
+            assert read_all(expand([f"{url}/"])) == {f"{url}/1.jpg": b"1"}
+
     def test_a_protocol_in_a_list_that_nobody_knows_is_the_error_of_its_lines(self) -> None:
         pytest.importorskip("pyarrow")
         touch("a.jpg")
