@@ -29,6 +29,8 @@ WHY_COMPRESSED = "the shard is compressed, so no image in it can be read alone; 
 # does not have the whole shard read into memory.
 MOST_HEADER_BYTES = 1 << 20
 MOST_LABEL_BYTES = 16
+# A header can say more than places in a file are: int64, the member's end included.
+MOST_MEMBER_BYTES = 1 << 62
 EMPTY_BLOCK = bytes(tarfile.BLOCKSIZE)
 
 # Of names, each with a NUL before it: a part that begins with a dot and is neither `.` nor `..`.
@@ -137,7 +139,7 @@ class _Members:
             file.seek(offset)
             budget.budget = MOST_HEADER_BYTES
             member = tarfile.TarInfo.fromtarfile(tar)
-            if member.size < 0 or tar.offset <= offset:
+            if not 0 <= member.size <= MOST_MEMBER_BYTES or tar.offset <= offset:
                 raise tarfile.ReadError(f"a header says {member.size} bytes")
             offset = tar.offset
             ended = False

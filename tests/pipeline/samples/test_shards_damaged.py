@@ -43,7 +43,7 @@ class TestDamagedShards:
         Path("s.tar").write_bytes(data)
         assert "not a tar file" in failures(expand(["s.tar"]))["s.tar"]
 
-    @pytest.mark.parametrize("size", [-1024, -1, 1 << 40])
+    @pytest.mark.parametrize("size", [-1024, -1, 1 << 40, (1 << 63) - 600, 1 << 63, 1 << 87])
     @pytest.mark.parametrize("kind", [tarfile.REGTYPE, tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME])
     def test_sizes_of_a_hostile_header(self, size: int, kind: bytes) -> None:
         info = tarfile.TarInfo("a.jpg")
