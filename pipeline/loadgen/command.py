@@ -278,7 +278,7 @@ class OfflineCommand:
             unload=run.samples.unload,
             issue=run.queue.put,
             due=run.session.batches.pump,
-            flush=lambda: None,
+            flush=lambda: self._flush(run),
             on_error=self._supervisor.fail,
         ) as session:
             run.queue.gathering = session.gathering
@@ -305,6 +305,11 @@ class OfflineCommand:
             self._decoded_before = run.session.loading.stage.snapshot().done
             run.progress.enter("running")
         self._loaded_s = time.monotonic()
+
+    def _flush(self, run: LoadGenRun) -> None:
+        """LoadGen has asked for all of what it had loaded: in an accuracy run, for a set of the samples."""
+        if self._options.test_mode in ("PerformanceOnly", "AccuracyOnly"):
+            run.progress.flushed(len(self._kept) if self._needs_all else 1)
 
     def _expect_rate(self, run: LoadGenRun, *, arrays: bool) -> None:
         """Where the user does not say what rate to expect, LoadGen is given one that fits the engine's own."""

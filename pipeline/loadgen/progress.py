@@ -17,21 +17,33 @@ class Progress:
         self._session = session
         self._samples = samples
         self._queue = queue
+        self._total: int | None = None
         self.enter("starting")
 
     def enter(self, phase: str) -> None:
         """Name what the run is doing from now on (see `pipeline.telemetry.metrics.Snapshot.phase`)."""
         self._phase, self._phase_began = phase, time.monotonic()
 
+    def flushed(self, total: int) -> None:
+        """LoadGen asks for no more at present, and for no more at all from `total` samples on.
+
+        Once those are answered, the run waits for it to write its logs.
+        """
+        self._total = total
+
     def snapshot(self) -> Snapshot:
         stages, answering = self._session.snapshots(), self._queue.answering
         infer = stages[1]
         loaded, to_load = self._samples.progress
+        phase, began, issued = self._phase, self._phase_began, self._queue.issued
+        total = self._total
+        if phase == "running" and total is not None and answering is not None and answering.samples == issued >= total:
+            phase, began = "writing logs", answering.last_s
         return Snapshot(
-            phase=self._phase,
-            elapsed_s=time.monotonic() - self._phase_began,
+            phase=phase,
+            elapsed_s=time.monotonic() - began,
             completed=0 if answering is None else answering.samples,
-            expected=self._queue.issued,
+            expected=issued,
             rate_now=infer.rate,
             rate_mean=0.0 if answering is None else answering.rate,
             stages=stages,

@@ -27,6 +27,7 @@ PHASES = {
     "starting": Style.parse("yellow"),
     "loading": Style.parse("yellow"),
     "running": Style.parse("bold green"),
+    "writing logs": Style.parse("bold cyan"),
     "done": Style.parse("bold cyan"),
 }
 

@@ -63,7 +63,7 @@ class Snapshot:
     """The whole run at one moment.
 
     Attributes:
-        phase: `starting`, `loading`, `running` or `done`.
+        phase: `starting`, `loading`, `running`, under LoadGen `writing logs` (its own, all answered), or `done`.
         elapsed_s: seconds since this phase began.
         loaded, to_load: samples of what is being loaded that are there, and all of it; 0 before anything is loaded.
         completed: samples answered so far.

@@ -20,6 +20,7 @@ FAULTY = """
 import os, sys, time
 from pipeline import offline
 from pipeline.loadgen import binding, command
+from pipeline.loadgen.progress import Progress
 from pipeline.session.batches import Queue
 
 def fault(*_args, **_options):
@@ -67,6 +68,24 @@ def test_the_summary_has_the_last_answer_however_late_it_is_counted(
     done = subprocess.run(late, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "summary.json").read_text())["throughput"]["completed"] == IMAGES
+
+
+@pytest.mark.usefixtures("clean")
+@pytest.mark.parametrize("mode", ["AccuracyOnly", "PerformanceOnly"])
+def test_the_last_thing_that_a_run_does_is_waiting_for_loadgens_logs(
+    mode: str, model_dir: Path, images: Path, tmp_path: Path
+) -> None:
+    done = subprocess.run(
+        faulty(
+            "enter = Progress.enter; Progress.enter",
+            "_args[1] == 'done' and print('before:', _args[0].snapshot().phase); enter(*_args)",
+            "--model", model_dir, "--images", images, "--output-dir", tmp_path / "out", "--loaders", 1, "-b", 4,
+            "--test-mode", mode, "--lgts_performance_sample_count_override", 7, "--lgts_min_duration_ms", 1,
+        ),
+        cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_S, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "before: writing logs\n" in done.stdout
 
 
 @pytest.mark.usefixtures("clean")
