@@ -43,7 +43,10 @@ _TRIAL_QUERIES = {"Offline": 2048, "SingleStream": 1024, "MultiStream": 662, "Se
 
 
 def run_scenario(folder: Path, scenario: str, given: Sequence[str], say: Callable[[str], None]) -> None:
-    """Accuracy, performance, TEST01 and TEST04, in this order. Raises PipelineError, before the first where it can."""
+    """Accuracy, performance, TEST01 and TEST04, in this order, as far as they are VALID.
+
+    Raises PipelineError, before the first where it can.
+    """
     plan = read_plan(folder)
     arguments = _from_anywhere(given)
     _refuse(folder, plan, scenario, arguments)
@@ -59,8 +62,10 @@ def run_scenario(folder: Path, scenario: str, given: Sequence[str], say: Callabl
         status = subprocess.run(command, cwd=place, env=_environment(), check=False).returncode
         if status:
             raise PipelineError(f"{place}: the run ended with {status}, and says why above; start the scenario again")
+        run = read_run(folder, scenario, kind)
+        if run.invalid is not None:
+            raise PipelineError(f"{run.invalid}; `check` would refuse it, so start the scenario again")
         if kind == "accuracy":
-            run = read_run(folder, scenario, kind)
             _write(place / ACCURACY_TXT, accuracy_line(*run.correct()) + "\n")
     if plan.trial:
         _write(folder / "TRIAL", "These runs are too short and too few for a submission.\n")

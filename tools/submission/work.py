@@ -43,6 +43,14 @@ class Run:
     def name(self) -> str:
         return f"{self.scenario}/{self.kind}"
 
+    @property
+    def invalid(self) -> str | None:
+        """That LoadGen does not call a timed run VALID, with each reason and its remedy; None where it does."""
+        if self.kind not in TIMED or self.result.valid:
+            return None
+        reasons = "; ".join(f"{reason.what}: {reason.remedy}" for reason in self.result.reasons)
+        return f"{self.name} is INVALID: {reasons or 'its log has no verdict: run it again'}"
+
     @cached_property
     def log(self) -> AccuracyLog:
         """The predictions that LoadGen logged. Raises PipelineError."""

@@ -139,3 +139,22 @@ def test_a_trial_from_init_to_check(
     assert (tmp_path / "w" / "TRIAL").is_file()
     # Of 24 images no run can draw 1,024; and outside a checkout there is no commit.
     assert {fault.rule for fault in find_faults(work)} - {"identity"} == {"performance_samples"}
+
+
+@needs_a_round
+def test_nothing_is_run_after_an_invalid_run(
+    model_dir: Path, images: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = new(tmp_path / "w", "--trial")
+    given = [*CPU, "--loaders", "1", "--model", str(model_dir), "--images", str(images), "-m", str(images / "map.txt")]
+    # One sample, which does not last an hour.
+    short = ["--lgts_min_duration_ms", "3600000", "--lgts_min_query_count", "1", "--lgts_offline_expected_qps", "1e-6"]
+    assert main(["run", "--scenario", "Offline", folder, *given, "--no-dashboard", *short]) == 1
+    refused = capfd.readouterr().err.splitlines()[-1]
+    assert refused.startswith("submission: Offline/performance is INVALID: the run lasted")
+    assert "at least 3600 s are required: raise --lgts_offline_expected_qps from 1e-06 to" in refused
+    assert refused.endswith("start the scenario again")
+    assert {path.name for path in (tmp_path / "w" / "runs" / "Offline").iterdir()} == {"accuracy", "performance"}
+    assert refused.removeprefix("submission: ").startswith(
+        *(fault.what for fault in find_faults(read_work(Path(folder))) if fault.rule == "valid")
+    ), "as check says it"
