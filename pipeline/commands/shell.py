@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 from collections.abc import Callable
 
 from rich.console import Console
 
 from int4core.errors import Int4CoreError, printable, printed
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, shortage
 from pipeline.session.supervisor import Interrupted, Supervisor
 from pipeline.stages.base import StageFailure
 
@@ -38,23 +39,37 @@ class Shell:
 def run(body: Callable[[], int], supervisor: Supervisor) -> int:
     """The exit status of `body`, or of what it raised, which is said on standard error."""
     errors = _console(stderr=True)
+    status = FAILED
     try:
-        return body()
+        status = body()
     except Interrupted as error:
         status = 128 + error.number
         errors.print(printable(f"stopped: {error}"), style="bold yellow")
-    except (PipelineError, Int4CoreError) as error:
-        status = FAILED
+    except BaseException as error:
+        _explain(error, errors)
+    finally:
+        if supervisor.job_is_stuck:
+            # The job cannot be made to give up: in a read that never ends, or inside LoadGen, which crashes where the
+            # interpreter ends under it. All that has to be given back has been.
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(status)
+    return status
+
+
+def _explain(error: BaseException, errors: Console) -> None:
+    """Say why the run has failed: in a sentence where it was to be expected, else with where it was raised."""
+    short = shortage(error)
+    if short is not None:
+        errors.print(f"error: {short}", style="bold red")
+    elif isinstance(error, (PipelineError, Int4CoreError)):
         if isinstance(error, StageFailure) and error.traceback:
             errors.print("\n".join(map(printable, error.traceback.rstrip().split("\n"))))
         errors.print(f"error: {printed(error)}", style="bold red")
-    if supervisor.job_is_stuck:
-        # The job cannot be made to give up: inside LoadGen, or in a read that never ends. All that has to be given
-        # back has been.
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)
-    return status
+    else:
+        story = "".join(traceback.format_exception(error)).rstrip()
+        errors.print("\n".join(map(printable, story.split("\n"))))
+        errors.print(printable(f"error: {type(error).__name__}: {error}"), style="bold red")
 
 
 def _console(*, stderr: bool) -> Console:

@@ -5,22 +5,20 @@ from __future__ import annotations
 import os
 import sys
 import time
-import traceback
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
-from int4core.errors import Int4CoreError, printable, printed
+from int4core.errors import printable
 from int4core.streams import Stream
 from pipeline.arrays import Indices
 from pipeline.collector import spared
 from pipeline.commands.report import write_report
 from pipeline.commands.setup import set_up
+from pipeline.commands.shell import Shell, run
 from pipeline.defaults import DEMO_IMAGES
-from pipeline.errors import PipelineError, shortage
+from pipeline.errors import PipelineError
 from pipeline.loadgen.binding import (
     AUDIT_CONFIG,
     Completions,
@@ -58,8 +56,7 @@ from pipeline.samples.library import SampleLibrary
 from pipeline.session.abandon import abandon
 from pipeline.session.introduction import introductions
 from pipeline.session.spec import SessionSpec
-from pipeline.session.supervisor import Interrupted, Supervisor
-from pipeline.stages.base import StageFailure
+from pipeline.session.supervisor import Supervisor
 from pipeline.stages.infer import engine_notes
 from pipeline.stages.spec import CPU_IN_FLIGHT
 from pipeline.telemetry.trace import write_trace
@@ -86,50 +83,18 @@ def command(argv: Sequence[str], supervisor: Supervisor) -> int:
     """Run the command line `argv`; returns the exit status, and says on stderr why it is not 0."""
     options = parse(argv)
     # With --json, standard output is for machines.
-    console = Console(stderr=options.json, soft_wrap=True, highlight=False, markup=False, emoji=False)
-    errors = Console(stderr=True, soft_wrap=True, highlight=False, markup=False, emoji=False)
+    shell = Shell(stderr=options.json)
     supervisor.abandon = abandon
-    status = 1
-    try:
-        OfflineCommand(options, supervisor, console).run()
-        return 0
-    except Interrupted as error:
-        status = 128 + error.number
-        errors.print(printable(f"stopped: {error}"), style="bold yellow")
-    except BaseException as error:
-        _explain(error, errors)
-    finally:
-        if supervisor.job_is_stuck:
-            # LoadGen cannot be made to give up a test, and crashes where the interpreter ends under it. All that has to
-            # be given back has been.
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(status)
-    return status
-
-
-def _explain(error: BaseException, errors: Console) -> None:
-    """Say why the run has failed: in a sentence where it was to be expected, else with where it was raised."""
-    short = shortage(error)
-    if short is not None:
-        errors.print(f"error: {short}", style="bold red")
-    elif isinstance(error, (PipelineError, Int4CoreError)):
-        if isinstance(error, StageFailure) and error.traceback:
-            errors.print("\n".join(map(printable, error.traceback.rstrip().split("\n"))))
-        errors.print(f"error: {printed(error)}", style="bold red")
-    else:
-        story = "".join(traceback.format_exception(error)).rstrip()
-        errors.print("\n".join(map(printable, story.split("\n"))))
-        errors.print(printable(f"error: {type(error).__name__}: {error}"), style="bold red")
+    return run(lambda: OfflineCommand(options, supervisor, shell).run(), supervisor)
 
 
 class OfflineCommand:
     """One run of the command, from options to summary."""
 
-    def __init__(self, options: Options, supervisor: Supervisor, console: Console) -> None:
+    def __init__(self, options: Options, supervisor: Supervisor, shell: Shell) -> None:
         self._options = options
         self._supervisor = supervisor
-        self._console = console
+        self._shell = shell
         self._stdout = sys.stdout
         self._bad: tuple[BadFile, ...] = ()
         self._kept: Any = None
@@ -139,8 +104,8 @@ class OfflineCommand:
         self._dashboard: Dashboard | None = None
         self._reporter: Reporter | None = None
 
-    def run(self) -> None:
-        """Raises PipelineError or Int4CoreError; nothing is left behind on any way out."""
+    def run(self) -> int:
+        """Returns the exit status, 0. Raises PipelineError or Int4CoreError; nothing is left behind on any way out."""
         options = self._options
         lg = load_module(options.loadgen_path)
         # In the job's thread, as all that reads what a user names: a network mount that is dead never answers.
@@ -153,6 +118,7 @@ class OfflineCommand:
             if options.round is not None:
                 check_official(options.round, plain_fields(self._test_settings), trial=options.trial)
             self._run(lg)
+        return 0
 
     def _run(self, lg: Any) -> None:
         if os.path.exists(AUDIT_CONFIG):
@@ -437,6 +403,6 @@ class OfflineCommand:
 
     def _say(self, line: str) -> None:
         if self._dashboard is None:
-            self._console.print(printable(line))
+            self._shell.say(line)
         else:
-            self._dashboard.say(printable(line), self._console)
+            self._dashboard.say(printable(line), self._shell.console)
