@@ -36,7 +36,7 @@ from pipeline.loadgen.limits import check_settings
 from pipeline.loadgen.options import Options, parse
 from pipeline.loadgen.outputs import Outputs
 from pipeline.loadgen.page import finish
-from pipeline.loadgen.results import NOT_PREDICTED, LoadGenResult, read_result
+from pipeline.loadgen.results import NOT_PREDICTED, LoadGenResult, check_accuracy_log, read_result
 from pipeline.loadgen.rounds import PERFORMANCE_SAMPLES, check_official, round_of
 from pipeline.loadgen.run import LoadGenRun, Prepared
 from pipeline.loadgen.sample_list import write_sample_list
@@ -297,6 +297,8 @@ class OfflineCommand:
     def _report(self, run: LoadGenRun, prepared: Prepared, title: str, dashboard: Dashboard, *, arrays: bool) -> None:
         log = self._log_settings.log_output
         result = read_result(Path(log.outdir), log.prefix, log.suffix)
+        if self._needs_all:
+            check_accuracy_log(Path(log.outdir), log.prefix, log.suffix)
         for line in result.verdict(self._options.official).splitlines():
             self._say(line)
         top1 = self._accuracy(run, prepared.library)

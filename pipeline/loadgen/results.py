@@ -384,6 +384,19 @@ def read_accuracy_log(path: Path) -> AccuracyLog:
     return AccuracyLog(str(path), indices, np.frombuffer(data, dtype="<i4").astype(np.int32), samples)
 
 
+def check_accuracy_log(folder: Path, prefix: str = "mlperf_log_", suffix: str = "") -> None:
+    """Raises PipelineError where the newest accuracy log is cut off: LoadGen says nothing of a write that fails."""
+    path = find_log(folder, "accuracy.json", prefix, suffix)
+    try:
+        with path.open("rb") as file:
+            file.seek(-min(64, file.seek(0, os.SEEK_END)), os.SEEK_END)
+            whole = file.read().rstrip().endswith(b"]")
+    except OSError as error:
+        raise PipelineError(f"{path}: cannot be read: {error.strerror}") from error
+    if not whole:
+        raise PipelineError(f"{path}: is cut off: LoadGen could not write all of it; is the disk full? Run again")
+
+
 def _is_record(record: Any) -> bool:
     if not isinstance(record, dict):
         return False

@@ -89,6 +89,25 @@ def test_the_last_thing_that_a_run_does_is_waiting_for_loadgens_logs(
 
 
 @pytest.mark.usefixtures("clean")
+@pytest.mark.parametrize("kept", [0, 600])
+def test_predictions_that_a_full_disk_has_cut_off_are_no_success(
+    kept: int, model_dir: Path, images: Path, tmp_path: Path
+) -> None:
+    log = tmp_path / "out" / "mlperf_log_accuracy.json"
+    done = subprocess.run(
+        faulty(
+            "run = binding.LoadGenSession.run; binding.LoadGenSession.run",
+            f"run(*_args); os.truncate({str(log)!r}, {kept})",
+            "--model", model_dir, "--images", images, "--output-dir", log.parent, "--test-mode", "AccuracyOnly",
+        ),
+        cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_S, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1, done.stdout
+    assert f"error: {log}: is cut off: LoadGen could not write all of it; is the disk full?" in done.stderr
+    assert not (log.parent / "summary.json").exists()
+
+
+@pytest.mark.usefixtures("clean")
 def test_too_few_file_descriptors(model_dir: Path, images: Path, tmp_path: Path) -> None:
     for limit in (14, 20):
         done = offline(
