@@ -49,7 +49,7 @@ class Outputs:
             self._logs = Path(str(log.get("outdir", self.folder)))
             self._held.enter_context(_made(self._logs))
             for folder in dict.fromkeys((self.folder.resolve(), self._logs.resolve())):
-                self._held.enter_context(_locked(folder))
+                self._held.enter_context(locked(folder, ANOTHER))
                 _try_writing(folder)
             _try_name(self._logs / f"{self._prefix}accuracy{self._suffix}.json")
             self._refuse_a_run(options)
@@ -148,38 +148,38 @@ def _made(folder: Path) -> Iterator[None]:
 
 def _remove_empty(folder: Path) -> None:
     """Remove `folder` if it is empty, and no other run's by now."""
-    with suppress(OSError, PipelineError), _lock(folder):
+    with suppress(OSError, PipelineError), _lock(folder, ANOTHER):
         folder.rmdir()
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Whoever else tries this while it lasts is refused; it ends with the process at the latest."""
-    with _lock(folder) as handle:
+def locked(folder: Path, remedy: str) -> Iterator[None]:
+    """Whoever else tries this while it lasts is refused, with the remedy; it ends with the process at the latest."""
+    with _lock(folder, remedy) as handle:
         if _is_at(folder, handle):
             yield
             return
     # It was another run's, which has ended and removed it.
-    with _made(folder), _locked(folder):
+    with _made(folder), locked(folder, remedy):
         yield
 
 
 @contextmanager
-def _lock(folder: Path) -> Iterator[int]:
+def _lock(folder: Path, remedy: str) -> Iterator[int]:
     """A descriptor of `folder`, locked where folders can be."""
     try:
         handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     except OSError as error:
-        raise PipelineError(f"{folder}: cannot be opened: {error.strerror}; {ANOTHER}") from error
+        raise PipelineError(f"{folder}: cannot be opened: {error.strerror}; {remedy}") from error
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise PipelineError(f"{folder}: another run is writing there; {ANOTHER}") from error
+            raise PipelineError(f"{folder}: another run is writing there; {remedy}") from error
         except OSError as error:
             # NFS locks no folders: there, the files of a run are what shows that it is taken.
             if error.errno not in (errno.EBADF, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
-                raise PipelineError(f"{folder}: cannot be locked: {error.strerror}; {ANOTHER}") from error
+                raise PipelineError(f"{folder}: cannot be locked: {error.strerror}; {remedy}") from error
         yield handle
     finally:
         os.close(handle)

@@ -10,7 +10,7 @@ its performance run and the audits TEST01 and TEST04. `check` goes through the r
 checker has. `pack` writes the round's tree, and has it checked by the official tools of a checkout of
 mlcommons/inference. With `init --trial` counts and durations are small, for a machine that cannot run for 600 s.
 Ends with 0 when all is well, 1 when something breaks a rule, 2 on a wrong command line, 3 for a trial in which nothing
-is wrong but its size.
+is wrong but its size; `run` that a signal ended with 128 and its number.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from pipeline.commands.options import Parser
 from pipeline.errors import PipelineError
 from pipeline.loadgen.rounds import ROUNDS
 from pipeline.loadgen.scenarios import SCENARIOS
+from pipeline.session.supervisor import Interrupted, Supervisor
 from tools.submission.check import report
 from tools.submission.init import init
 from tools.submission.pack import pack
@@ -43,11 +44,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             plan = Plan(args.round, args.submitter, args.division, args.suite, args.system, args.trial)
             init(args.folder, plan, dict(args.set), _say)
         elif args.command == "run":
-            run_scenario(args.folder, args.scenario, args.options, _say)
+            supervisor = Supervisor()
+            with supervisor.signals():
+                run_scenario(args.folder, args.scenario, args.options, _say, supervisor)
         elif args.command == "pack":
             return pack(read_work(args.folder), args.out, args.inference, _say)
         else:
             return report(read_work(args.folder), _say)
+    except Interrupted as error:
+        print(f"submission: stopped: {printed(error)}", file=sys.stderr)
+        return 128 + error.number
     except (PipelineError, Int4CoreError) as error:
         print(f"submission: {printed(error)}", file=sys.stderr)
         return 1

@@ -14,8 +14,10 @@ from int4core.atomic import write_atomically
 from pipeline.errors import PipelineError
 from pipeline.loadgen.binding import AUDIT_CONFIG, SettingsSpec, load_module, make_settings, plain_fields
 from pipeline.loadgen.options import Options, parse
+from pipeline.loadgen.outputs import locked
 from pipeline.loadgen.rounds import SAMPLES, check_official
 from pipeline.samples.library import read_map
+from pipeline.session.supervisor import Interrupted, Supervisor
 from tools.submission.accuracy import accuracy_line
 from tools.submission.plan import Plan, read_plan
 from tools.submission.work import ACCURACY_TXT, COMMAND, KINDS, read_run, run_folder
@@ -37,19 +39,35 @@ _AUDITS: Mapping[str, Mapping[str, int]] = {
     },
 }  # fmt: skip
 
+_WAIT = "wait until it has ended"
 _TRIAL_MS = 2000
 # Enough for early stopping, where one answer in a hundred may be late.
 _TRIAL_QUERIES = {"Offline": 2048, "SingleStream": 1024, "MultiStream": 662, "Server": 2048}
 
 
-def run_scenario(folder: Path, scenario: str, given: Sequence[str], say: Callable[[str], None]) -> None:
+def run_scenario(
+    folder: Path, scenario: str, given: Sequence[str], say: Callable[[str], None], supervisor: Supervisor
+) -> None:
     """Accuracy, performance, TEST01 and TEST04, in this order, as far as they are VALID.
 
-    Raises PipelineError, before the first where it can.
+    Raises PipelineError, before the first where it can; after a signal, Interrupted, and no run goes on.
     """
     plan = read_plan(folder)
     arguments = _from_anywhere(given)
     _refuse(folder, plan, scenario, arguments)
+    # For all scenarios: beside one another, they would not be timed for what the system can do.
+    with locked(folder, _WAIT):
+        _run_all(folder, plan, scenario, arguments, say, supervisor)
+
+
+def _run_all(
+    folder: Path,
+    plan: Plan,
+    scenario: str,
+    arguments: Sequence[str],
+    say: Callable[[str], None],
+    supervisor: Supervisor,
+) -> None:
     _remove_earlier(folder, scenario)
     for kind in KINDS:
         place = run_folder(folder, scenario, kind)
@@ -59,7 +77,7 @@ def run_scenario(folder: Path, scenario: str, given: Sequence[str], say: Callabl
         if kind in _AUDITS:
             _write(place / AUDIT_CONFIG, "".join(f"*.*.{key} = {value}\n" for key, value in _AUDITS[kind].items()))
         say(f"{scenario}, {kind}")
-        status = subprocess.run(command, cwd=place, env=_environment(), check=False).returncode
+        status = _status(command, place, supervisor)
         if status:
             raise PipelineError(f"{place}: the run ended with {status}, and says why above; start the scenario again")
         run = read_run(folder, scenario, kind)
@@ -69,6 +87,21 @@ def run_scenario(folder: Path, scenario: str, given: Sequence[str], say: Callabl
             _write(place / ACCURACY_TXT, accuracy_line(*run.correct()) + "\n")
     if plan.trial:
         _write(folder / "TRIAL", "These runs are too short and too few for a submission.\n")
+
+
+def _status(command: Sequence[str], place: Path, supervisor: Supervisor) -> int:
+    """The exit status of `command`. Raises Interrupted once it has ended by the signal that came."""
+    supervisor.check()
+    # In a session of its own: what a terminal sends to all comes here alone, and to the run once. Twice would end it
+    # in the middle of giving back what it has.
+    with subprocess.Popen(command, cwd=place, env=_environment(), start_new_session=True) as process:
+        supervisor.abandon = process.terminate
+        try:
+            return supervisor.watch(process.wait)
+        except Interrupted as error:
+            process.send_signal(error.number)
+            process.wait()
+            raise
 
 
 def _refuse(folder: Path, plan: Plan, scenario: str, arguments: Sequence[str]) -> None:
@@ -94,10 +127,12 @@ def _refuse(folder: Path, plan: Plan, scenario: str, arguments: Sequence[str]) -
 def _remove_earlier(folder: Path, scenario: str) -> None:
     """A scenario's four runs belong together: those of an earlier start go. Raises PipelineError."""
     for kind in KINDS:
-        try:
-            shutil.rmtree(run_folder(folder, scenario, kind))
-        except FileNotFoundError:
+        place = run_folder(folder, scenario, kind)
+        if not place.exists():
             continue
+        try:
+            with locked(place, _WAIT):  # which a run holds whose start was killed
+                shutil.rmtree(place)
         except OSError as error:
             raise PipelineError(f"{error.filename}: an earlier run's, cannot be removed: {error.strerror}") from error
 

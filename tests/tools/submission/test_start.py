@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 
+import psutil
 import pytest
 
+from pipeline.loadgen.outputs import locked
 from pipeline.loadgen.rounds import ROUNDS
-from tests.pipeline.application import CPU
+from pipeline.memory.arena import segment_folder
+from tests.paths import ROOT
+from tests.pipeline.application import CPU, lives
+from tests.pipeline.conftest import PATIENCE_S
 from tools.submission.__main__ import main
 from tools.submission.check import find_faults
 from tools.submission.start import _from_anywhere
@@ -158,3 +169,54 @@ def test_nothing_is_run_after_an_invalid_run(
     assert refused.removeprefix("submission: ").startswith(
         *(fault.what for fault in find_faults(read_work(Path(folder))) if fault.rule == "valid")
     ), "as check says it"
+
+
+@needs_a_round
+@pytest.mark.parametrize("held", [".", "runs/Offline/TEST01"], ids=["a start", "a run whose start was killed"])
+def test_one_that_is_under_way_keeps_its_folders(
+    held: str, model_dir: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = new(tmp_path / "w", "--trial")
+    place = tmp_path / "w" / "runs" / "Offline" / "TEST01"
+    place.mkdir(parents=True)
+    given = ["--model", str(model_dir), "--images", str(images), "-m", str(images / "map.txt")]
+    with locked(tmp_path / "w" / held, "not now"):
+        said = refusal(capsys, "--scenario", "Offline", folder, *given)
+    assert said == f"submission: {tmp_path / 'w' / held}: another run is writing there; wait until it has ended\n"
+    assert place.exists()
+
+
+@needs_a_round
+@pytest.mark.parametrize(
+    ("send", "number"), [(os.kill, signal.SIGTERM), (os.killpg, signal.SIGINT)], ids=["kill", "a terminal's Ctrl-C"]
+)
+def test_a_signal_ends_the_run_that_is_under_way_and_leaves_nothing(
+    send: Callable[[int, int], None], number: signal.Signals, model_dir: Path, images: Path, tmp_path: Path
+) -> None:
+    folder = new(tmp_path / "w", "--trial")
+    given = [*CPU, "--loaders", "1", "--model", str(model_dir), "--images", str(images), "-m", str(images / "map.txt")]
+    long = ["--no-dashboard", "--lgts_min_duration_ms", "600000"]
+    start = subprocess.Popen(
+        [sys.executable, "-m", "tools.submission", "run", "--scenario", "Offline", folder, *given, *long],
+        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+    )  # fmt: skip
+    started: list[psutil.Process] = []
+    try:
+        assert start.stdout is not None
+        assert "Offline, performance\n" in start.stdout
+        assert any(line.startswith("running 0") for line in start.stdout)
+        started = psutil.Process(start.pid).children(recursive=True)
+        send(start.pid, number)
+        said, _ = start.communicate(timeout=PATIENCE_S)
+        assert start.returncode == 128 + number
+        assert said.endswith(
+            f"stopped: interrupted by {number.name}\nsubmission: stopped: interrupted by {number.name}\n"
+        )
+        assert "Traceback" not in said
+        assert len(started) > 2
+        assert not any(map(lives, started))
+        assert not [s for process in started for s in segment_folder().glob(f"int4-resnet50-{process.pid}-*")]
+    finally:
+        for process in [*started, start]:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
