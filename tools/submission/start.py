@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 # Options whose value is a file that is read: the runs have other working folders.
 _PATHS = (
-    "--model", "--images", "-p", "--tensorPath", "-m", "--mapPath", "--user_conf_path", "--autoconfig",
+    "--model", "--images", "-p", "--tensorPath", "-m", "--mapPath", "--user_conf_path", "-a", "--autoconfig",
     "--loadgen-path",
 )  # fmt: skip
 _OURS = ("--test-mode", "--output-dir", "--scenario", "--round", "--trial", "--overwrite", "--lgls_", "--lgts_mode")
@@ -171,6 +171,8 @@ def _from_anywhere(given: Sequence[str]) -> list[str]:
             arguments.append(os.path.abspath(argument))
         elif equals and name in _PATHS:
             arguments.append(f"{name}={os.path.abspath(value)}")
+        elif argument[:2] in _PATHS and len(argument) > 2:  # -mFILE
+            arguments.append(argument[:2] + os.path.abspath(argument[2:]))
         else:
             arguments.append(argument)
         is_path = not is_path and argument in _PATHS

@@ -14,6 +14,9 @@ from pathlib import Path
 import psutil
 import pytest
 
+from pipeline.commands import values
+from pipeline.loadgen.binding import load_module
+from pipeline.loadgen.options import build_parser
 from pipeline.loadgen.outputs import locked
 from pipeline.loadgen.rounds import ROUNDS
 from pipeline.memory.arena import segment_folder
@@ -22,7 +25,7 @@ from tests.pipeline.application import CPU, lives
 from tests.pipeline.conftest import PATIENCE_S
 from tools.submission.__main__ import main
 from tools.submission.check import find_faults
-from tools.submission.start import _from_anywhere
+from tools.submission.start import _PATHS, _from_anywhere
 from tools.submission.work import read_work
 
 INSTALLED = next((r.name for r in ROUNDS.values() if r.wheel == metadata.version("mlcommons-loadgen")), None)
@@ -119,11 +122,24 @@ def test_what_the_folder_gives(
 
 def test_paths_hold_in_another_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
-    given = ["--model", "m", "-m", "map.txt", "--user_conf_path=u.conf", "--gpu", "cpu", "--model=/a"]
+    given = ["--model", "m", "-m", "map.txt", "--user_conf_path=u.conf", "--gpu", "cpu", "--model=/a", "-mb", "-p/c"]
     at = str(tmp_path)
     assert _from_anywhere(given) == [
         "--model", f"{at}/m", "-m", f"{at}/map.txt", f"--user_conf_path={at}/u.conf", "--gpu", "cpu", "--model=/a",
+        f"-m{at}/b", "-p/c",
     ]  # fmt: skip
+
+
+def test_every_file_that_a_run_reads_is_known_as_one() -> None:
+    written = {"--output-dir", "--trace", "--report"}
+    of_no_round = {"--mlperf_conf_path"}
+    files = {
+        name
+        for action in build_parser(load_module())._actions
+        if action.type in (values.path, values.text_path)
+        for name in action.option_strings
+    }
+    assert files - written - of_no_round == set(_PATHS)
 
 
 @needs_a_round
