@@ -32,8 +32,7 @@ def pack(work: Work, out: Path, checkout: Path | None, say: Callable[[str], None
     """
     if checkout is not None:
         check_checkout(checkout)
-    if out.exists() and any(out.iterdir()):
-        raise PipelineError(f"{out}: is not empty; name a new folder")
+    _check_empty(out)
     status = report(work, say)
     if status == FAULTY:
         return FAULTY
@@ -46,6 +45,18 @@ def pack(work: Work, out: Path, checkout: Path | None, say: Callable[[str], None
         say("not checked officially: name a checkout of github.com/mlcommons/inference with --inference")
         return status
     return _checked(work, out, checkout, status, say)
+
+
+def _check_empty(out: Path) -> None:
+    """Raises PipelineError for what is no folder to write into, before `check` takes its time."""
+    try:
+        taken = any(out.iterdir())
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise PipelineError(f"{out}: {error.strerror}; name a new folder") from error
+    if taken:
+        raise PipelineError(f"{out}: is not empty; name a new folder")
 
 
 def _checked(work: Work, out: Path, checkout: Path, status: int, say: Callable[[str], None]) -> int:

@@ -48,6 +48,14 @@ def test_nothing_is_wrong_in_a_good_folder(template: Path) -> None:
     assert said == [f"READY: {len(RULES)} rules hold for 16 runs"]
 
 
+@pytest.mark.parametrize(
+    ("name", "rules"), [("calibration.md", set()), ("runs/Offline/accuracy/accuracy.txt", {"accuracy"})]
+)
+def test_a_text_that_is_not_utf_8_is_read_as_far_as_it_goes(name: str, rules: set[str], good: Path) -> None:
+    (good / name).write_bytes("gewählt aus 500 Bildern".encode("latin-1"))
+    assert broken(good) == rules
+
+
 def test_the_limits_are_the_official_ones() -> None:
     assert asdict(OFFICIAL) == {
         "samples": 50_000,

@@ -193,3 +193,9 @@ def test_no_checkout(good: Path, tmp_path: Path) -> None:
 )
 def test_each_of_their_messages_has_a_remedy(error: str, remedy: str) -> None:
     assert remedy in _finding(error).remedy
+
+
+def test_a_file_in_the_place_of_the_tree(good: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").touch()
+    with pytest.raises(PipelineError, match="out: Not a directory; name a new folder"):
+        pack(work_of(good), tmp_path / "out", None, print)

@@ -12,7 +12,7 @@ def find(work: Work) -> Iterator[str]:
         good, total = run.correct()
         path = run.folder / ACCURACY_TXT
         try:
-            said = path.read_text()
+            said = path.read_text(encoding="utf-8", errors="replace")
         except OSError as error:
             raise PipelineError(f"{path}: cannot be read: {error.strerror}; run it again") from error
         if read_accuracy_line(said) != (good, total) or said.splitlines()[0] != accuracy_line(good, total):

@@ -24,6 +24,6 @@ def find(work: Work) -> Iterator[str]:
         if work.description.get(name) != value:
             yield f"{work.folder / SYSTEM}: {name} is {work.description.get(name)!r}, here it is {value!r}"
     path = work.folder / CALIBRATION
-    text = path.read_text() if path.is_file() else ""
+    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
     if not text.strip() or FILL_IN in text:
         yield f"{path}: say how the weights and scales were found"
