@@ -15,19 +15,23 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import resource
 import subprocess
 import sys
 import tempfile
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
 
+from int4core.errors import printable
 from int4core.streams import run_command
+from pipeline.commands.values import whole
 from pipeline.loadgen.binding import Completions, LoadGenSession, SettingsSpec, load_module, make_settings
 from pipeline.loadgen.results import read_result
 
@@ -49,7 +53,9 @@ def measure(samples: int, loadgen: Path | None) -> dict[str, float]:
         work.put((ids, indices))
 
     def fail(error: BaseException) -> None:
-        raise SystemExit(f"LoadGen's callback failed: {error}")
+        # LoadGen cannot be made to give up: it would wait for the answers for ever.
+        print(f"LoadGen's callback failed: {type(error).__name__}: {printable(error)}", file=sys.stderr, flush=True)
+        os._exit(1)
 
     loaded = []
     completions = Completions(lg)
@@ -95,12 +101,16 @@ def peak_bytes() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0
 
 
-def main() -> int:
+def _sizes(text: str) -> tuple[int, ...]:
+    return tuple(map(whole(1), text.split(",")))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--samples", default="1000000,5000000,20000000")
+    parser.add_argument("--samples", type=_sizes, default="1000000,5000000,20000000", metavar="N,...")
     parser.add_argument("--loadgen-path", type=Path, metavar="DIR", help="a LoadGen that was built there")
-    parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    parser.add_argument("--one", type=whole(1), help=argparse.SUPPRESS)
+    options = parser.parse_args(argv)
     if options.one:
         print(json.dumps(measure(options.one, options.loadgen_path)))
         return 0
@@ -116,8 +126,8 @@ def main() -> int:
         "peak": 11,
     }
     print(" ".join(title.rjust(width) for title, width in titles.items()))
-    for samples in options.samples.split(","):
-        command = [sys.executable, "-m", "benchmarks.query_cost", "--one", samples]
+    for samples in options.samples:
+        command = [sys.executable, "-m", "benchmarks.query_cost", "--one", str(samples)]
         if options.loadgen_path is not None:
             command += ["--loadgen-path", str(options.loadgen_path)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)

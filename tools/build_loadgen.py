@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.metadata
-import shutil
 import subprocess
 import sys
 import tarfile
@@ -20,6 +19,7 @@ import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from int4core.atomic import write_atomically
 from int4core.errors import printed
 from int4core.streams import run_command
 from pipeline.errors import PipelineError
@@ -58,9 +58,8 @@ def build(folder: Path, sdist: Path | None = None) -> Path:
         with zipfile.ZipFile(wheel) as archive:
             name = next(name for name in archive.namelist() if name.startswith(MODULE) and name.endswith(".so"))
             try:
-                folder.mkdir(parents=True, exist_ok=True)
-                with archive.open(name) as source, (folder / name).open("wb") as target:
-                    shutil.copyfileobj(source, target)
+                # Never written into: a run that has an earlier build of it mapped would crash.
+                write_atomically(folder / name, archive.read(name))
             except OSError as error:
                 raise PipelineError(f"{folder}: cannot be written: {error.strerror}") from error
     return folder / name

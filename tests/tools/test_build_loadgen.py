@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import tarfile
+import zipfile
 from pathlib import Path
 
 import pytest
 
 from pipeline.errors import PipelineError
-from tools.build_loadgen import ARRAYS, main, patch
+from tools import build_loadgen
+from tools.build_loadgen import ARRAYS, build, main, patch
 
 
 def test_the_binding_gets_our_functions_and_nothing_else(tmp_path: Path) -> None:
@@ -26,6 +29,27 @@ def test_another_binding_is_left_alone(tmp_path: Path) -> None:
     with pytest.raises(PipelineError, match="not the binding that is known"):
         patch(path)
     assert path.read_text() == "NB_MODULE(mlperf_loadgen, m) {\n"
+
+
+def test_a_run_keeps_the_build_that_it_has_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sdist, name = tmp_path / "x.tar.gz", "mlperf_loadgen.cpython-0.so"
+    (tmp_path / "python_api.cc").write_text("PYBIND11_MODULE(mlperf_loadgen, m) {\n}\n")
+    with tarfile.open(sdist, "w:gz") as archive:
+        archive.add(tmp_path / "python_api.cc", "mlperf/bindings/python_api.cc")
+
+    def wheel(*arguments: str) -> None:
+        folder = Path(arguments[arguments.index("--wheel-dir") + 1])
+        folder.mkdir()
+        with zipfile.ZipFile(folder / "x.whl", "w") as archive:
+            archive.writestr(name, b"new")
+
+    monkeypatch.setattr(build_loadgen, "_pip", wheel)
+    file = tmp_path / "out" / name
+    file.parent.mkdir()
+    file.write_bytes(b"earlier")
+    with file.open("rb") as loaded:
+        assert build(file.parent, sdist) == file
+        assert (loaded.read(), file.read_bytes()) == (b"earlier", b"new")
 
 
 def test_no_sdist_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
