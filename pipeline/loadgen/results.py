@@ -40,6 +40,8 @@ _ESTIMATES = {"SingleStream": "early_stopping_latency_ss", "MultiStream": "early
 _MORE_QUERIES = re.compile(r"at least (\d+) more queries")
 _ALL_QUERIES = re.compile(r"Only processed (\d+) queries.*?process at least (\d+) queries")
 _RAN_OUT = "Ran out of generated queries"
+# With --lgls_prefix_with_datetime. Any other text there makes it somebody else's file.
+_DATE_TIME = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ_"
 _CLASS = re.compile(r"[0-9A-Fa-f]{8}")
 
 
@@ -139,7 +141,7 @@ def find_logs(folder: Path, name: str, prefix: str = "mlperf_log_", suffix: str 
     LoadGen names a log prefix, date and time if asked to, name, suffix. Raises PipelineError.
     """
     stem, dot, ending = name.partition(".")
-    pattern = re.compile(rf"{re.escape(prefix)}.*{stem}{re.escape(suffix + dot + ending)}")
+    pattern = re.compile(rf"{re.escape(prefix)}({_DATE_TIME})?{stem}{re.escape(suffix + dot + ending)}")
     try:
         found = [p for p in folder.iterdir() if pattern.fullmatch(p.name)] if os.path.isdir(folder) else []
         return sorted(found, key=lambda p: p.lstat().st_mtime_ns)

@@ -78,10 +78,16 @@ def test_a_folder_that_holds_a_run_is_refused_unless_asked() -> None:
 
 def test_other_files_of_the_folder_stay() -> None:
     folder = leave_a_run(Path("out"))
-    (folder / "notes.txt").write_text("mine")
+    mine = {"notes.txt", "mlperf_log_of_may_detail.txt", "my_summary.txt"}
+    for name in mine:
+        (folder / name).write_text("mine")
     with outputs("--output-dir", "out", "--overwrite") as ours:
         ours.clear()
-    assert [file.name for file in folder.iterdir()] == ["notes.txt"]
+    assert {file.name for file in folder.iterdir()} == mine
+    leave_a_run(folder, prefix="")
+    with outputs("--output-dir", "out", "--overwrite", "--lgls_prefix", "") as ours:
+        ours.clear()
+    assert {file.name for file in folder.iterdir()} == mine
 
 
 def test_loadgen_s_own_folder_prefix_and_suffix_count() -> None:
