@@ -29,6 +29,7 @@ from pipeline.samples.sources import Locator, PathLocator, Source, Sources
 from pipeline.session.answers import Answer, Answers, answered_columns
 from pipeline.session.batches import Answered, Batches, Client, Queue
 from pipeline.session.loading import Loading
+from pipeline.session.notifier import Notifier
 from pipeline.session.scheduler import Outcomes, Prepared
 from pipeline.session.spec import SessionSpec
 from pipeline.session.waiting import Batching
@@ -71,6 +72,8 @@ class Session:
         self.spec = spec
         self._on_failure = on_failure
         self._held = ExitStack()
+        self._notifier = Notifier()
+        self._held.callback(self._notifier.stop)
         try:
             self._build(spec)
         except BaseException:
@@ -164,7 +167,10 @@ class Session:
             yield Answers.joined([Answers.of(some, top) for some in outcomes], top)
 
     def submit(self, source: AnySource) -> Future[Answer]:
-        """Classify one source. Waits for a slot, not for the answer. Raises StageFailure, as the future does."""
+        """Classify one source. Waits for a slot, not for the answer. Raises StageFailure, as the future does.
+
+        Callbacks of futures are called by one thread, which is theirs alone: one after another, and they may submit.
+        """
         request = _Request(as_source(source), Future())
         request.future.set_running_or_notify_cancel()
         self.loading.offer(self._requests, request)
@@ -268,13 +274,12 @@ class Session:
             self.batches.pump()  # nothing to wait for any more, maybe
 
     def _on_answers(self) -> None:
-        """Futures are notified. Called with the loaders' lock held."""
+        """What futures are told. Called with the loaders' lock held."""
         for outcomes in self.loading.core.answers(self._requests):
             requests: Sequence[_Request] = outcomes.sources
             sources = Sources.of([request.source for request in requests])
             answers = Answers.of(Outcomes(sources, outcomes.columns, outcomes.errors), self.spec.top)
-            for request, answer in zip(requests, answers, strict=True):
-                request.future.set_result(answer)
+            self._notifier.tell([(request.future, answer) for request, answer in zip(requests, answers, strict=True)])
 
     def _fail(self, failure: StageFailure) -> None:
         if self._end(failure) and self._on_failure is not None:
@@ -285,8 +290,7 @@ class Session:
         if not self.loading.end(why):
             return False
         requests: list[_Request] = self.loading.give_up(self._requests)
-        for request in requests:
-            request.future.set_exception(why)
+        self._notifier.tell([(request.future, why) for request in requests])
         return True
 
 
