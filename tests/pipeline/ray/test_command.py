@@ -225,7 +225,7 @@ def test_what_cannot_be_done_is_one_sentence(
 def test_why_an_actor_cannot_be_made_is_said_in_our_words(
     cluster: Any, model_dir: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    given = [images, "--model", model_dir, "--loaders", 1, "-b", 100_000_000, "--out", tmp_path / "rows.csv", "--ray"]
+    given = [images, "--model", model_dir, "--loaders", 1, "-b", 1 << 24, "--out", tmp_path / "rows.csv", "--ray"]
     assert main([*map(str, given), "local"]) == 1
     assert re.search(r"^error: /\S+: \d+ samples need .* of shared memory", capsys.readouterr().err, re.MULTILINE)
 
