@@ -7,21 +7,16 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import Future
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
 import pytest
 
-from int4core import Engine, Model, NumpyOptions
-from pipeline.device.scheduler import Sizes
 from pipeline.errors import PipelineError
 from pipeline.machine.numa import Node
-from pipeline.samples.preprocess import Preprocessor
 from pipeline.samples.sources import BytesLocator, Paths, Source, Sources
 from pipeline.session import loading as loading_module
 from pipeline.session import session as session_module
@@ -33,57 +28,9 @@ from pipeline.session.session import Session, as_source
 from pipeline.session.spec import SessionSpec
 from pipeline.session.waiting import Batching
 from pipeline.stages.base import StageFailure
-from pipeline.stages.load import Preparation
-from tests.pipeline.conftest import IMAGES, PATIENCE_S, SIZE, wait_for
+from tests.pipeline.conftest import IMAGES, PATIENCE_S, wait_for
+from tests.pipeline.session.conftest import TOP, running
 from tests.pipeline.slow_image import Hour, slow_jpeg
-
-RESIZE = round(SIZE * 256 / 224)
-TOP = 3
-
-
-@pytest.fixture(scope="module")
-def paths(images: Path) -> list[str]:
-    return [str(images / f"{number}.jpg") for number in range(IMAGES)]
-
-
-@pytest.fixture(scope="module")
-def best(model_dir: Path, paths: list[str]) -> list[tuple[tuple[int, ...], tuple[float, ...]]]:
-    """Classes and scores of the images, computed in this process without any of the session's parts."""
-    x = np.empty((IMAGES, 3, SIZE, SIZE), dtype=np.int8)
-    for sample, path in zip(x, paths, strict=True):
-        Preprocessor(size=SIZE, resize=RESIZE).decode_into(path, sample)
-    ids, scores = Engine(Model.load(model_dir)).top_k(x, TOP)
-    return [(tuple(i), tuple(s)) for i, s in zip(ids.tolist(), scores.tolist(), strict=True)]
-
-
-@pytest.fixture(scope="module")
-def spec(model_dir: Path) -> SessionSpec:
-    return SessionSpec(
-        model=model_dir,
-        backend="numpy",
-        backend_options=NumpyOptions(),
-        sizes=Sizes.full(4),
-        input_shape=(3, SIZE, SIZE),
-        preparation=Preparation("images", SIZE, RESIZE),
-        loaders=2,
-        top=TOP,
-        hold_s=0.05,
-    )
-
-
-@contextmanager
-def running(spec: SessionSpec) -> Iterator[Session]:
-    with Session(spec) as session:
-        session.start()
-        yield session
-
-
-@pytest.fixture(scope="module")
-def session(spec: SessionSpec) -> Iterator[Session]:
-    """One for all tests that leave it as it was."""
-    with running(spec) as session:
-        yield session
-        assert session.leases == 0
 
 
 def test_answers_come_in_the_order_of_the_sources(session: Session, paths: list[str], best: list) -> None:
@@ -172,58 +119,6 @@ def test_callers_side_by_side(session: Session, paths: list[str], best: list) ->
         keys = [a.source.key for a in answers]
         assert (keys if number % 2 == 0 else sorted(keys)) == (paths * 3 if number % 2 == 0 else sorted(paths * 3))
         assert all((a.classes, a.scores) == by_key[a.source.key] for a in answers)
-
-
-def test_a_future_has_the_error_of_its_source(session: Session) -> None:
-    assert "no such file" in str(session.submit("nowhere.jpg").result(PATIENCE_S).error)
-
-
-@pytest.mark.usefixtures("clean")
-def test_callbacks_may_ask_for_more_than_there_is_room_for(spec: SessionSpec, paths: list[str], best: list) -> None:
-    """Each of the first four asks for three more; there are four slots."""
-    told: SimpleQueue[tuple[int, Answer]] = SimpleQueue()
-    with running(replace(spec, slots=4)) as session:
-
-        def ask(number: int, more: int) -> None:
-            future = session.submit(paths[number])
-
-            def answered(of: Future[Answer]) -> None:
-                told.put((number, of.result()))
-                for after in range(more):
-                    ask((number + after) % len(paths), 0)
-
-            future.add_done_callback(answered)
-
-        for number in range(4):
-            ask(number, 3)
-        answers = [told.get(timeout=PATIENCE_S) for _ in range(4 + 4 * 3)]
-    assert all((answer.classes, answer.scores) == best[number] for number, answer in answers)
-
-
-@pytest.mark.usefixtures("clean")
-def test_a_callback_that_waits_holds_up_nobody_else(spec: SessionSpec, paths: list[str], best: list) -> None:
-    with running(spec) as session:
-        over = threading.Event()
-        try:
-            session.submit(paths[0]).add_done_callback(lambda _: over.wait(PATIENCE_S))
-            answers = list(session.classify(paths))
-            assert not over.is_set()
-        finally:
-            over.set()
-    assert [(answer.classes, answer.scores) for answer in answers] == best
-
-
-@pytest.mark.usefixtures("clean")
-def test_a_callback_may_end_the_session(spec: SessionSpec, paths: list[str]) -> None:
-    with running(spec) as session:
-        closed = threading.Event()
-
-        def close(_: Future[Answer]) -> None:
-            session.close()
-            closed.set()
-
-        session.submit(paths[0]).add_done_callback(close)
-        assert closed.wait(PATIENCE_S)
 
 
 def test_pinned_samples_are_asked_for_by_their_slots(session: Session, paths: list[str], best: list) -> None:
