@@ -126,7 +126,7 @@ def idle_loaders(
 def idle_engine(us: float, spec: EngineSpec, **options: Any) -> ProcessStage[int, None]:
     capacity = (spec.exchange.records + 1) * spec.batch_size
     make = partial(IdleEngine, us, spec)
-    return ProcessStage("infer", make, workers=1, capacity=capacity, depth=IN_FLIGHT + 1, **options)
+    return ProcessStage("infer", make, workers=spec.engines, capacity=capacity, depth=IN_FLIGHT + 1, **options)
 
 
 class Threads:

@@ -2,8 +2,8 @@
 
     python -m benchmarks.server_cost [--rates 60000,120000,240000] [--loadgen-path DIR]
 
-The command's own way from LoadGen's query to its answer. An engine takes 0.3 ms for a batch and --engine-us for each of
-its samples; there are as many as a rate needs. CPU time of each thread over the samples, and LoadGen's latencies: what
+The command's own way from LoadGen's query to its answer. An engine takes --engine-us for each sample of a batch;
+there are as many as a rate needs. CPU time of each thread over the samples, and LoadGen's latencies: what
 the threads take that need Python's interpreter together bounds the rate, and the thread `job` is LoadGen's own.
 """
 
@@ -13,55 +13,30 @@ import argparse
 import math
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from benchmarks.main_process import IN_FLIGHT, Idle, Threads
+from benchmarks.main_process import Threads, idle_engine
 from int4core.streams import run_command
 from pipeline.defaults import DEMO_IMAGES
 from pipeline.loadgen import command
 from pipeline.loadgen.binding import LoadGenSession
 from pipeline.loadgen.results import read_result
-from pipeline.memory.exchange import Exchange
 from pipeline.session import batches
 from pipeline.session.supervisor import Supervisor
-from pipeline.stages.channels import Task
-from pipeline.stages.process import ProcessStage
-from pipeline.stages.spec import EngineSpec
 
 BATCH = 640
-BATCH_S = 300e-6
 HOLD_US = 8000
 # Of what the engines could: at their whole rate queries would queue up without end.
 SHARE = 0.8
 
 
-class SleepingEngine(Idle):
-    """Answers every sample with the same class."""
-
-    def __init__(self, us: float, spec: EngineSpec, number: int) -> None:
-        self._seconds = us / 1e6
-        self._exchange = Exchange.attach(spec.exchange)
-
-    def work(self, task: Task[int]) -> None:
-        time.sleep(BATCH_S + task.samples * self._seconds)
-        for place in self._exchange.answers(task.body, task.samples):
-            place[:] = 1
-
-
-def sleeping_engines(us: float, spec: EngineSpec, **options: Any) -> ProcessStage[int, None]:
-    capacity = (spec.exchange.records + 1) * spec.batch_size
-    make = partial(SleepingEngine, us, spec)
-    return ProcessStage("infer", make, workers=spec.engines, capacity=capacity, depth=IN_FLIGHT, **options)
-
-
 def measure(rate: int, options: argparse.Namespace) -> int:
     """One run, and what it took; the command's exit status."""
-    engines = max(1, math.ceil(rate * (options.engine_us / 1e6 + BATCH_S / BATCH) / SHARE))
+    engines = max(1, math.ceil(rate * options.engine_us / 1e6 / SHARE))
     with tempfile.TemporaryDirectory() as folder:
         arguments: list[object] = [
             "--scenario", "Server", "--gpu", "cpu", "--cpu-backend", "numpy", "--engines", engines, "--loaders", 1,
@@ -79,7 +54,7 @@ def measure(rate: int, options: argparse.Namespace) -> int:
                 run(session, *settings)
 
             with (
-                mock.patch.object(batches, "infer_stage", partial(sleeping_engines, options.engine_us)),
+                mock.patch.object(batches, "infer_stage", partial(idle_engine, options.engine_us)),
                 mock.patch.object(LoadGenSession, "run", watched),
                 Path(folder, "lines.json").open("w") as lines,
                 mock.patch.object(sys, "stdout", lines),
@@ -106,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--rates", default="60000,120000,240000", help="samples/s, each a run (default: %(default)s)")
     parser.add_argument("--seconds", type=float, default=5.0, help="of each (default: %(default)g)")
-    parser.add_argument("--engine-us", type=float, default=5.5, help="per sample (default: %(default)g)")
+    parser.add_argument("--engine-us", type=float, default=6.0, help="of sleep per sample (default: %(default)g)")
     parser.add_argument("--loadgen-path", type=Path, metavar="DIR", help="a LoadGen that was built there")
     options = parser.parse_args(argv)
     for rate in options.rates.split(","):
